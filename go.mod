@@ -1,0 +1,3 @@
+module github.com/datakeys/datakeys
+
+go 1.26.0
