@@ -1,0 +1,229 @@
+package envelope
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/subtle"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+
+	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
+)
+
+// MaterialSize is the size of wrapping key material in bytes.
+const MaterialSize = 32
+
+// secret holds the bytes of a Material or Plaintext. They stand behind its pointer because fmt calls no method on an
+// unexported field of somebody's struct: there it prints an address instead.
+type secret struct {
+	mu    sync.RWMutex // so that destroying waits for uses and no use sees half-cleared bytes
+	bytes []byte       // nil once destroyed
+}
+
+// use calls f with the live bytes. They must not be kept.
+func (s *secret) use(f func([]byte) error) error {
+	if s == nil {
+		return ErrDestroyed
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.bytes == nil {
+		return ErrDestroyed
+	}
+	return f(s.bytes)
+}
+
+func (s *secret) len() int {
+	if s == nil {
+		return 0
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return len(s.bytes)
+}
+
+func (s *secret) live() []byte {
+	if s == nil {
+		return nil
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.bytes
+}
+
+func (s *secret) destroy() {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.bytes)
+	s.bytes = nil
+}
+
+// equal holds one lock at a time, so that two comparisons and two destructions cannot wait for each other.
+func (s *secret) equal(t *secret) bool {
+	var copied []byte
+	if t.use(func(b []byte) error { copied = bytes.Clone(b); return nil }) != nil {
+		return false
+	}
+	defer clear(copied)
+	same := false
+	_ = s.use(func(b []byte) error { same = subtle.ConstantTimeCompare(b, copied) == 1; return nil })
+	return same
+}
+
+// Material is the wrapping key material of one key version: 32 secret bytes. It is made by NewMaterial,
+// MaterialFromBytes or Plaintext.Material; the zero Material holds none and does nothing but fail. Copies of a
+// Material share the bytes. It is safe for concurrent use.
+type Material struct {
+	opaque
+	s *secret
+}
+
+// NewMaterial returns random material.
+func NewMaterial() Material {
+	b := make([]byte, MaterialSize)
+	rand.Read(b)
+	return Material{s: &secret{bytes: b}}
+}
+
+// MaterialFromBytes returns material that holds a copy of b, which must be 32 bytes and not all zero. Clearing b is
+// up to the caller.
+func MaterialFromBytes(b []byte) (Material, error) {
+	if len(b) != MaterialSize {
+		return Material{}, fmt.Errorf("%w: material of %d bytes: must be %d bytes", ErrInvalid, len(b), MaterialSize)
+	}
+	// A buffer that nobody filled must not become a key.
+	if subtle.ConstantTimeCompare(b, make([]byte, MaterialSize)) == 1 {
+		return Material{}, fmt.Errorf("%w: material: must not be all zero", ErrInvalid)
+	}
+	return Material{s: &secret{bytes: bytes.Clone(b)}}, nil
+}
+
+// Bytes returns the live bytes, not a copy: they must not be changed, and Destroy, which does not wait for this
+// caller, clears them. It returns nil for material that is zero or destroyed.
+func (m Material) Bytes(insecuresecret.Token) []byte { return m.s.live() }
+
+// Destroy clears the bytes, here and in every copy of m, and makes every later use fail with ErrDestroyed. It waits
+// for uses under way, and may be called twice.
+//
+// This is best effort and no promise: Go may have copied the bytes to a stack or a register, and the key schedules
+// made from them live until the garbage collector comes by.
+func (m Material) Destroy() { m.s.destroy() }
+
+// IsZero reports whether m holds no bytes: it was destroyed or never set.
+func (m Material) IsZero() bool { return m.s.len() == 0 }
+
+// Equal compares in constant time. Material without bytes equals nothing, not even itself.
+func (m Material) Equal(other Material) bool { return m.s.equal(other.s) }
+
+// Plaintext is what a blob protects: 1 to 4096 secret bytes, a data key or a private key. It is made by NewPlaintext,
+// PlaintextFromBytes, PlaintextOfMaterial or Material.Open; the zero Plaintext holds none and does nothing but fail.
+// Copies of a Plaintext share the bytes. It is safe for concurrent use.
+type Plaintext struct {
+	opaque
+	s *secret
+}
+
+// NewPlaintext returns a random data key of n bytes, 1 to 4096.
+func NewPlaintext(n int) (Plaintext, error) {
+	if err := checkPlaintextSize(n); err != nil {
+		return Plaintext{}, err
+	}
+	b := make([]byte, n)
+	rand.Read(b)
+	return Plaintext{s: &secret{bytes: b}}, nil
+}
+
+// PlaintextFromBytes returns a plaintext that holds a copy of b, which must be 1 to 4096 bytes. Clearing b is up to
+// the caller.
+func PlaintextFromBytes(b []byte) (Plaintext, error) {
+	if err := checkPlaintextSize(len(b)); err != nil {
+		return Plaintext{}, err
+	}
+	return Plaintext{s: &secret{bytes: bytes.Clone(b)}}, nil
+}
+
+func checkPlaintextSize(n int) error {
+	if n < 1 || n > MaxPlaintextSize {
+		return fmt.Errorf("%w: plaintext of %d bytes: must be 1 to %d bytes", ErrInvalid, n, MaxPlaintextSize)
+	}
+	return nil
+}
+
+// PlaintextOfMaterial returns the plaintext of the kinds that protect material, KindMasterKeyVersion and
+// KindSealingKey: the 16 bytes of the material's ID, then its 32 bytes.
+func PlaintextOfMaterial(id MaterialID, m Material) (Plaintext, error) {
+	if id.IsZero() {
+		return Plaintext{}, fmt.Errorf("%w: material ID: must be set", ErrInvalid)
+	}
+	out := make([]byte, 0, len(id)+MaterialSize) // never grows: a grown slice would leave a copy behind
+	out = append(out, id[:]...)
+	err := m.s.use(func(b []byte) error { out = append(out, b...); return nil })
+	if err != nil {
+		return Plaintext{}, err
+	}
+	return Plaintext{s: &secret{bytes: out}}, nil
+}
+
+// Material reads what PlaintextOfMaterial wrote. The plaintext must be destroyed apart.
+func (p Plaintext) Material() (id MaterialID, m Material, err error) {
+	err = p.s.use(func(b []byte) error {
+		if len(b) != len(id)+MaterialSize || MaterialID(b).IsZero() {
+			return fmt.Errorf("%w: plaintext: must be a material ID of %d bytes and material of %d bytes",
+				ErrInvalid, len(id), MaterialSize)
+		}
+		m, err = MaterialFromBytes(b[len(id):])
+		if err == nil {
+			id = MaterialID(b)
+		}
+		return err
+	})
+	return id, m, err
+}
+
+// Bytes returns the live bytes, not a copy: they must not be changed, and Destroy, which does not wait for this
+// caller, clears them. It returns nil for a plaintext that is zero or destroyed.
+func (p Plaintext) Bytes(insecuresecret.Token) []byte { return p.s.live() }
+
+// Len returns the number of bytes, 0 for a plaintext that is zero or destroyed.
+func (p Plaintext) Len() int { return p.s.len() }
+
+// Destroy clears the bytes, here and in every copy of p, and makes every later use fail with ErrDestroyed. It waits
+// for uses under way, and may be called twice. It is best effort, as Material.Destroy.
+func (p Plaintext) Destroy() { p.s.destroy() }
+
+// IsZero reports whether p holds no bytes: it was destroyed or never set.
+func (p Plaintext) IsZero() bool { return p.s.len() == 0 }
+
+// Equal compares in time that depends on the lengths alone. A plaintext without bytes equals nothing, not even itself.
+func (p Plaintext) Equal(other Plaintext) bool { return p.s.equal(other.s) }
+
+const redacted = "[redacted]"
+
+// opaque makes the struct that embeds it incomparable, so that == does not compile, and every usual way to print or
+// encode it say "[redacted]".
+type opaque struct {
+	_ [0]func()
+}
+
+// Format implements fmt.Formatter for every verb and flag.
+func (opaque) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
+
+// String implements fmt.Stringer.
+func (opaque) String() string { return redacted }
+
+// GoString implements fmt.GoStringer.
+func (opaque) GoString() string { return redacted }
+
+// LogValue implements slog.LogValuer.
+func (opaque) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// MarshalText implements encoding.TextMarshaler. There is no way back from the text.
+func (opaque) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// MarshalJSON implements json.Marshaler. There is no way back from the JSON.
+func (opaque) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }
