@@ -1,0 +1,63 @@
+package v1alpha1
+
+// Condition types. Every one is positive: True is the good state.
+const (
+	// ConditionReady says that the object can be used: of a MasterKey, that its primary version's material is durable
+	// and opens; of a DataKeyRequest, that its Secret holds a blob that opens. It is always present once the object was
+	// looked at.
+	ConditionReady = "Ready"
+)
+
+// Reasons of ConditionReady on both kinds. An event has the reason of the condition that it tells of.
+const (
+	// ReasonReady: the object can be used.
+	ReasonReady = "Ready"
+	// ReasonKeyServiceUnavailable: the key service cannot work now, for example because its root key cannot be reached.
+	// It is tried again with back-off.
+	ReasonKeyServiceUnavailable = "KeyServiceUnavailable"
+)
+
+// Reasons of ConditionReady on a MasterKey.
+const (
+	// ReasonInvalidKeyID: the annotation datakeys.io/key-id is not a UUID in canonical form.
+	ReasonInvalidKeyID = "InvalidKeyID"
+	// ReasonMaterialMissing: the annotation names a key ID for which there is no material. A new key is never made in
+	// its place; the Secret with the material has to be restored.
+	ReasonMaterialMissing = "MaterialMissing"
+	// ReasonMaterialConflict: the material of that key ID belongs to a MasterKey of another namespace or name.
+	ReasonMaterialConflict = "MaterialConflict"
+	// ReasonMaterialBroken: the material does not open under the sealing keys of this installation.
+	ReasonMaterialBroken = "MaterialBroken"
+)
+
+// Reasons of ConditionReady on a DataKeyRequest.
+const (
+	// ReasonMasterKeyNotFound: there is no MasterKey of that name; the request waits for it.
+	ReasonMasterKeyNotFound = "MasterKeyNotFound"
+	// ReasonMasterKeyNotReady: the MasterKey is not Ready; the request waits for it.
+	ReasonMasterKeyNotReady = "MasterKeyNotReady"
+	// ReasonMasterKeyChanged: the MasterKey of that name is another key than the one that wraps this data key.
+	ReasonMasterKeyChanged = "MasterKeyChanged"
+	// ReasonCrossNamespaceReference: masterKeyRef names another namespace, which is not allowed.
+	ReasonCrossNamespaceReference = "CrossNamespaceReference"
+	// ReasonSecretConflict: a Secret of the request's name exists that does not hold this request's data key. It is not
+	// touched.
+	ReasonSecretConflict = "SecretConflict"
+	// ReasonDataKeyBroken: neither the Secret nor the status holds a blob that opens. A new data key is never made in
+	// its place; the Secret or the status has to be restored.
+	ReasonDataKeyBroken = "DataKeyBroken"
+)
+
+// Reasons of events that are no condition's.
+const (
+	// ReasonCreated: a master key's first version, or a data key's first generation, was made.
+	ReasonCreated = "Created"
+	// ReasonAdopted: a DataKeyRequest found its data key in a Secret that was there before it.
+	ReasonAdopted = "Adopted"
+	// ReasonRepaired: a Secret that was deleted or edited was written again from what is durable.
+	ReasonRepaired = "Repaired"
+	// ReasonWaitingForDataKeys, on a pod: a DataKeyRequest that the pod names is missing or not Ready.
+	ReasonWaitingForDataKeys = "WaitingForDataKeys"
+	// ReasonDataKeyDenied, on a pod: the key service refused a data key to the pod.
+	ReasonDataKeyDenied = "DataKeyDenied"
+)

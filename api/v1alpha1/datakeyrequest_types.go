@@ -1,0 +1,201 @@
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// Data key specs, named as in AWS KMS.
+const (
+	DataKeySpecAES256 DataKeySpec = "AES_256"
+	DataKeySpecAES128 DataKeySpec = "AES_128"
+)
+
+// DataKeySpec is the length of a data key by the name of the cipher that it is for.
+//
+// +kubebuilder:validation:Enum=AES_256;AES_128
+type DataKeySpec string
+
+// Deletion policies of a DataKeyRequest.
+const (
+	// DeletionPolicyRetain keeps the Secret when the request is deleted.
+	DeletionPolicyRetain DeletionPolicy = "Retain"
+	// DeletionPolicyDelete deletes the Secret with the request. What was encrypted with the data key is lost then.
+	DeletionPolicyDelete DeletionPolicy = "Delete"
+)
+
+// DeletionPolicy says what becomes of the Secret when its DataKeyRequest is deleted.
+//
+// +kubebuilder:validation:Enum=Retain;Delete
+type DeletionPolicy string
+
+// DataKeyRequest asks for a data key. It becomes a Secret of the same name that holds only ciphertext: the data key,
+// encrypted under the primary version of a master key.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=dkr,categories=datakeys
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Master Key",type=string,JSONPath=`.spec.masterKeyRef.name`
+// +kubebuilder:printcolumn:name="Version",type=integer,JSONPath=`.status.keyVersion`
+// +kubebuilder:printcolumn:name="Generation",type=integer,JSONPath=`.status.generation`,priority=1
+// +kubebuilder:printcolumn:name="Key ID",type=string,JSONPath=`.status.keyID`,priority=1
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type DataKeyRequest struct {
+	metav1.TypeMeta `json:",inline"`
+	// metadata is the standard object's metadata.
+	// +optional
+	metav1.ObjectMeta `json:"metadata,omitzero"`
+	// spec is the desired data key.
+	// +required
+	Spec DataKeyRequestSpec `json:"spec,omitzero"`
+	// status is what is known of the data key.
+	// +optional
+	Status DataKeyRequestStatus `json:"status,omitzero"`
+}
+
+// DataKeyRequestSpec is the desired state of a DataKeyRequest.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.keySpec) != has(self.numberOfBytes)",message="exactly one of keySpec and numberOfBytes is required"
+// +kubebuilder:validation:XValidation:rule="has(self.keySpec) == has(oldSelf.keySpec) && has(self.numberOfBytes) == has(oldSelf.numberOfBytes)",message="keySpec and numberOfBytes are immutable: make another DataKeyRequest instead"
+// +kubebuilder:validation:XValidation:rule="has(self.encryptionContext) == has(oldSelf.encryptionContext)",message="encryptionContext is immutable: make another DataKeyRequest instead"
+type DataKeyRequestSpec struct {
+	// masterKeyRef names the MasterKey whose primary version wraps the data key. It cannot be changed.
+	// +required
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="masterKeyRef is immutable: make another DataKeyRequest instead"
+	MasterKeyRef MasterKeyReference `json:"masterKeyRef,omitzero"`
+
+	// keySpec is the length of the data key: AES_256 (32 bytes) or AES_128 (16 bytes). Exactly one of keySpec and
+	// numberOfBytes is required. It cannot be changed.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="keySpec is immutable: make another DataKeyRequest instead"
+	KeySpec DataKeySpec `json:"keySpec,omitempty"`
+
+	// numberOfBytes is the length of the data key in bytes, 1 to 1024. Exactly one of keySpec and numberOfBytes is
+	// required. It cannot be changed.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1024
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="numberOfBytes is immutable: make another DataKeyRequest instead"
+	NumberOfBytes *int32 `json:"numberOfBytes,omitempty"`
+
+	// encryptionContext are non-secret pairs that are bound to the blob as associated data: whoever decrypts the blob
+	// has to state the same pairs. At most 64 pairs and 8192 bytes in all; a key has 1 to 1024 bytes. It cannot be changed.
+	// +optional
+	// +kubebuilder:validation:MinProperties=1
+	// +kubebuilder:validation:MaxProperties=64
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="encryptionContext is immutable: make another DataKeyRequest instead"
+	// +kubebuilder:validation:XValidation:rule="self.all(k, size(k) >= 1 && size(k) <= 1024)",message="a key of encryptionContext has 1 to 1024 characters"
+	// +kubebuilder:validation:XValidation:rule="self.all(k, size(self[k]) <= 4096)",message="a value of encryptionContext has at most 4096 characters"
+	// +kubebuilder:validation:XValidation:rule="self.map(k, size(k) + size(self[k])).sum() <= 8192",message="encryptionContext has at most 8192 characters in all"
+	EncryptionContext map[string]string `json:"encryptionContext,omitempty"`
+
+	// deletionPolicy says what becomes of the Secret when this request is deleted. Retain, the default, keeps it, and the
+	// same request applied again adopts it; Delete deletes it, and what was encrypted with the data key is lost.
+	// +optional
+	// +kubebuilder:default=Retain
+	DeletionPolicy DeletionPolicy `json:"deletionPolicy,omitempty"`
+}
+
+// MasterKeyReference names a MasterKey.
+type MasterKeyReference struct {
+	// namespace is the namespace of the MasterKey. The default is the namespace of the referring object, and the only
+	// one that is allowed today.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:XValidation:rule="!format.dns1123Label().validate(self).hasValue()",message="namespace must be a lower-case DNS label (RFC 1123)"
+	Namespace string `json:"namespace,omitempty"`
+
+	// name is the name of the MasterKey.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="!format.dns1123Subdomain().validate(self).hasValue()",message="name must be a lower-case DNS subdomain (RFC 1123)"
+	Name string `json:"name,omitempty"`
+}
+
+// DataKeyRequestStatus is the observed state of a DataKeyRequest.
+//
+// +kubebuilder:validation:MinProperties=1
+type DataKeyRequestStatus struct {
+	// conditions are the state of the request; Ready is always among them.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	// +kubebuilder:validation:MaxItems=16
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+
+	// observedGeneration is the metadata.generation that this status speaks of.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
+
+	// keyID is the key ID of the master key that wraps the data key.
+	// +optional
+	// +kubebuilder:validation:MinLength=36
+	// +kubebuilder:validation:MaxLength=36
+	KeyID string `json:"keyID,omitempty"`
+
+	// keyVersion is the version of the master key that wraps the newest generation.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	KeyVersion *int32 `json:"keyVersion,omitempty"`
+
+	// generation is the newest generation of the data key; the first is 1.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	Generation *int32 `json:"generation,omitempty"`
+
+	// generations are the generations of the data key, the newest first: a second copy of the ciphertext, from which a
+	// Secret that was deleted or edited is repaired.
+	// +optional
+	// +listType=map
+	// +listMapKey=generation
+	// +kubebuilder:validation:MaxItems=100
+	Generations []DataKeyGeneration `json:"generations,omitempty"`
+}
+
+// DataKeyGeneration is one generation of a data key: other random bytes than any other generation's.
+type DataKeyGeneration struct {
+	// generation is the number of the generation; the first is 1.
+	// +required
+	// +kubebuilder:validation:Minimum=1
+	Generation int32 `json:"generation,omitempty"`
+
+	// keyVersion is the version of the master key that wraps this generation.
+	// +required
+	// +kubebuilder:validation:Minimum=1
+	KeyVersion int32 `json:"keyVersion,omitempty"`
+
+	// createdAt is when this generation was made, or adopted from a Secret.
+	// +required
+	CreatedAt metav1.Time `json:"createdAt,omitzero"`
+
+	// ciphertextBlob is the encrypted data key. Its base64 form is the one that the Secret and the AWS CLI show.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=8192
+	CiphertextBlob []byte `json:"ciphertextBlob,omitempty"`
+}
+
+// DataKeyRequestList is a list of DataKeyRequests.
+//
+// +kubebuilder:object:root=true
+type DataKeyRequestList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []DataKeyRequest `json:"items"`
+}
+
+// Length is the length in bytes of the data key that the spec asks for, or 0 where the spec is not valid.
+func (s *DataKeyRequestSpec) Length() int {
+	switch {
+	case s.NumberOfBytes != nil && s.KeySpec == "":
+		return int(*s.NumberOfBytes)
+	case s.NumberOfBytes == nil && s.KeySpec == DataKeySpecAES256:
+		return 32
+	case s.NumberOfBytes == nil && s.KeySpec == DataKeySpecAES128:
+		return 16
+	default:
+		return 0
+	}
+}

@@ -1,0 +1,83 @@
+package v1alpha1
+
+import corev1 "k8s.io/api/core/v1"
+
+// Labels and annotations of the project. Every one that is read or written anywhere stands here.
+const (
+	// AnnotationKeyID on a MasterKey is its key ID: the object's first metadata.uid, written by the controller. It lets a
+	// restored object, whose UID is new, find its material again. Setting or changing it needs the verb "restore" on
+	// masterkeys.
+	AnnotationKeyID = "datakeys.io/key-id"
+
+	// LabelInject on a pod, with the value "true", asks for the sidecar.
+	LabelInject = "datakeys.io/inject"
+	// AnnotationDataKeys on a pod names, separated by commas, the DataKeyRequests of the pod's namespace whose data keys
+	// the sidecar issues.
+	AnnotationDataKeys = "datakeys.io/data-keys"
+	// AnnotationContainers on a pod names, separated by commas, the containers (init containers included) that get the
+	// socket. Without it all of them do.
+	AnnotationContainers = "datakeys.io/containers"
+	// AnnotationWait on a pod, with the value "false", starts the application without waiting for its data keys.
+	AnnotationWait = "datakeys.io/wait"
+
+	// LabelMasterKey on a sealed-material Secret holds the name of its MasterKey, shortened to the length of a label.
+	// It is for people: the binding that counts is authenticated inside the material.
+	LabelMasterKey = "datakeys.io/master-key"
+	// LabelManagedBy marks the Secrets that this project writes.
+	LabelManagedBy = "app.kubernetes.io/managed-by"
+	// ManagedBy is the value of LabelManagedBy.
+	ManagedBy = "datakeys"
+)
+
+// Types of the Secrets that this project writes.
+const (
+	// SecretTypeDataKey is the type of the Secret of a DataKeyRequest. It holds ciphertext only.
+	SecretTypeDataKey corev1.SecretType = "datakeys.io/data-key"
+	// SecretTypeMasterKey is the type of the Secret, in the manager's namespace, with the sealed versions of one MasterKey.
+	SecretTypeMasterKey corev1.SecretType = "datakeys.io/master-key"
+	// SecretTypeSealingKeys is the type of the Secret, in the manager's namespace, with the sealing keys.
+	SecretTypeSealingKeys corev1.SecretType = "datakeys.io/sealing-keys"
+	// SecretTypeRootKey is the type of the Secret, in the manager's namespace, with the embedded root key.
+	SecretTypeRootKey corev1.SecretType = "datakeys.io/root-key"
+	// SecretTypeServingRoots is the type of the Secret, in the manager's namespace, with the roots of the serving
+	// certificates.
+	SecretTypeServingRoots corev1.SecretType = "datakeys.io/serving-roots"
+)
+
+// Entries of the Secret of a DataKeyRequest.
+const (
+	SecretKeyCiphertextBlob    = "ciphertextBlob"
+	SecretKeyIV                = "iv"
+	SecretKeyAlgorithm         = "algorithm"
+	SecretKeyEncryptionContext = "encryptionContext"
+	SecretKeyKeyID             = "keyId"
+	SecretKeyKeyVersion        = "keyVersion"
+	SecretKeyGeneration        = "generation"
+)
+
+// AlgorithmAESGCM is the value of the entry "algorithm", in the words of Alibaba Cloud KMS.
+const AlgorithmAESGCM = "AES_GCM"
+
+// TokenAudience is the audience of the tokens that the key service takes.
+const TokenAudience = "datakeys.io"
+
+// Verbs of the key service on masterkeys and datakeyrequests, for Kubernetes RBAC: an operation's name in lower case.
+const (
+	VerbDecrypt             = "decrypt"
+	VerbGenerateDataKey     = "generatedatakey"
+	VerbRestore             = "restore"
+	ResourceMasterKeys      = "masterkeys"
+	ResourceDataKeyRequests = "datakeyrequests"
+)
+
+// Paths inside a pod.
+const (
+	// SocketDirectory is where the containers of a pod find the socket.
+	SocketDirectory = "/run/datakeys"
+	// SocketPath is the socket that issues data keys.
+	SocketPath = SocketDirectory + "/datakeys.sock"
+	// SocketEnv is the environment variable that holds SocketPath in the application's containers.
+	SocketEnv = "DATAKEYS_SOCKET"
+	// SidecarName is the name of the injected container.
+	SidecarName = "datakeys"
+)
