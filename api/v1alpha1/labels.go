@@ -1,7 +1,5 @@
 package v1alpha1
 
-import corev1 "k8s.io/api/core/v1"
-
 // Labels and annotations of the project. Every one that is read or written anywhere stands here.
 const (
 	// AnnotationKeyID on a MasterKey is its key ID: the object's first metadata.uid, written by the controller. It lets a
@@ -29,19 +27,19 @@ const (
 	ManagedBy = "datakeys"
 )
 
-// Types of the Secrets that this project writes.
+// Types of the Secrets that this project writes. They are untyped so that this package needs no more than apimachinery.
 const (
 	// SecretTypeDataKey is the type of the Secret of a DataKeyRequest. It holds ciphertext only.
-	SecretTypeDataKey corev1.SecretType = "datakeys.io/data-key"
+	SecretTypeDataKey = "datakeys.io/data-key"
 	// SecretTypeMasterKey is the type of the Secret, in the manager's namespace, with the sealed versions of one MasterKey.
-	SecretTypeMasterKey corev1.SecretType = "datakeys.io/master-key"
+	SecretTypeMasterKey = "datakeys.io/master-key"
 	// SecretTypeSealingKeys is the type of the Secret, in the manager's namespace, with the sealing keys.
-	SecretTypeSealingKeys corev1.SecretType = "datakeys.io/sealing-keys"
+	SecretTypeSealingKeys = "datakeys.io/sealing-keys"
 	// SecretTypeRootKey is the type of the Secret, in the manager's namespace, with the embedded root key.
-	SecretTypeRootKey corev1.SecretType = "datakeys.io/root-key"
+	SecretTypeRootKey = "datakeys.io/root-key"
 	// SecretTypeServingRoots is the type of the Secret, in the manager's namespace, with the roots of the serving
 	// certificates.
-	SecretTypeServingRoots corev1.SecretType = "datakeys.io/serving-roots"
+	SecretTypeServingRoots = "datakeys.io/serving-roots"
 )
 
 // Entries of the Secret of a DataKeyRequest.
