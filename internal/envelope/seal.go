@@ -71,7 +71,7 @@ func (m Material) Open(b *Blob, ad AssociatedData) (Plaintext, error) {
 	if err != nil {
 		return Plaintext{}, ErrBroken
 	}
-	return Plaintext{s: &secret{bytes: p}}, nil
+	return Plaintext{s: newSecret(p)}, nil
 }
 
 // derive makes the key of one blob and the commitment to it.

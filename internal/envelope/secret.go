@@ -15,11 +15,18 @@ import (
 // MaterialSize is the size of wrapping key material in bytes.
 const MaterialSize = 32
 
-// secret holds the bytes of a Material or Plaintext. They stand behind its pointer because fmt calls no method on an
-// unexported field of somebody's struct: there it prints an address instead.
+// secret holds the bytes of a Material or Plaintext. They stand behind its pointer, and there inside a function value.
+// A pointer alone does not hide them: fmt calls no method on an unexported field of somebody's struct, and for a verb
+// that does not fit a pointer, such as %s, it follows the pointer and prints what it finds. Into a function neither
+// fmt nor any other printer that works by reflection can look.
 type secret struct {
-	mu    sync.RWMutex // so that destroying waits for uses and no use sees half-cleared bytes
-	bytes []byte       // nil once destroyed
+	mu     sync.RWMutex  // so that destroying waits for uses and no use sees half-cleared bytes
+	reveal func() []byte // nil once destroyed
+}
+
+// newSecret takes b over.
+func newSecret(b []byte) *secret {
+	return &secret{reveal: func() []byte { return b }}
 }
 
 // use calls f with the live bytes. They must not be kept.
@@ -29,29 +36,19 @@ func (s *secret) use(f func([]byte) error) error {
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if s.bytes == nil {
+	if s.reveal == nil {
 		return ErrDestroyed
 	}
-	return f(s.bytes)
+	return f(s.reveal())
 }
 
-func (s *secret) len() int {
-	if s == nil {
-		return 0
-	}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return len(s.bytes)
+// live returns the live bytes, nil if there are none.
+func (s *secret) live() (live []byte) {
+	_ = s.use(func(b []byte) error { live = b; return nil })
+	return live
 }
 
-func (s *secret) live() []byte {
-	if s == nil {
-		return nil
-	}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.bytes
-}
+func (s *secret) len() int { return len(s.live()) }
 
 func (s *secret) destroy() {
 	if s == nil {
@@ -59,8 +56,10 @@ func (s *secret) destroy() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	clear(s.bytes)
-	s.bytes = nil
+	if s.reveal != nil {
+		clear(s.reveal())
+		s.reveal = nil
+	}
 }
 
 // equal holds one lock at a time, so that two comparisons and two destructions cannot wait for each other.
@@ -87,7 +86,7 @@ type Material struct {
 func NewMaterial() Material {
 	b := make([]byte, MaterialSize)
 	rand.Read(b)
-	return Material{s: &secret{bytes: b}}
+	return Material{s: newSecret(b)}
 }
 
 // MaterialFromBytes returns material that holds a copy of b, which must be 32 bytes and not all zero. Clearing b is
@@ -100,7 +99,7 @@ func MaterialFromBytes(b []byte) (Material, error) {
 	if subtle.ConstantTimeCompare(b, make([]byte, MaterialSize)) == 1 {
 		return Material{}, fmt.Errorf("%w: material: must not be all zero", ErrInvalid)
 	}
-	return Material{s: &secret{bytes: bytes.Clone(b)}}, nil
+	return Material{s: newSecret(bytes.Clone(b))}, nil
 }
 
 // Bytes returns the live bytes, not a copy: they must not be changed, and Destroy, which does not wait for this
@@ -135,7 +134,7 @@ func NewPlaintext(n int) (Plaintext, error) {
 	}
 	b := make([]byte, n)
 	rand.Read(b)
-	return Plaintext{s: &secret{bytes: b}}, nil
+	return Plaintext{s: newSecret(b)}, nil
 }
 
 // PlaintextFromBytes returns a plaintext that holds a copy of b, which must be 1 to 4096 bytes. Clearing b is up to
@@ -144,7 +143,7 @@ func PlaintextFromBytes(b []byte) (Plaintext, error) {
 	if err := checkPlaintextSize(len(b)); err != nil {
 		return Plaintext{}, err
 	}
-	return Plaintext{s: &secret{bytes: bytes.Clone(b)}}, nil
+	return Plaintext{s: newSecret(bytes.Clone(b))}, nil
 }
 
 func checkPlaintextSize(n int) error {
@@ -166,7 +165,7 @@ func PlaintextOfMaterial(id MaterialID, m Material) (Plaintext, error) {
 	if err != nil {
 		return Plaintext{}, err
 	}
-	return Plaintext{s: &secret{bytes: out}}, nil
+	return Plaintext{s: newSecret(out)}, nil
 }
 
 // Material reads what PlaintextOfMaterial wrote. The plaintext must be destroyed apart.

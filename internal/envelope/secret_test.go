@@ -1,0 +1,275 @@
+package envelope
+
+import (
+	"bytes"
+	"encoding"
+	"encoding/base64"
+	"encoding/gob"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
+)
+
+// holder is somebody's struct with secrets in it.
+type holder struct {
+	Material  Material
+	Pointer   *Material
+	Plaintext Plaintext
+	List      []Plaintext
+	Map       map[string]Material
+	Any       any
+
+	material  Material
+	pointer   *Material
+	plaintext Plaintext
+	list      []Plaintext
+	any       any
+}
+
+func TestSecretsPrintNothing(t *testing.T) {
+	// Bytes that are found again in every way to write them, of both lengths, and none of them ASCII.
+	key := []byte("\xf1\xe2\xd3\xc4\xb5\xa6\x97\x88\xf9\xea\xdb\xcc\xbd\xae\x9f\x80\xe1\xf2\xc3\xd4\xa5\xb6\x87\x98\xe9\xfa\xcb\xdc\xad\xbe\x8f\x90")
+	m, err := MaterialFromBytes(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := PlaintextFromBytes(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := holder{
+		m, &m, p, []Plaintext{p}, map[string]Material{"a": m}, p,
+		m, &m, p, []Plaintext{p}, m,
+	}
+	values := map[string]any{
+		"material": m, "pointer to material": &m, "plaintext": p, "pointer to plaintext": &p,
+		"holder": h, "pointer to holder": &h, "list": []any{m, p}, "map": map[string]any{"m": m, "p": &p},
+		"an error that wraps it": fmt.Errorf("broken: %v", m),
+		"blob header beside it":  struct{ h, m any }{testHeader(KindAWS), m},
+	}
+	for name, v := range values {
+		t.Run(name, func(t *testing.T) {
+			for how, text := range everyPrint(v) {
+				if where := find(text, key); where != "" {
+					t.Errorf("%s shows the secret as %s", how, where)
+				}
+			}
+		})
+	}
+	for how, text := range everyPrint(m) {
+		if !slices.Contains([]string{"gob", "reflection", "fmt %w"}, how) && !strings.Contains(text, redacted) {
+			t.Errorf("%s does not say %s: %q", how, redacted, text)
+		}
+	}
+}
+
+// The search that the test above trusts must find what is there.
+func TestFindFindsAPlantedSecret(t *testing.T) {
+	key := counted(0x81, 32)
+	for how, text := range everyPrint(&struct{ Key []byte }{key}) {
+		if find(text, key) == "" {
+			t.Errorf("not found in %s: %q", how, text)
+		}
+	}
+}
+
+func everyPrint(v any) map[string]string {
+	out := map[string]string{"Sprint": fmt.Sprint(v), "Sprintln": fmt.Sprintln(v)}
+	for _, verb := range []string{
+		"%v", "%+v", "%#v", "%s", "%+s", "%#s", "%q", "%#q", "%x", "%X", "% x", "%#x", "%d", "%t", "%e", "%p", "%w", "%z", "%c", "%U", "%o", "%b",
+	} {
+		out["fmt "+verb] = fmt.Sprintf(verb, v)
+	}
+	delete(out, "fmt %p") // an address, whatever it is given; here only for panics
+	if b, err := json.Marshal(v); err == nil {
+		out["json"] = string(b)
+	}
+	if b, err := xml.Marshal(v); err == nil {
+		out["xml"] = string(b)
+	}
+	var buf bytes.Buffer
+	if err := gob.NewEncoder(&buf).Encode(v); err == nil {
+		out["gob"] = buf.String()
+	}
+	for name, handler := range map[string]func(*bytes.Buffer) slog.Handler{
+		"slog text": func(b *bytes.Buffer) slog.Handler { return slog.NewTextHandler(b, nil) },
+		"slog json": func(b *bytes.Buffer) slog.Handler { return slog.NewJSONHandler(b, nil) },
+	} {
+		var log bytes.Buffer
+		slog.New(handler(&log)).Info("message", "value", v, slog.Group("group", "value", v))
+		out[name] = log.String()
+	}
+	out["reflection"] = dump(reflect.ValueOf(v))
+	return out
+}
+
+// dump prints what the printers for debugging print, which ask no method and follow every pointer.
+func dump(v reflect.Value) string {
+	var out strings.Builder
+	switch v.Kind() {
+	case reflect.Pointer, reflect.Interface:
+		if !v.IsNil() {
+			out.WriteString(dump(v.Elem()))
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			out.WriteString(dump(v.Field(i)))
+		}
+	case reflect.Slice, reflect.Array:
+		for i := range v.Len() {
+			out.WriteString(dump(v.Index(i)) + " ")
+		}
+	case reflect.Map:
+		for _, k := range v.MapKeys() {
+			out.WriteString(dump(k) + dump(v.MapIndex(k)))
+		}
+	case reflect.String:
+		out.WriteString(v.String())
+	default:
+		if v.CanUint() {
+			fmt.Fprint(&out, v.Uint())
+		}
+	}
+	return out.String()
+}
+
+// wrongVerb is what fmt writes for one byte where the verb does not fit.
+var wrongVerb = regexp.MustCompile(`%!\w\(uint8=(\d+)\)`)
+
+// find says how any eight bytes in a row of the secret are written in the text.
+func find(text string, secret []byte) string {
+	text = wrongVerb.ReplaceAllString(text, "$1")
+	for i := 0; i+8 <= len(secret); i++ {
+		part := secret[i : i+8]
+		decimal := strings.Trim(fmt.Sprint(part), "[]")
+		forms := map[string]string{
+			"raw bytes":         string(part),
+			"hex":               hex.EncodeToString(part),
+			"upper-case hex":    strings.ToUpper(hex.EncodeToString(part)),
+			"hex with spaces":   fmt.Sprintf("% x", part),
+			"a decimal list":    decimal,
+			"a list by commas":  strings.ReplaceAll(decimal, " ", ","),
+			"a Go byte list":    strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%#v", part), "[]byte{"), "}"),
+			"a quoted string":   strings.Trim(fmt.Sprintf("%q", part), `"`),
+			"characters":        strings.Trim(fmt.Sprintf("%c", part), "[]"),
+			"code points":       strings.Trim(fmt.Sprintf("%U", part), "[]"),
+			"octal":             strings.Trim(fmt.Sprintf("%o", part), "[]"),
+			"binary":            strings.Trim(fmt.Sprintf("%b", part), "[]"),
+			"base64 at 0":       base64Inside(base64.StdEncoding, part, 0),
+			"base64 at 1":       base64Inside(base64.StdEncoding, part, 1),
+			"base64 at 2":       base64Inside(base64.StdEncoding, part, 2),
+			"base64 for URLs":   base64Inside(base64.URLEncoding, part, 0),
+			"base64 for URLs 1": base64Inside(base64.URLEncoding, part, 1),
+			"base64 for URLs 2": base64Inside(base64.URLEncoding, part, 2),
+		}
+		for how, form := range forms {
+			if strings.Contains(text, form) {
+				return how
+			}
+		}
+	}
+	return ""
+}
+
+// base64Inside returns the characters that stand for part in the base64 of any text that has it at an offset that is
+// shift modulo 3.
+func base64Inside(e *base64.Encoding, part []byte, shift int) string {
+	s := e.WithPadding(base64.NoPadding).EncodeToString(append(make([]byte, shift), part...))
+	return s[(shift*8+5)/6 : (shift+len(part))*8/6]
+}
+
+func TestSecretsAreOpaqueTypes(t *testing.T) {
+	for _, typ := range []reflect.Type{reflect.TypeFor[Material](), reflect.TypeFor[Plaintext]()} {
+		if typ.Comparable() {
+			t.Errorf("%v compiles with ==, which is not in constant time", typ)
+		}
+		for _, unwanted := range []reflect.Type{
+			reflect.TypeFor[encoding.BinaryMarshaler](), reflect.TypeFor[encoding.BinaryUnmarshaler](),
+			reflect.TypeFor[encoding.TextUnmarshaler](), reflect.TypeFor[json.Unmarshaler](),
+			reflect.TypeFor[gob.GobEncoder](), reflect.TypeFor[gob.GobDecoder](),
+		} {
+			if reflect.PointerTo(typ).Implements(unwanted) {
+				t.Errorf("%v implements %v", typ, unwanted)
+			}
+		}
+		for i := range typ.NumField() {
+			if typ.Field(i).IsExported() {
+				t.Errorf("%v has the exported field %s", typ, typ.Field(i).Name)
+			}
+		}
+	}
+	if reflect.TypeFor[struct{}]().AssignableTo(reflect.TypeFor[insecuresecret.Token]()) {
+		t.Error("struct{}{} passes for a Token, so the raw bytes can be read without importing its package")
+	}
+	var m Material
+	if err := json.Unmarshal([]byte(`"`+redacted+`"`), &m); err == nil {
+		t.Error("JSON reads into a Material")
+	}
+}
+
+func TestSecretsCopyWhatTheyAreGiven(t *testing.T) {
+	key := counted(1, 32)
+	m, err := MaterialFromBytes(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := PlaintextFromBytes(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(key)
+	want := counted(1, 32)
+	if !bytes.Equal(m.Bytes(insecuresecret.Token{}), want) || !bytes.Equal(p.Bytes(insecuresecret.Token{}), want) {
+		t.Error("the secret changed with the bytes that it was made from")
+	}
+	live := p.Bytes(insecuresecret.Token{})
+	p.Destroy()
+	if !bytes.Equal(live, make([]byte, 32)) {
+		t.Error("Destroy does not clear the bytes")
+	}
+}
+
+func TestSecretSizes(t *testing.T) {
+	for n, valid := range map[int]bool{-1: false, 0: false, 1: true, 4096: true, 4097: false} {
+		p, err := NewPlaintext(n)
+		if valid != (err == nil) || (err != nil && !errors.Is(err, ErrInvalid)) || (valid && p.Len() != n) {
+			t.Errorf("NewPlaintext(%d): got %d bytes, %v", n, p.Len(), err)
+		}
+		if n >= 0 {
+			p, err := PlaintextFromBytes(make([]byte, n))
+			if valid != (err == nil) || (err != nil && !errors.Is(err, ErrInvalid)) || (valid && p.Len() != n) {
+				t.Errorf("PlaintextFromBytes(%d bytes): got %d bytes, %v", n, p.Len(), err)
+			}
+		}
+	}
+	for name, b := range map[string][]byte{"none": nil, "31 bytes": counted(1, 31), "33 bytes": counted(1, 33), "zeros": make([]byte, 32)} {
+		if m, err := MaterialFromBytes(b); !errors.Is(err, ErrInvalid) || !m.IsZero() {
+			t.Errorf("MaterialFromBytes(%s): got %v, want ErrInvalid", name, err)
+		}
+	}
+}
+
+func TestSecretsEqual(t *testing.T) {
+	a, b := NewMaterial(), NewMaterial()
+	again, err := MaterialFromBytes(a.Bytes(insecuresecret.Token{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !a.Equal(a) || !a.Equal(again) || !again.Equal(a) || a.Equal(b) || a.Equal(Material{}) {
+		t.Error("Material.Equal is wrong")
+	}
+	p, q := newPlaintext(t, 32), newPlaintext(t, 32)
+	if !p.Equal(p) || p.Equal(q) || p.Equal(newPlaintext(t, 31)) || p.Equal(Plaintext{}) {
+		t.Error("Plaintext.Equal is wrong")
+	}
+}
