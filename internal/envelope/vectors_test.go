@@ -256,6 +256,8 @@ func makeVectors() vectors {
 			vectorAssociated{Context: map[string]string{"\uff5e": "first", "\U0001f511": "second", "\u00fc": "zeroth"}}, counted(0x80, 32)},
 		{"one byte of plaintext", kindHeader(KindAWS, nil), none, []byte{0x80}},
 		{"largest plaintext", kindHeader(KindAWS, nil), none, counted(0x80, 4096)},
+		{"more info than some libraries' HKDF takes", kindHeader(KindAWS, nil),
+			vectorAssociated{Raw: counted(0x00, 2500)}, counted(0x80, 32)},
 		{"Alibaba initial", kindHeader(KindAlibabaInitial, nil), raw, counted(0x80, 32)},
 		{"Alibaba advance", kindHeader(KindAlibabaAdvance, nil), raw, counted(0x80, 32)},
 		{"master key version", kindHeader(KindMasterKeyVersion, &vectorScope{Namespace: "team-a", Name: "orders", Generation: 2}),
