@@ -121,6 +121,7 @@ type DataKeyRequestStatus struct {
 	// +optional
 	// +listType=map
 	// +listMapKey=type
+	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=16
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 
@@ -150,6 +151,7 @@ type DataKeyRequestStatus struct {
 	// +optional
 	// +listType=map
 	// +listMapKey=generation
+	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=100
 	Generations []DataKeyGeneration `json:"generations,omitempty"`
 }

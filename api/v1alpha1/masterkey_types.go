@@ -36,6 +36,8 @@ type MasterKey struct {
 }
 
 // MasterKeySpec is the desired state of a MasterKey.
+//
+// +kubebuilder:validation:MinProperties=0
 type MasterKeySpec struct {
 	// description says, for people, what the key is for. At most 8192 characters.
 	// +optional
@@ -58,6 +60,7 @@ type MasterKeyStatus struct {
 	// +optional
 	// +listType=map
 	// +listMapKey=type
+	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=16
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 
@@ -93,6 +96,7 @@ type MasterKeyStatus struct {
 	// +optional
 	// +listType=map
 	// +listMapKey=version
+	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=20
 	Versions []MasterKeyVersion `json:"versions,omitempty"`
 }
