@@ -3,22 +3,61 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
 
-# Tools are pinned by hack/tools: `go tool` builds each of them once per user and version, into Go's build cache.
+# Tools are pinned in hack/tools. `go tool` builds each of them once per user and version, into Go's build cache. The two that
+# have a module of their own would change each other's dependencies.
 TOOL := go tool -modfile=hack/tools/go.mod
 CONTROLLER_GEN := $(TOOL) controller-gen
-KUSTOMIZE := $(TOOL) kustomize
 BUF := go tool -modfile=hack/tools/buf/go.mod buf
+GOLANGCI_LINT := go tool -modfile=hack/tools/golangci-lint/go.mod golangci-lint-kube-api-linter
 CLUSTER := go run ./hack/cluster
+
+# Images: the architectures that `make images-all` builds for, and the tag.
+ARCHES ?= amd64 arm64
+VERSION ?= dev
+
+# How long `make fuzz` spends on each fuzz target.
+FUZZTIME ?= 30s
 
 ##@ General
 
 .PHONY: help
 help: ## Show this help.
-	@awk 'BEGIN {FS = ":.*## "; printf "Usage: make \033[36mTARGET\033[0m\n"} \
-		/^##@ / {printf "\n\033[1m%s\033[0m\n", substr($$0, 5)} \
-		/^[a-zA-Z0-9_-]+:.*## / {printf "  \033[36m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "; printf "Usage: make TARGET\n"} \
+		/^##@ / {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-zA-Z0-9_-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-##@ Generated files
+##@ Try it
+
+.PHONY: demo
+demo: ## Bring a local Kubernetes up, install Datakeys and show what it does, step by step.
+	go run ./hack/demo
+
+.PHONY: demo-down
+demo-down: cluster-down ## Take the demo, and its cluster, down.
+
+.PHONY: cluster-up
+cluster-up: ## Start the local Kubernetes (the first time it is built: about 10 minutes).
+	$(CLUSTER) up
+
+.PHONY: cluster-down
+cluster-down: ## Stop the local Kubernetes and leave nothing of it behind.
+	$(CLUSTER) down
+
+##@ Build
+
+.PHONY: build
+build: ## Build the commands into bin/.
+	go build -trimpath -o bin/ ./cmd/...
+
+.PHONY: images
+images: ## Build the images for this machine's architecture as OCI archives in dist/.
+	VERSION=$(VERSION) hack/images.sh
+
+.PHONY: images-all
+images-all: ## Build the images for every architecture (ARCHES).
+	VERSION=$(VERSION) ARCHES="$(ARCHES)" hack/images.sh
+
+##@ Change
 
 .PHONY: generate
 generate: ## Generate Go code: deep copies, apply configurations, protobuf and gRPC.
@@ -26,5 +65,54 @@ generate: ## Generate Go code: deep copies, apply configurations, protobuf and g
 	$(BUF) generate --config hack/tools/buf/buf.yaml --template hack/tools/buf/buf.gen.yaml
 
 .PHONY: manifests
-manifests: ## Generate CRDs and RBAC rules from the Go markers.
+manifests: ## Generate CRDs and RBAC rules from Go markers, and copy them into the chart.
 	$(CONTROLLER_GEN) crd paths=./api/v1alpha1 output:crd:dir=config/crd/bases
+	$(CONTROLLER_GEN) rbac:roleName=datakeys-manager paths="{./controllers/...,./internal/...,./cmd/manager/...}" output:rbac:dir=config/rbac
+	mkdir -p charts/datakeys/files/crds
+	cp config/crd/bases/*.yaml charts/datakeys/files/crds/
+	cp config/rbac/role.yaml charts/datakeys/files/role.yaml
+
+.PHONY: fmt
+fmt: ## Format the Go code.
+	$(GOLANGCI_LINT) fmt
+
+##@ Check
+
+.PHONY: verify
+verify: ## Everything that can be checked without running it; fails too if a generated file is out of date.
+	hack/verify.sh
+
+.PHONY: lint
+lint: ## Run the linters.
+	$(GOLANGCI_LINT) run
+	$(GOLANGCI_LINT) run --config .golangci-kal.yml ./api/v1alpha1/...
+	$(BUF) lint --config hack/tools/buf/buf.yaml
+
+.PHONY: lint-selftest
+lint-selftest: ## Break every import rule on purpose and see the linters report it.
+	hack/lint-selftest.sh
+
+.PHONY: vulncheck
+vulncheck: ## Look for known vulnerabilities (asks the Go vulnerability database over the network).
+	$(TOOL) govulncheck ./...
+
+##@ Test
+
+.PHONY: test
+test: test-unit test-e2e ## Run all tests.
+
+.PHONY: test-unit
+test-unit: ## Run the unit tests and those against a real API server, with the race detector.
+	KUBEBUILDER_ASSETS="$$($(CLUSTER) assets)" go test -race -timeout 20m ./...
+
+.PHONY: test-e2e
+test-e2e: images cluster-up ## Run the end-to-end tests on the local Kubernetes.
+	go test -tags e2e -v -count=1 -timeout 40m ./test/e2e
+
+.PHONY: bench
+bench: ## Run the benchmarks.
+	go test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz target for FUZZTIME.
+	hack/fuzz.sh $(FUZZTIME)

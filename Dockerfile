@@ -1,0 +1,26 @@
+# The images hold one static binary each and nothing else: no shell, no package manager, no file that could be written.
+# The binaries are built before (`make images`), so that a build of the images needs no network and no toolchain.
+
+FROM scratch AS manager
+ARG TARGETARCH
+ARG VERSION
+LABEL org.opencontainers.image.title="datakeys-manager" \
+      org.opencontainers.image.description="Controllers, pod injector and key service of Datakeys" \
+      org.opencontainers.image.source="https://github.com/datakeys/datakeys" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
+COPY dist/linux-${TARGETARCH}/manager /manager
+USER 65532:65532
+ENTRYPOINT ["/manager"]
+
+FROM scratch AS sidecar
+ARG TARGETARCH
+ARG VERSION
+LABEL org.opencontainers.image.title="datakeys-sidecar" \
+      org.opencontainers.image.description="Issues data keys to the pod it runs in, on a unix socket" \
+      org.opencontainers.image.source="https://github.com/datakeys/datakeys" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
+COPY dist/linux-${TARGETARCH}/sidecar /sidecar
+USER 65532:65532
+ENTRYPOINT ["/sidecar"]
