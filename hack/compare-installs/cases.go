@@ -1,0 +1,97 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// chartCase is one rendering of the chart with values of its own.
+type chartCase struct {
+	arguments []string
+	// contains stands in what is rendered, or in the error where refused is true.
+	contains []string
+	// lacks stands nowhere in it.
+	lacks   []string
+	refused bool
+}
+
+var chartCases = map[string]chartCase{
+	"images of another registry reach the manager and the pods": {
+		arguments: []string{"--set=image.manager.repository=r.example/m,image.sidecar.repository=r.example/s,image.sidecar.tag=v9,image.pullPolicy=Always"},
+		contains:  []string{"image: r.example/m:dev", "--sidecar-image=r.example/s:v9", "--sidecar-image-pull-policy=Always"},
+	},
+	"everything follows the release's namespace": {
+		arguments: []string{"--namespace=elsewhere"},
+		contains:  []string{"namespace: elsewhere", "- elsewhere"},
+		lacks:     []string{"datakeys-system"},
+	},
+	"the network policy can be left out": {
+		arguments: []string{"--set=networkPolicy.enabled=false"},
+		lacks:     []string{"kind: NetworkPolicy"},
+	},
+	"the roles for people need not extend the cluster's": {
+		arguments: []string{"--set=aggregateRoles=false"},
+		contains:  []string{"name: datakeys-admin", "name: datakeys-user"},
+		lacks:     []string{"aggregate-to-"},
+	},
+	"a ServiceMonitor comes with its Service and its opening in the network policy": {
+		arguments: []string{"--set=metrics.serviceMonitor.enabled=true", "--set-json=metrics.scrapeFrom=[{\"namespaceSelector\":{}}]"},
+		contains:  []string{"kind: ServiceMonitor", "name: datakeys-metrics", "port: 8080"},
+	},
+	"a ServiceMonitor that the network policy would shut out is refused": {
+		arguments: []string{"--set=metrics.serviceMonitor.enabled=true"},
+		contains:  []string{"metrics.scrapeFrom"},
+		refused:   true,
+	},
+	"a root key that is no Secret is refused": {
+		arguments: []string{"--set=rootKey=/etc/root.key"},
+		contains:  []string{"rootKey"},
+		refused:   true,
+	},
+	"a name that is no value is refused": {
+		arguments: []string{"--set=replicaCount=3"},
+		contains:  []string{"replicaCount"},
+		refused:   true,
+	},
+	"no replica at all is refused": {
+		arguments: []string{"--set=replicas=0"},
+		contains:  []string{"replicas"},
+		refused:   true,
+	},
+	"kube-system stays out of the webhook's reach": {
+		arguments: []string{"--set=webhook.excludedNamespaces={mine}"},
+		contains:  []string{"excludedNamespaces"},
+		refused:   true,
+	},
+	"nothing secret is made in a template": {
+		lacks: []string{"kind: Secret\n", "caBundle:", "BEGIN ", "tls.key"},
+	},
+	"the definitions are kept on uninstall": {
+		contains: []string{"helm.sh/resource-policy: keep"},
+	},
+}
+
+// check compares one rendering with what the case says of it.
+func (c chartCase) check(rendered []byte, failure error) error {
+	text := string(rendered)
+	switch {
+	case c.refused && failure == nil:
+		return errors.New("it was rendered, want an error")
+	case c.refused:
+		text = failure.Error()
+	case failure != nil:
+		return failure
+	}
+	for _, want := range c.contains {
+		if !strings.Contains(text, want) {
+			return fmt.Errorf("%q is missing", want)
+		}
+	}
+	for _, unwanted := range c.lacks {
+		if strings.Contains(text, unwanted) {
+			return fmt.Errorf("%q is there", unwanted)
+		}
+	}
+	return nil
+}

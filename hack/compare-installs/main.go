@@ -1,0 +1,111 @@
+// Command compare-installs proves that the two ways to install Datakeys make the same objects: the Helm chart with its
+// default values, and kubectl apply -k config/default. It then renders the chart with other values, good and bad.
+//
+//	go run ./hack/compare-installs
+//
+// It runs from the root of the repository and needs no cluster. Helm and kubectl are the pinned ones of hack/cluster,
+// unless -helm and -kubectl name others.
+package main
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func main() {
+	helm := flag.String("helm", "", "helm to use; the default is the pinned one")
+	kubectl := flag.String("kubectl", "", "kubectl to use; the default is the pinned one")
+	flag.Parse()
+	if err := run(*helm, *kubectl); err != nil {
+		fmt.Fprintln(os.Stderr, "compare-installs:", err)
+		os.Exit(1)
+	}
+}
+
+func run(helm, kubectl string) error {
+	var err error
+	if helm, err = tool("helm", helm); err != nil {
+		return err
+	}
+	if kubectl, err = tool("kubectl", kubectl); err != nil {
+		return err
+	}
+
+	chart := func(arguments ...string) ([]byte, error) {
+		return output(helm, append([]string{"template", "datakeys", "charts/datakeys", "--namespace=datakeys-system"}, arguments...)...)
+	}
+	fromChart, err := chart()
+	if err != nil {
+		return err
+	}
+	fromKustomize, err := output(kubectl, "kustomize", "config/default")
+	if err != nil {
+		return err
+	}
+	difference, err := compare(fromChart, fromKustomize)
+	if err != nil {
+		return err
+	}
+	if difference != "" {
+		return fmt.Errorf("charts/datakeys (-) and config/default (+) make different objects; change the one that is behind:\n%s", difference)
+	}
+
+	if _, err := output(helm, "lint", "--strict", "--quiet", "charts/datakeys"); err != nil {
+		return err
+	}
+	var problems []error
+	for sentence, c := range chartCases {
+		rendered, err := chart(c.arguments...)
+		if err := c.check(rendered, err); err != nil {
+			problems = append(problems, fmt.Errorf("helm template %s: %s: %w", strings.Join(c.arguments, " "), sentence, err))
+		}
+	}
+	if err := errors.Join(problems...); err != nil {
+		return err
+	}
+	fmt.Printf("charts/datakeys and config/default make the same objects; %d other sets of values render or are refused as they should\n", len(chartCases))
+	return nil
+}
+
+// compare returns how the objects of two installs differ, and "" where they do not.
+func compare(chart, kustomize []byte) (string, error) {
+	left, err := objects(chart)
+	if err != nil {
+		return "", fmt.Errorf("the chart's output: %w", err)
+	}
+	right, err := objects(kustomize)
+	if err != nil {
+		return "", fmt.Errorf("kustomize's output: %w", err)
+	}
+	return cmp.Diff(left, right), nil
+}
+
+// tool returns the path of a pinned command, unless the user names another.
+func tool(name, named string) (string, error) {
+	if named != "" {
+		return named, nil
+	}
+	path, err := output("go", "run", "./hack/cluster", "bin", name)
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSpace(string(path)), nil
+}
+
+// output runs a command and returns what it printed. What it said on the standard error is in the error.
+func output(command string, arguments ...string) ([]byte, error) {
+	var stdout, stderr bytes.Buffer
+	c := exec.Command(command, arguments...)
+	c.Stdout, c.Stderr = &stdout, &stderr
+	if err := c.Run(); err != nil {
+		return nil, fmt.Errorf("%s %s: %w\n%s%s", command, strings.Join(arguments, " "), err, stdout.Bytes(), stderr.Bytes())
+	}
+	return stdout.Bytes(), nil
+}
