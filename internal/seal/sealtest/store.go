@@ -1,0 +1,172 @@
+// Package sealtest has an in-memory seal.Store that fails when it is told to.
+package sealtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"maps"
+	"sync"
+
+	"github.com/datakeys/datakeys/internal/seal"
+)
+
+// ErrInjected is the failure that a Fault makes.
+var ErrInjected = errors.New("sealtest: injected failure")
+
+// Fault says how a call fails.
+type Fault int
+
+const (
+	// None lets the call through.
+	None Fault = iota
+	// Fail returns ErrInjected and does nothing.
+	Fail
+	// DoAndFail does what was asked and returns ErrInjected, as a connection that breaks before the answer.
+	DoAndFail
+)
+
+// Call is one call of a Store.
+type Call struct {
+	Method string // Get, Create or Any
+	Name   string // of the Secret; the type for Any
+}
+
+// Store is a seal.Store in memory. The zero Store is empty and ready; it is safe for concurrent use.
+type Store struct {
+	// Hook, if set, is asked before each call with its number, which counts from 1. It may block. It is not called
+	// with the store locked.
+	Hook func(n int, c Call) Fault
+
+	mu      sync.Mutex
+	secrets map[string]*seal.Secret // pointers, so that printing a Store prints no key
+	calls   []Call
+}
+
+func (s *Store) call(c Call) Fault {
+	s.mu.Lock()
+	s.calls = append(s.calls, c)
+	n := len(s.calls)
+	s.mu.Unlock()
+	if s.Hook == nil {
+		return None
+	}
+	return s.Hook(n, c)
+}
+
+// Get implements seal.Store.
+func (s *Store) Get(ctx context.Context, name string) (seal.Secret, error) {
+	if err := ctx.Err(); err != nil {
+		return seal.Secret{}, err
+	}
+	if s.call(Call{"Get", name}) != None {
+		return seal.Secret{}, ErrInjected
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	got, ok := s.secrets[name]
+	if !ok {
+		return seal.Secret{}, seal.ErrSecretNotFound
+	}
+	return clone(*got), nil
+}
+
+// Create implements seal.Store.
+func (s *Store) Create(ctx context.Context, secret seal.Secret) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	fault := s.call(Call{"Create", secret.Name})
+	if fault == Fail {
+		return ErrInjected
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.secrets[secret.Name]; ok {
+		return seal.ErrSecretExists
+	}
+	s.put(secret)
+	if fault == DoAndFail {
+		return ErrInjected
+	}
+	return nil
+}
+
+// Any implements seal.Store.
+func (s *Store) Any(ctx context.Context, secretType string) (bool, error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	if s.call(Call{"Any", secretType}) != None {
+		return false, ErrInjected
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, got := range s.secrets {
+		if got.Type == secretType {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// Put writes a Secret whether or not there is one, as somebody with kubectl would.
+func (s *Store) Put(secret seal.Secret) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.put(secret)
+}
+
+// Edit changes the Secret of that name, which must exist, by hand.
+func (s *Store) Edit(name string, edit func(*seal.Secret)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	secret := clone(*s.secrets[name])
+	edit(&secret)
+	s.put(secret)
+}
+
+// Delete removes the Secret of that name.
+func (s *Store) Delete(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.secrets, name)
+}
+
+// Secrets returns a copy of every Secret, by name.
+func (s *Store) Secrets() map[string]seal.Secret {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make(map[string]seal.Secret, len(s.secrets))
+	for name, secret := range s.secrets {
+		out[name] = clone(*secret)
+	}
+	return out
+}
+
+// Calls returns every call so far.
+func (s *Store) Calls() []Call {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]Call(nil), s.calls...)
+}
+
+func (s *Store) put(secret seal.Secret) {
+	if s.secrets == nil {
+		s.secrets = map[string]*seal.Secret{}
+	}
+	secret = clone(secret)
+	s.secrets[secret.Name] = &secret
+}
+
+func clone(s seal.Secret) seal.Secret {
+	s.Labels = maps.Clone(s.Labels)
+	data := make(map[string][]byte, len(s.Data))
+	for k, v := range s.Data {
+		data[k] = bytes.Clone(v)
+	}
+	s.Data = data
+	return s
+}
+
+var _ seal.Store = (*Store)(nil)
