@@ -1,0 +1,200 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/datakeys/datakeys/api/v1alpha1"
+)
+
+func TestDescribeSecret(t *testing.T) {
+	tests := map[string]struct {
+		data      map[string][]byte
+		want      []string
+		wantError string
+	}{
+		"ciphertext is shown as base64, all else as it is": {
+			data: map[string][]byte{
+				"ciphertextBlob": bytes.Repeat([]byte{0}, 60),
+				"iv":             {1, 2, 3},
+				"keyVersion":     []byte("1"),
+			},
+			want: []string{
+				"ciphertextBlob     60 bytes of ciphertext for a key of 32 bytes:",
+				"    " + strings.Repeat("A", 76),
+				"    " + strings.Repeat("A", 4),
+				"iv                 AQID (3 bytes, base64)",
+				"keyVersion         1",
+			},
+		},
+		"a blob as short as the key is no ciphertext": {
+			data:      map[string][]byte{"ciphertextBlob": make([]byte, 32)},
+			wantError: "this is no ciphertext",
+		},
+		"an entry that nobody knows is an error": {
+			data:      map[string][]byte{"ciphertextBlob": make([]byte, 60), "plaintext": []byte("x")},
+			wantError: `"plaintext"`,
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := describeSecret(test.data, 32)
+			if (err != nil) != (test.wantError != "") || err != nil && !strings.Contains(err.Error(), test.wantError) {
+				t.Fatalf("got error %v, want %q", err, test.wantError)
+			}
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestReadiness(t *testing.T) {
+	tests := map[string]struct {
+		conditions []metav1.Condition
+		want       string
+		wantDone   bool
+	}{
+		"no condition yet": {want: "not looked at yet"},
+		"ready": {
+			conditions: []metav1.Condition{{Type: "Ready", Status: metav1.ConditionTrue}},
+			want:       "Ready",
+			wantDone:   true,
+		},
+		"not ready, with the reason": {
+			conditions: []metav1.Condition{{Type: "Ready", Status: metav1.ConditionFalse, Reason: "MasterKeyNotFound", Message: "m"}},
+			want:       "not Ready: MasterKeyNotFound (m)",
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, done := readiness(test.conditions)
+			if got != test.want || done != test.wantDone {
+				t.Errorf("got %q, %v, want %q, %v", got, done, test.want, test.wantDone)
+			}
+		})
+	}
+}
+
+func TestPodState(t *testing.T) {
+	running := corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}
+	tests := map[string]struct {
+		status   corev1.PodStatus
+		want     string
+		wantDone bool
+	}{
+		"no container yet": {want: "not started yet"},
+		"held back by its sidecar": {
+			status: corev1.PodStatus{
+				InitContainerStatuses: []corev1.ContainerStatus{{Name: "datakeys", State: running}},
+				ContainerStatuses: []corev1.ContainerStatus{{
+					Name:  "app",
+					State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "PodInitializing"}},
+				}},
+			},
+			want: "datakeys running, app waiting",
+		},
+		"an image that is not there": {
+			status: corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{
+				Name:  "app",
+				State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff"}},
+			}}},
+			want: "app ImagePullBackOff",
+		},
+		"ready": {
+			status:   corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
+			want:     "Ready",
+			wantDone: true,
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, done := podState(&corev1.Pod{Status: test.status})
+			if got != test.want || done != test.wantDone {
+				t.Errorf("got %q, %v, want %q, %v", got, done, test.want, test.wantDone)
+			}
+		})
+	}
+}
+
+func TestIndented(t *testing.T) {
+	var out bytes.Buffer
+	w := &indented{out: &out}
+	for _, piece := range []string{"one\ntw", "o", "\n", "\nthree"} {
+		if _, err := w.Write([]byte(piece)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff("    one\n    two\n    \n    three", out.String()); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+// TestSamples reads every sample with the types of the API, and no field may be unknown.
+func TestSamples(t *testing.T) {
+	for _, document := range samples(t) {
+		var kind metav1.TypeMeta
+		if err := yaml.Unmarshal([]byte(document), &kind); err != nil {
+			t.Fatal(err)
+		}
+		var into any
+		switch kind.Kind {
+		case "MasterKey":
+			into = &v1alpha1.MasterKey{}
+		case "DataKeyRequest":
+			into = &v1alpha1.DataKeyRequest{}
+		case "Pod":
+			into = &corev1.Pod{}
+		default:
+			continue
+		}
+		if err := yaml.UnmarshalStrict([]byte(document), into); err != nil {
+			t.Errorf("%s: %v", kind.Kind, err)
+		}
+	}
+}
+
+// TestReadme holds the README to the samples: every YAML block of it stands in one of them, word for word.
+func TestReadme(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := strings.Join(samples(t), "---\n")
+	blocks := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllSubmatch(readme, -1)
+	if len(blocks) < 3 {
+		t.Errorf("the README has %d YAML blocks, want the MasterKey, the DataKeyRequest and the pod", len(blocks))
+	}
+	for _, block := range blocks {
+		if !strings.Contains(all, string(block[1])) {
+			t.Errorf("this block of the README is in no sample:\n%s", block[1])
+		}
+	}
+}
+
+// samples are the documents of config/samples.
+func samples(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob("../../config/samples/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("config/samples: %d files, %v", len(files), err)
+	}
+	var documents []string
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		documents = append(documents, strings.Split(string(text), "---\n")...)
+	}
+	return documents
+}
