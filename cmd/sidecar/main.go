@@ -1,0 +1,120 @@
+// The sidecar issues a pod's data keys on a unix socket. See package sidecar.
+//
+//	sidecar --data-keys=… --keys-dir=… --token-file=… --socket=… --key-service=…   serves; DATAKEYS_ROOTS holds PEM
+//	sidecar wait --socket=… [--timeout=10s]    exits 0 once every data key can be issued, 1 when one is refused
+//	sidecar ready --socket=… [--timeout=10s]   asks once: exits 0 if every data key can be issued, else 1
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/datakeys/datakeys/sidecar"
+)
+
+// rootsEnv is the environment variable with the certificates, in PEM, that may sign the key service's.
+const rootsEnv = "DATAKEYS_ROOTS"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	err := run(ctx, os.Args[1:], os.Getenv, os.Stderr)
+	stop()
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
+		_, _ = fmt.Fprintln(os.Stderr, "sidecar:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, env func(string) string, stderr io.Writer) error {
+	if len(args) > 0 {
+		switch args[0] {
+		case "wait":
+			return ask(ctx, args, stderr, sidecar.Wait)
+		case "ready":
+			return ask(ctx, args, stderr, sidecar.Ready)
+		}
+	}
+	return serve(ctx, args, env, stderr)
+}
+
+// ask runs the commands that the kubelet runs in the container.
+func ask(ctx context.Context, args []string, stderr io.Writer, f func(context.Context, string) error) error {
+	flags := flag.NewFlagSet("sidecar "+args[0], flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	socket := flags.String("socket", "", "`path` of the sidecar's socket")
+	timeout := flags.Duration("timeout", 10*time.Second, "how long to wait at most")
+	if err := parse(flags, args[1:]); err != nil {
+		return err
+	}
+	if *socket == "" {
+		return errors.New("--socket: must be the path of the sidecar's socket")
+	}
+	if *timeout <= 0 {
+		return errors.New("--timeout: must be more than 0")
+	}
+	ctx, cancel := context.WithTimeout(ctx, *timeout)
+	defer cancel()
+	return f(ctx, *socket)
+}
+
+func serve(ctx context.Context, args []string, env func(string) string, stderr io.Writer) error {
+	flags := flag.NewFlagSet("sidecar", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	var (
+		config   sidecar.Config
+		dataKeys = flags.String("data-keys", "", "`names` of the data keys to issue, separated by commas")
+		level    slog.Level
+	)
+	flags.StringVar(&config.KeysDir, "keys-dir", "", "`directory` with one directory for each data key: its mounted Secret")
+	flags.StringVar(&config.TokenFile, "token-file", "", "`file` with the pod's token for the key service")
+	flags.StringVar(&config.Socket, "socket", "", "`path` of the socket to listen on")
+	flags.StringVar(&config.KeyService, "key-service", "", "`host:port` of the key service; "+rootsEnv+
+		" in the environment holds the PEM certificates that may sign its own")
+	flags.TextVar(&level, "log-level", slog.LevelInfo, "`level` from which on to log: DEBUG, INFO, WARN or ERROR")
+	if err := parse(flags, args); err != nil {
+		return err
+	}
+	config.DataKeys = strings.Split(*dataKeys, ",")
+	config.Roots = []byte(env(rootsEnv))
+	config.Logger = slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level}))
+	if err := noDumps(); err != nil {
+		config.Logger.Warn("a crash may leave a memory dump with data keys", "error", err.Error())
+	}
+	stayLean(env)
+	return sidecar.Run(ctx, config)
+}
+
+func parse(flags *flag.FlagSet, args []string) error {
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("%q: is neither a flag nor a command", flags.Arg(0))
+	}
+	return nil
+}
+
+// stayLean trades processor time for memory: a sidecar does little, and there is one in every pod. Go's own variables
+// have the last word.
+func stayLean(env func(string) string) {
+	if env("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+	if env("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(16 << 20)
+	}
+	if env("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(min(runtime.GOMAXPROCS(0), 4)) // each has caches of its own
+	}
+}

@@ -1,0 +1,105 @@
+package sidecar
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strconv"
+
+	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
+)
+
+// algorithmAESGCM is how the data key is wrapped, in the words of Alibaba Cloud KMS; api/v1alpha1 declares it.
+const algorithmAESGCM = "AES_GCM"
+
+// answer is the JSON answer of GET /v1/data-keys/{name} around its plaintext, rendered once when the key is published.
+type answer struct {
+	head, tail            []byte
+	jsonSize, rawSize     int
+	jsonLength, rawLength []string // the sizes as header values
+}
+
+// newAnswer renders the answer for a plaintext of that many bytes.
+func newAnswer(s dataKeyStatus, sealed Sealed, plaintextSize int) answer {
+	head := mustMarshal(struct {
+		Name       string `json:"name"`
+		Generation uint32 `json:"generation"`
+		KeyID      string `json:"keyId"`
+		KeyVersion int32  `json:"keyVersion"`
+		Algorithm  string `json:"algorithm"`
+	}{s.Name, s.Generation, s.KeyID, s.KeyVersion, s.Algorithm})
+	tail := mustMarshal(struct {
+		CiphertextBlob    []byte            `json:"ciphertextBlob"`
+		EncryptionContext map[string]string `json:"encryptionContext,omitempty"`
+	}{sealed.CiphertextBlob, sealed.EncryptionContext})
+	a := answer{
+		head: append(head[:len(head)-1], `,"plaintext":"`...),
+		tail: append(append([]byte(`",`), tail[1:]...), '\n'),
+	}
+	a.jsonSize, a.rawSize = len(a.head)+base64.StdEncoding.EncodedLen(plaintextSize)+len(a.tail), plaintextSize
+	a.jsonLength, a.rawLength = []string{strconv.Itoa(a.jsonSize)}, []string{strconv.Itoa(a.rawSize)}
+	return a
+}
+
+// secretBody is the body of an answer with a plaintext, which its user holds.
+type secretBody struct {
+	issued *issued
+	raw    bool
+}
+
+func (b secretBody) size() int {
+	if b.raw {
+		return b.issued.answer.rawSize
+	}
+	return b.issued.answer.jsonSize
+}
+
+// appendTo appends size bytes to out and never moves them: out grows before. Clearing them is up to the caller.
+func (b secretBody) appendTo(out []byte) []byte {
+	out = slices.Grow(out, b.size())
+	plaintext := b.issued.plaintext.Bytes(insecuresecret.Token{})
+	if b.raw {
+		return append(out, plaintext...)
+	}
+	out = append(out, b.issued.answer.head...)
+	out = base64.StdEncoding.AppendEncode(out, plaintext)
+	return append(out, b.issued.answer.tail...)
+}
+
+// renderList is the answer of GET /v1/data-keys.
+func renderList(keys []*dataKey) []byte {
+	return append(mustMarshal(struct {
+		DataKeys []dataKeyStatus `json:"dataKeys"`
+	}{statuses(keys, func(*dataKey) bool { return true })}), '\n')
+}
+
+// renderUnready is the answer of GET /readyz with every data key that is not issued, nil where there is none.
+func renderUnready(keys []*dataKey) []byte {
+	waiting := statuses(keys, func(k *dataKey) bool { return k.State != StateIssued })
+	if len(waiting) == 0 {
+		return nil
+	}
+	p := newProblem(http.StatusServiceUnavailable, reasonNotReady, "not every data key can be issued")
+	p.DataKeys = waiting
+	return p.render()
+}
+
+func statuses(keys []*dataKey, which func(*dataKey) bool) []dataKeyStatus {
+	out := make([]dataKeyStatus, 0, len(keys))
+	for _, k := range keys {
+		if which(k) {
+			out = append(out, k.dataKeyStatus)
+		}
+	}
+	return out
+}
+
+// mustMarshal encodes values of this package, which have nothing that JSON lacks.
+func mustMarshal(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("internal error: " + err.Error())
+	}
+	return b
+}

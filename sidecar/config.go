@@ -1,0 +1,96 @@
+package sidecar
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+)
+
+// MaxDataKeys is the most data keys that one sidecar issues: what one BatchDecrypt of the key service takes.
+const MaxDataKeys = 100
+
+// Config is what a sidecar needs to know. Every field is required.
+type Config struct {
+	// DataKeys names the data keys to issue: DataKeyRequests of the pod's namespace, 1 to MaxDataKeys.
+	DataKeys []string
+	// KeysDir holds a directory for each of DataKeys, where the Secret of that name is mounted.
+	KeysDir string
+	// TokenFile holds the pod's ServiceAccount token for the key service. It is read again for every call.
+	TokenFile string
+	// Socket is the path at which to listen, at most 107 bytes (unix(7), sun_path).
+	Socket string
+	// KeyService is the address of the key service, host:port. Its certificate must name the host.
+	KeyService string
+	// Roots are the certificates, in PEM, that alone are trusted to have signed the key service's.
+	Roots []byte
+	// Logger takes what happens. No plaintext is ever given to it.
+	Logger *slog.Logger
+}
+
+// dataKeyName is the rule for names of Kubernetes objects (RFC 1123 subdomain). It also keeps a name from being a path.
+var dataKeyName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+
+// maxNameSize is the length of the longest name of a Kubernetes object (RFC 1123 subdomain).
+const maxNameSize = 253
+
+// validate returns every rule that the configuration breaks.
+func (c Config) validate() error {
+	var errs []error
+	if n := len(c.DataKeys); n == 0 || n > MaxDataKeys {
+		errs = append(errs, fmt.Errorf("data keys: %d names: must be 1 to %d", n, MaxDataKeys))
+	}
+	for i, name := range c.DataKeys {
+		switch {
+		case len(name) > maxNameSize || !dataKeyName.MatchString(name):
+			errs = append(errs, fmt.Errorf("data keys: %q: must be the name of a DataKeyRequest: "+
+				"a lower-case DNS subdomain (RFC 1123) of at most %d bytes", name, maxNameSize))
+		case slices.Contains(c.DataKeys[:i], name):
+			errs = append(errs, fmt.Errorf("data keys: %q is named twice: name it once", name))
+		}
+	}
+	if !filepath.IsAbs(c.KeysDir) {
+		errs = append(errs, fmt.Errorf("keys directory %q: must be an absolute path", c.KeysDir))
+	}
+	if !filepath.IsAbs(c.TokenFile) {
+		errs = append(errs, fmt.Errorf("token file %q: must be an absolute path", c.TokenFile))
+	}
+	if err := checkSocketPath(c.Socket); err != nil {
+		errs = append(errs, err)
+	}
+	if err := checkAddress(c.KeyService); err != nil {
+		errs = append(errs, err)
+	}
+	if _, err := rootPool(c.Roots); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func checkAddress(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err == nil {
+		var n int
+		n, err = strconv.Atoi(port)
+		if host == "" || n < 1 || n > 65535 {
+			err = errors.New("no host or no port of 1 to 65535")
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("key service %q: must be host:port with a numeric port", address)
+	}
+	return nil
+}
+
+func rootPool(pem []byte) (*x509.CertPool, error) {
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, errors.New("roots of the key service: must hold at least one certificate in PEM")
+	}
+	return pool, nil
+}

@@ -1,0 +1,88 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+)
+
+// conn is a connection of an application. It writes answers with plaintext itself: net/http would copy them into
+// buffers of its own, which it keeps for later and never clears.
+//
+// The way past them: a ResponseWriter of net/http copies from a reader by its connection's ReadFrom, where there is one.
+// sendSecret has the header flushed, which Write holds back, and then the body copied; ReadFrom sends both with one
+// write, and clears them.
+type conn struct {
+	*net.UnixConn
+	free func() // called once, when the connection is closed
+	once sync.Once
+
+	hold   bool
+	buffer []byte // the header while it is held back, then header and body
+}
+
+// Write implements net.Conn.
+func (c *conn) Write(p []byte) (int, error) {
+	if c.hold {
+		c.buffer = append(c.buffer, p...)
+		return len(p), nil
+	}
+	return c.UnixConn.Write(p)
+}
+
+// ReadFrom implements io.ReaderFrom. It returns how many bytes of the body it sent.
+func (c *conn) ReadFrom(r io.Reader) (int64, error) {
+	body, ok := r.(secretReader)
+	if !ok {
+		return io.Copy(struct{ io.Writer }{c}, r)
+	}
+	header := len(c.buffer)
+	c.buffer = body.appendTo(c.buffer)
+	n, err := c.UnixConn.Write(c.buffer)
+	clear(c.buffer)
+	c.buffer = c.buffer[:0]
+	return int64(max(0, n-header)), err
+}
+
+// Close implements net.Conn.
+func (c *conn) Close() error {
+	c.once.Do(c.free)
+	return c.UnixConn.Close()
+}
+
+// secretReader lets a secretBody go where net/http takes a reader.
+type secretReader struct{ secretBody }
+
+// Read implements io.Reader. It fails: only conn.ReadFrom may see the bytes.
+func (secretReader) Read([]byte) (int, error) {
+	return 0, errors.New("internal error: net/http did not copy by the connection's ReadFrom")
+}
+
+// connKey is the key of a request's conn in its context.
+type connKey struct{}
+
+// withConn is the ConnContext of the server.
+func withConn(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+// sendSecret answers r with the body. The headers are set, Content-Length among them.
+func sendSecret(w http.ResponseWriter, r *http.Request, body secretBody) error {
+	c, ok := r.Context().Value(connKey{}).(*conn)
+	if !ok {
+		return errors.New("internal error: not a connection of the socket")
+	}
+	flusher, ok1 := w.(http.Flusher)
+	from, ok2 := w.(io.ReaderFrom)
+	if !ok1 || !ok2 {
+		return errors.New("internal error: not a response of net/http")
+	}
+	c.hold = true
+	flusher.Flush()
+	_, err := from.ReadFrom(secretReader{body})
+	c.hold = false
+	return err
+}

@@ -1,0 +1,172 @@
+package sidecar
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/internal/envelope"
+)
+
+const (
+	// callTimeout is the most that one call may take, connecting included.
+	callTimeout = 5 * time.Second
+	// idleTimeout closes a connection that nobody uses: a sidecar asks when it starts and when a blob changes, and the
+	// key service need not hold a connection for every pod of the cluster meanwhile.
+	idleTimeout = time.Minute
+	// maxAnswerSize holds MaxDataKeys plaintexts of the largest size, with room for names and framing.
+	maxAnswerSize = 1 << 20
+	// maxTokenSize is the most bytes read of a token; those of Kubernetes have about 1,200.
+	maxTokenSize = 16 << 10
+)
+
+// Opened is the answer to one Sealed: Plaintext with its key, or the refusal Err, a gRPC status error.
+type Opened struct {
+	// KeyARN and KeyVersion name the master key, as the key service does.
+	KeyARN     string
+	KeyVersion int32
+	Plaintext  envelope.Plaintext
+	Err        error
+}
+
+// Client asks the key service, as the pod whose token it reads.
+type Client struct {
+	conn *grpc.ClientConn
+	kms  kmsv1.KeyServiceClient
+}
+
+// NewClient returns a client of the key service at address (host:port), which must present a certificate for that host
+// from one of the roots (PEM). It connects when it is first used.
+func NewClient(address string, roots []byte, tokenFile string) (*Client, error) {
+	if err := checkAddress(address); err != nil {
+		return nil, err
+	}
+	pool, err := rootPool(roots)
+	if err != nil {
+		return nil, err
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient(
+		// The dialer looks the name up for every connection; gRPC's own resolver would do so every 30 s at most.
+		"passthrough:///"+address,
+		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
+			RootCAs:    pool,
+			ServerName: host,
+			MinVersion: tls.VersionTLS13,
+		})),
+		grpc.WithPerRPCCredentials(tokenCredentials(tokenFile)),
+		grpc.WithNoProxy(), // a token is for the key service alone, whatever the environment says
+		grpc.WithIdleTimeout(idleTimeout),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second},
+			MinConnectTimeout: callTimeout,
+		}),
+		// Pings are rare, because a call that lasts so long is; but with them comes the socket option that makes a
+		// connection to a node that is gone fail instead of swallowing calls.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: callTimeout}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswerSize)),
+		// A quarter of the defaults: what goes over this connection is small, and memory counts in every pod.
+		grpc.WithReadBufferSize(8<<10), grpc.WithWriteBufferSize(8<<10), grpc.WithSharedWriteBuffer(true),
+		grpc.WithDisableServiceConfig(), grpc.WithUserAgent("datakeys-sidecar"),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("key service %q: %w", address, err)
+	}
+	return &Client{conn: conn, kms: kmsv1.NewKeyServiceClient(conn)}, nil
+}
+
+// Close closes the connection.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Open asks for up to MaxDataKeys plaintexts and returns one answer each, in order, or the gRPC status error of the call
+// as a whole. Destroying the plaintexts is up to the caller.
+func (c *Client) Open(ctx context.Context, sealed []Sealed) ([]Opened, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	request := &kmsv1.BatchDecryptRequest{Requests: make([]*kmsv1.DecryptRequest, len(sealed))}
+	for i, s := range sealed {
+		request.Requests[i] = &kmsv1.DecryptRequest{
+			CiphertextBlob:    s.CiphertextBlob,
+			EncryptionContext: s.EncryptionContext,
+		}
+	}
+	// Waiting for the connection makes the first try at a key service that comes up just now the one that succeeds.
+	response, err := c.kms.BatchDecrypt(ctx, request, grpc.WaitForReady(true))
+	if err != nil {
+		return nil, err
+	}
+	results := response.GetResults()
+	defer wipe(results)
+	if len(results) != len(sealed) {
+		return nil, status.Errorf(codes.Internal, "the key service gave %d answers to %d requests", len(results), len(sealed))
+	}
+	opened := make([]Opened, len(results))
+	for i, result := range results {
+		opened[i] = opened1(result)
+	}
+	return opened, nil
+}
+
+func opened1(result *kmsv1.BatchDecryptResult) Opened {
+	if refusal := result.GetRefusal(); refusal != nil {
+		code := codes.Code(refusal.GetCode()) //nolint:gosec // any number is a code; one that is not known is an outage
+		if code == codes.OK {
+			code = codes.Internal
+		}
+		return Opened{Err: status.Error(code, refusal.GetMessage())}
+	}
+	response := result.GetResponse()
+	plaintext, err := envelope.PlaintextFromBytes(response.GetPlaintext())
+	if err != nil {
+		return Opened{Err: status.Errorf(codes.Internal, "the key service's answer: %v", err)}
+	}
+	return Opened{KeyARN: response.GetKeyId(), KeyVersion: response.GetKeyVersion(), Plaintext: plaintext}
+}
+
+// wipe clears the plaintexts that gRPC decoded. The bytes that it received them in are its own: best effort.
+func wipe(results []*kmsv1.BatchDecryptResult) {
+	for _, result := range results {
+		clear(result.GetResponse().GetPlaintext())
+	}
+}
+
+// tokenCredentials is the file with the pod's token. The kubelet renews it, so every call reads it.
+type tokenCredentials string
+
+// GetRequestMetadata implements credentials.PerRPCCredentials. A file that cannot be read now may be readable later.
+func (file tokenCredentials) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	f, err := os.Open(string(file))
+	if err != nil {
+		return nil, status.Errorf(codes.Unavailable, "the pod's token: %v", err)
+	}
+	defer func() { _ = f.Close() }()
+	token, err := io.ReadAll(io.LimitReader(f, maxTokenSize+1))
+	token = bytes.TrimSpace(token)
+	switch {
+	case err != nil:
+		return nil, status.Errorf(codes.Unavailable, "the pod's token: %v", err)
+	case len(token) == 0 || len(token) > maxTokenSize:
+		return nil, status.Errorf(codes.Unavailable, "the pod's token: the file %s has to hold 1 to %d bytes", string(file),
+			maxTokenSize)
+	}
+	return map[string]string{"authorization": "Bearer " + string(token)}, nil
+}
+
+// RequireTransportSecurity implements credentials.PerRPCCredentials.
+func (tokenCredentials) RequireTransportSecurity() bool { return true }

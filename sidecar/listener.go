@@ -1,0 +1,141 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+)
+
+const (
+	// maxSocketPath is the most bytes of a socket's path: sun_path holds 108 with the zero at the end (unix(7)).
+	maxSocketPath = 107
+	// bindName is the name in the socket's directory under which a new socket is made ready. It is short, so that the
+	// path is no longer than the final one.
+	bindName = ".new"
+	// maxConns is the most connections at a time. Each costs about 20 KiB of a sidecar that is to stay under 20 MiB.
+	maxConns = 256
+)
+
+func checkSocketPath(path string) error {
+	switch {
+	case strings.HasPrefix(path, "@"), strings.HasPrefix(path, "\x00"):
+		return fmt.Errorf("socket %q: must be a path in a directory: an abstract socket would be open to every process "+
+			"of the network namespace", path)
+	case !filepath.IsAbs(path):
+		return fmt.Errorf("socket %q: must be an absolute path", path)
+	case len(path) > maxSocketPath || len(bindPath(path)) > maxSocketPath:
+		return fmt.Errorf("socket %q: the path has %d bytes: must be at most %d (unix(7))", path, len(path), maxSocketPath)
+	}
+	return nil
+}
+
+func bindPath(path string) string { return filepath.Join(filepath.Dir(path), bindName) }
+
+// listener is the unix socket that issues data keys. It takes at most maxConns connections at a time.
+type listener struct {
+	*net.UnixListener
+	path string
+	info fs.FileInfo // of our socket, to tell it from a successor's at the same path
+
+	slots chan struct{}
+	// full is called when a connection has to wait for another to be closed.
+	full   func()
+	closed chan struct{}
+	once   sync.Once
+}
+
+// listen makes a socket at path that any UID may connect to: who sees its directory is the pod's own choice of mounts.
+// The directory must exist. A socket that is there already, left behind by a sidecar that was killed, is replaced at
+// once: there is no moment without a socket or with one that nobody may open.
+func listen(ctx context.Context, path string, conns int) (*listener, error) {
+	if err := checkSocketPath(path); err != nil {
+		return nil, err
+	}
+	if err := checkReplaceable(path); err != nil {
+		return nil, err
+	}
+	bind := bindPath(path)
+	if err := checkReplaceable(bind); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(bind); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("socket %q: %w", path, err)
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", bind)
+	if err != nil {
+		return nil, fmt.Errorf("socket %q: its directory must exist and be writable for UID %d: %w", path, os.Getuid(), err)
+	}
+	unix := l.(*net.UnixListener) //nolint:forcetypeassert // what the network "unix" gives
+	unix.SetUnlinkOnClose(false)  // it would unlink the name that is renamed away
+	info, err := publish(bind, path)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("socket %q: %w", path, err), unix.Close(), os.Remove(bind))
+	}
+	return &listener{
+		UnixListener: unix, path: path, info: info,
+		slots: make(chan struct{}, conns), full: func() {}, closed: make(chan struct{}),
+	}, nil
+}
+
+func publish(bind, path string) (fs.FileInfo, error) {
+	// Connecting needs the permission to write.
+	if err := os.Chmod(bind, 0o666); err != nil { //nolint:gosec // see listen
+		return nil, err
+	}
+	info, err := os.Lstat(bind)
+	if err != nil {
+		return nil, err
+	}
+	return info, os.Rename(bind, path)
+}
+
+// checkReplaceable refuses to replace what is no socket: the path is a mistake then.
+func checkReplaceable(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("socket: %w", err)
+	case info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("socket: %q is there and is no socket: name another path, or remove it", path)
+	}
+	return nil
+}
+
+// Accept implements net.Listener.
+func (l *listener) Accept() (net.Conn, error) {
+	select {
+	case l.slots <- struct{}{}:
+	default:
+		l.full()
+		select {
+		case l.slots <- struct{}{}:
+		case <-l.closed:
+			return nil, net.ErrClosed
+		}
+	}
+	c, err := l.AcceptUnix()
+	if err != nil {
+		<-l.slots
+		return nil, err
+	}
+	return &conn{UnixConn: c, free: func() { <-l.slots }}, nil
+}
+
+// Close implements net.Listener. It removes the socket, unless another has replaced it.
+func (l *listener) Close() error {
+	l.once.Do(func() {
+		close(l.closed)
+		if info, err := os.Lstat(l.path); err == nil && os.SameFile(info, l.info) {
+			_ = os.Remove(l.path)
+		}
+	})
+	return l.UnixListener.Close()
+}

@@ -1,0 +1,49 @@
+package sidecar
+
+import (
+	"net/http"
+	"strconv"
+)
+
+// Reasons of problems that are no data key's. They are stable: programs may decide by them.
+const (
+	reasonNotReady          = "NotReady"
+	reasonUnknownDataKey    = "UnknownDataKey"
+	reasonUnknownGeneration = "UnknownGeneration"
+	reasonUnknownPath       = "UnknownPath"
+	reasonMethodNotAllowed  = "MethodNotAllowed"
+	reasonNotAcceptable     = "NotAcceptable"
+	reasonInvalidParameter  = "InvalidParameter"
+	reasonBodyNotAllowed    = "BodyNotAllowed"
+	reasonURITooLong        = "URITooLong"
+)
+
+// problem is an error as the native API answers it: problem details (RFC 9457) of type about:blank, told apart by the
+// extension member reason.
+type problem struct {
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail"`
+	Reason string `json:"reason"`
+	// DataKeys are, where the problem is about several, the data keys that are not issued.
+	DataKeys []dataKeyStatus `json:"dataKeys,omitempty"`
+}
+
+func newProblem(status int, reason, detail string) problem {
+	return problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: detail, Reason: reason}
+}
+
+func (p problem) render() []byte { return append(mustMarshal(p), '\n') }
+
+// write answers with the problem. Headers that the status asks for are set before.
+func (p problem) write(w http.ResponseWriter) { writeProblem(w, p.Status, p.render()) }
+
+func writeProblem(w http.ResponseWriter, status int, body []byte) {
+	h := w.Header()
+	h["Content-Type"] = problemType
+	h["Cache-Control"] = noStore
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	w.WriteHeader(status)
+	_, _ = w.Write(body) // a client that is gone needs no answer
+}

@@ -1,0 +1,58 @@
+package sidecar
+
+import "google.golang.org/grpc/codes"
+
+// State is what can be said of one data key.
+type State string
+
+// States of a data key.
+const (
+	// StatePending: not yet there, or the key service has not answered yet. It is tried again.
+	StatePending State = "Pending"
+	// StateRefused: refused for a reason that waiting alone does not mend. It is tried again now and then.
+	StateRefused State = "Refused"
+	// StateIssued: the plaintext can be had.
+	StateIssued State = "Issued"
+)
+
+// Reasons why a data key is not issued. They are stable: programs may decide by them.
+const (
+	// ReasonStarting: the sidecar has not asked for it yet.
+	ReasonStarting = "Starting"
+	// ReasonStopping: the sidecar is about to exit.
+	ReasonStopping = "Stopping"
+	// ReasonSecretNotFound: its Secret is not mounted yet.
+	ReasonSecretNotFound = "SecretNotFound"
+	// ReasonSecretUnreadable: its Secret is mounted, but cannot be read.
+	ReasonSecretUnreadable = "SecretUnreadable"
+	// ReasonKeyServiceUnavailable: the key service cannot be reached or cannot answer now.
+	ReasonKeyServiceUnavailable = "KeyServiceUnavailable"
+
+	// ReasonBlobInvalid: its Secret holds no blob, or the blob of another data key.
+	ReasonBlobInvalid = "BlobInvalid"
+	// ReasonAccessDenied: the pod's ServiceAccount may not decrypt it.
+	ReasonAccessDenied = "AccessDenied"
+	// ReasonUnauthenticated: the key service does not take the pod's token.
+	ReasonUnauthenticated = "Unauthenticated"
+	// ReasonMasterKeyNotFound: the master key, or the version of it, that the blob names is not known.
+	ReasonMasterKeyNotFound = "MasterKeyNotFound"
+	// ReasonMasterKeyState: the master key is in a state that allows no decryption.
+	ReasonMasterKeyState = "MasterKeyState"
+	// ReasonBlobRefused: the blob does not open under its master key with its encryption context.
+	ReasonBlobRefused = "BlobRefused"
+)
+
+// refusals are the codes of the key service that say no; any other code is an outage. kms.proto documents the codes.
+var refusals = map[codes.Code]string{
+	codes.PermissionDenied:   ReasonAccessDenied,
+	codes.Unauthenticated:    ReasonUnauthenticated,
+	codes.NotFound:           ReasonMasterKeyNotFound,
+	codes.FailedPrecondition: ReasonMasterKeyState,
+	codes.InvalidArgument:    ReasonBlobRefused,
+}
+
+// aboutBlob reports whether a refusal for that reason is about the bytes of a blob, and so says nothing against a key
+// that was issued from an earlier one.
+func aboutBlob(reason string) bool {
+	return reason == ReasonBlobInvalid || reason == ReasonBlobRefused
+}

@@ -1,0 +1,132 @@
+package sidecar
+
+import (
+	"sync/atomic"
+
+	"github.com/datakeys/datakeys/internal/envelope"
+)
+
+// dataKey is what can be answered about one data key at one moment. It never changes; the store swaps it.
+type dataKey struct {
+	dataKeyStatus
+	// issued is set in StateIssued.
+	issued *issued
+}
+
+// dataKeyStatus is the public part of a dataKey: an item of GET /v1/data-keys.
+type dataKeyStatus struct {
+	Name  string `json:"name"`
+	State State  `json:"state"`
+	// Reason and Message say why the data key is not issued.
+	Reason  string `json:"reason,omitempty"`
+	Message string `json:"message,omitempty"`
+
+	Generation uint32 `json:"generation,omitempty"`
+	KeyID      string `json:"keyId,omitempty"`
+	KeyVersion int32  `json:"keyVersion,omitempty"`
+	Algorithm  string `json:"algorithm,omitempty"`
+}
+
+// issued is a plaintext with its answer, all but the plaintext rendered. Whoever reads the plaintext holds it meanwhile;
+// when the last holder lets go, it is destroyed. No lock is taken, so that answering never waits for publishing.
+type issued struct {
+	plaintext envelope.Plaintext
+	answer    answer
+	holders   atomic.Int64
+}
+
+// newIssued takes over the plaintext. The caller is its first holder.
+func newIssued(plaintext envelope.Plaintext, a answer) *issued {
+	i := &issued{plaintext: plaintext, answer: a}
+	i.holders.Store(1)
+	return i
+}
+
+// hold reports whether the plaintext is still there; if so, the caller must call release.
+func (i *issued) hold() bool {
+	for {
+		n := i.holders.Load()
+		if n == 0 {
+			return false
+		}
+		if i.holders.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+func (i *issued) release() {
+	if i.holders.Add(-1) == 0 {
+		i.plaintext.Destroy()
+	}
+}
+
+// store holds what is published. Any number may read it while one publishes.
+type store struct {
+	current atomic.Pointer[snapshot]
+}
+
+// snapshot is everything that is answered from, at one moment.
+type snapshot struct {
+	byName map[string]*dataKey
+	// list and unready are rendered answers: of GET /v1/data-keys, and of GET /readyz, nil where all keys are issued.
+	list, unready []byte
+}
+
+// newStore returns a store in which every name is pending for the reason Starting.
+func newStore(names []string) *store {
+	s := &store{}
+	keys := make([]*dataKey, len(names))
+	for i, name := range names {
+		keys[i] = &dataKey{dataKeyStatus: dataKeyStatus{
+			Name: name, State: StatePending, Reason: ReasonStarting, Message: "the sidecar has just started",
+		}}
+	}
+	s.publish(keys)
+	return s
+}
+
+// publish replaces what is answered from now on and lets go of the plaintexts that are no longer in it. The store is the
+// first holder of the ones that are.
+func (s *store) publish(keys []*dataKey) {
+	next := &snapshot{byName: make(map[string]*dataKey, len(keys))}
+	kept := make(map[*issued]bool, len(keys))
+	for _, k := range keys {
+		next.byName[k.Name] = k
+		kept[k.issued] = true
+	}
+	next.list, next.unready = renderList(keys), renderUnready(keys)
+	last := s.current.Swap(next)
+	if last == nil {
+		return
+	}
+	for _, k := range last.byName {
+		if k.issued != nil && !kept[k.issued] {
+			k.issued.release()
+		}
+	}
+}
+
+// get returns what is known of a data key, nil for a name that is not the sidecar's. In StateIssued the caller holds
+// the plaintext and must release it.
+func (s *store) get(name string) *dataKey {
+	for {
+		k := s.current.Load().byName[name]
+		if k == nil || k.issued == nil || k.issued.hold() {
+			return k
+		}
+		// Replaced between the two: the newer one is published already.
+	}
+}
+
+// close forgets and destroys every plaintext.
+func (s *store) close() {
+	last := s.current.Load()
+	keys := make([]*dataKey, 0, len(last.byName))
+	for name := range last.byName {
+		keys = append(keys, &dataKey{dataKeyStatus: dataKeyStatus{
+			Name: name, State: StatePending, Reason: ReasonStopping, Message: "the sidecar is about to exit",
+		}})
+	}
+	s.publish(keys)
+}
