@@ -1,0 +1,163 @@
+#!/usr/bin/env bash
+# Proves that the linters still enforce the rules of .golangci.yml: in a module of its own, with this module's path and empty
+# packages for everything that is imported, each rule is broken once and the linter has to say so, in that file; and what is
+# allowed has to pass.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+own=github.com/datakeys/datakeys
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+printf 'module %s\n\ngo 1.26.0\n' "$own" >"$work/go.mod"
+cp .golangci.yml "$work/"
+
+count=0
+expected=()
+
+# stub PATH makes an empty package that can be imported; one of another module becomes a module of its own.
+stub() {
+	[[ $1 == *.*/* ]] || return 0 # the standard library
+	local dir=${1#"$own/"} name=${1##*/}
+	if [[ $1 != "$own"/* ]]; then
+		dir=stubs/$1
+		grep -qF "replace $1 =>" "$work/go.mod" ||
+			printf 'require %s v0.0.0\n\nreplace %s => ./%s\n' "$1" "$1" "$dir" >>"$work/go.mod"
+		mkdir -p "$work/$dir"
+		printf 'module %s\n\ngo 1.26.0\n' "$1" >"$work/$dir/go.mod"
+	fi
+	mkdir -p "$work/$dir"
+	printf '// Package %s is empty.\npackage %s\n' "${name//[.-]/}" "${name//[.-]/}" >"$work/$dir/doc.go"
+}
+
+# file DIR[/_test.go] writes stdin as a file of a package of its own in DIR, so that cases make no import cycle, and sets $path
+# to its name.
+file() {
+	count=$((count + 1))
+	path=${1%/_test.go}/case$count/linted.go
+	[[ $1 != */_test.go ]] || path=${path%.go}_test.go
+	mkdir -p "$work/${path%/*}"
+	{ printf 'package case%d\n\n' "$count" && cat; } >"$work/$path"
+}
+
+# imports WHERE IMPORT: WHERE is a directory, or a directory and /_test.go.
+imports() {
+	stub "$2"
+	file "$1" <<<"import _ \"$2\" // linted"
+}
+
+refused() { # refused WHERE IMPORT MESSAGE
+	imports "$1" "$2"
+	expected+=("$path|$3")
+}
+
+allowed() { # allowed WHERE IMPORT
+	imports "$1" "$2"
+	expected+=("$path|")
+}
+
+calls() { # calls WHERE IMPORT STATEMENT MESSAGE; an empty message: allowed
+	file "$1" <<<"$(printf 'import %s\n\nfunc case%d(%s) { %s }\n' "$2" "$((count + 1))" "${5-}" "$3")"
+	expected+=("$path|$4")
+}
+
+insecure=$own/internal/envelope/insecuresecret
+
+# 1. The crypto core imports the standard library and cannot log.
+refused internal/envelope k8s.io/apimachinery/pkg/runtime "not allowed from list 'envelope'"
+refused internal/envelope "$own/api/v1alpha1" "not allowed from list 'envelope'"
+refused internal/envelope github.com/go-logr/logr "not allowed from list 'envelope'"
+refused internal/envelope log "what cannot log cannot leak"
+calls internal/envelope '"log/slog"' 'slog.Info("opened")' "what cannot log cannot leak"
+refused internal/envelope/_test.go k8s.io/apimachinery/pkg/runtime "not allowed from list 'envelope-tests'"
+allowed internal/envelope crypto/hkdf
+allowed internal/envelope "$insecure"
+allowed internal/envelope/_test.go github.com/google/go-cmp/cmp
+
+# 2. The API imports apimachinery; the contract with the sidecar, protobuf and gRPC.
+refused api/v1alpha1 "$own/internal/kms" "not allowed from list 'api'"
+refused api/v1alpha1 sigs.k8s.io/controller-runtime "not allowed from list 'api'"
+refused api/kms/v1 "$own/internal/envelope" "not allowed from list 'api-kms'"
+refused api/kms/v1 k8s.io/apimachinery/pkg/runtime "not allowed from list 'api-kms'"
+allowed api/v1alpha1 k8s.io/apimachinery/pkg/runtime
+allowed api/kms/v1 google.golang.org/grpc
+
+# 3. Controllers never see key bytes.
+for room in envelope kms seal; do
+	refused controllers "$own/internal/$room" "controllers import api and declare the interfaces that they need"
+	refused controllers/_test.go "$own/internal/$room" "controllers import api and declare the interfaces that they need"
+	refused internal/inject "$own/internal/$room" "the injector imports api alone"
+done
+refused controllers "$insecure" "raw key bytes are read by"
+allowed controllers "$own/api/v1alpha1"
+allowed controllers sigs.k8s.io/controller-runtime
+
+# 4. The key service reaches Kubernetes through interfaces of its own.
+for library in k8s.io/client-go/kubernetes sigs.k8s.io/controller-runtime k8s.io/api/core; do
+	refused internal/kms "$library" "the key service reaches Kubernetes through interfaces that it declares"
+done
+refused internal/kms "$own/controllers" "the key service imports envelope, seal and api"
+refused internal/seal "$own/api/v1alpha1" "root and sealing keys build on the crypto core alone"
+refused internal/seal k8s.io/client-go/kubernetes "root and sealing keys reach Kubernetes through interfaces"
+allowed internal/kms "$own/internal/envelope"
+allowed internal/kms "$own/internal/seal"
+allowed internal/kms "$own/api/kms/v1"
+allowed internal/kms "$insecure"
+allowed internal/seal "$insecure"
+
+# 5. The sidecar links no Kubernetes library.
+for room in sidecar cmd/sidecar; do
+	refused "$room" k8s.io/client-go/kubernetes "the sidecar links no Kubernetes library"
+	refused "$room" sigs.k8s.io/controller-runtime "the sidecar links no Kubernetes library"
+	refused "$room" "$own/controllers" "the sidecar imports envelope and api/kms"
+	refused "$room" "$own/internal/kms" "the sidecar imports envelope and api/kms"
+	allowed "$room" "$own/api/kms/v1"
+done
+refused cmd/sidecar "$insecure" "raw key bytes are read by"
+allowed sidecar "$insecure"
+
+# 6. Only cmd/* read flags and environment or exit; hack/ and tests are not shipped.
+for room in controllers sidecar internal/kms internal/inject internal/envelope internal/seal; do
+	refused "$room" flag "only cmd/\* read flags"
+	calls "$room" '"os"' 'os.Exit(1)' "only cmd/\* read flags and environment or exit"
+	calls "$room" '"os"' '_ = os.Getenv("HOME")' "only cmd/\* read flags and environment or exit"
+	calls "$room" '"os"' '_ = os.Args' "only cmd/\* read flags and environment or exit"
+done
+allowed cmd/manager flag
+calls cmd/manager '"os"' 'os.Exit(1)' ""
+calls hack/cluster '"os"' '_ = os.Getenv("HOME")' ""
+
+# Other rules that hold everywhere.
+for library in github.com/stretchr/testify/require github.com/onsi/ginkgo github.com/onsi/gomega; do
+	refused internal/kms/_test.go "$library" "tests use the testing package and go-cmp"
+done
+refused cmd/manager k8s.io/klog "log through logr or log/slog"
+refused internal/kms math/rand "use crypto/rand"
+allowed cmd/manager/_test.go "$insecure"
+calls internal/kms '"context"' '_ = context.Background()' "take the caller's context"
+calls internal/kms '"context"' '_ = context.TODO()' "take the caller's context"
+calls cmd/manager '"context"' '_ = context.Background()' ""
+calls sidecar '"time"' 'time.Sleep(1)' "wait on a watch, a channel or an injected clock"
+calls sidecar/_test.go '"time"' 'time.Sleep(1)' "wait on a watch, a channel or an injected clock"
+calls sidecar/_test.go '"testing"' 't.Skip("later")' "a test that is skipped proves nothing" "t *testing.T"
+calls sidecar/_test.go '"testing"' 'b.Skipf("later")' "a test that is skipped proves nothing" "b *testing.B"
+calls sidecar '_ "embed"' 'panic("bad request")' "one bad request must not end the process"
+calls sidecar '"fmt"' 'fmt.Println("key")' "stdout belongs to cmd/\*"
+
+output=$work/findings
+linter=$(go tool -modfile=hack/tools/golangci-lint/go.mod -n golangci-lint-kube-api-linter)
+(cd "$work" && GOFLAGS=-mod=mod GOPROXY=off "$linter" run --enable-only depguard,forbidigo --output.text.path "$output" \
+	--output.text.print-issued-lines=false ./...) >"$work/log" 2>&1 || [[ $? == 1 ]] || { cat "$work/log" && exit 1; }
+! grep typecheck "$output" || exit 1
+
+failures=0
+for case in "${expected[@]}"; do
+	path=${case%%|*} message=${case#*|}
+	if [[ -n $message ]] && ! grep -q "^$path:.*$message" "$output"; then
+		echo "not reported: \"$message\" for:" && sed 's/^/    /' "$work/$path"
+		failures=$((failures + 1))
+	elif [[ -z $message ]] && grep "^$path:" "$output"; then
+		echo "reported, but allowed:" && sed 's/^/    /' "$work/$path"
+		failures=$((failures + 1))
+	fi
+done
+((failures == 0)) || { echo "lint self-test: $failures of $count cases failed" >&2 && exit 1; }
+echo "lint self-test: $count cases passed"
