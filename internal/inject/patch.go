@@ -1,0 +1,192 @@
+package inject
+
+import (
+	"fmt"
+	"path"
+	"slices"
+
+	"gomodules.xyz/jsonpatch/v2"
+	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/datakeys/datakeys/api/v1alpha1"
+)
+
+var (
+	specPath = field.NewPath("spec")
+	// socketMount and socketEnv are what a container of the application gets.
+	socketMount = corev1.VolumeMount{Name: socketVolume, MountPath: v1alpha1.SocketDirectory, ReadOnly: true}
+	socketEnv   = corev1.EnvVar{Name: v1alpha1.SocketEnv, Value: v1alpha1.SocketPath}
+)
+
+// Patch is what has to be added to a pod so that it has what it asks for. It adds and changes nothing else; for a pod that
+// has all of it the patch is empty, and for one that has a part, because another webhook added a container since, it is the
+// rest. The pod is not modified.
+func Patch(pod *corev1.Pod, request Request, sidecar Sidecar) ([]jsonpatch.Operation, field.ErrorList) {
+	errs := validatePod(pod)
+	var patch []jsonpatch.Operation
+
+	missing, volumeErrs := missingVolumes(pod.Spec.Volumes, volumes(&request))
+	errs = append(errs, volumeErrs...)
+	patch = append(patch, addAll("/spec/volumes", len(pod.Spec.Volumes), missing)...)
+
+	for _, list := range []struct {
+		name       string
+		containers []corev1.Container
+	}{{"initContainers", pod.Spec.InitContainers}, {"containers", pod.Spec.Containers}} {
+		for i := range list.containers {
+			c := &list.containers[i]
+			if c.Name == v1alpha1.SidecarName || request.Containers != nil && !slices.Contains(request.Containers, c.Name) {
+				continue
+			}
+			added, containerErrs := addSocket(c, fmt.Sprintf("/spec/%s/%d", list.name, i), specPath.Child(list.name).Index(i))
+			patch = append(patch, added...)
+			errs = append(errs, containerErrs...)
+		}
+	}
+
+	// Last, because it moves the other init containers on by one.
+	ours := sidecar.container(&pod.Spec, &request)
+	present, sidecarErrs := findSidecar(&pod.Spec, &ours)
+	errs = append(errs, sidecarErrs...)
+	switch {
+	case present:
+	case len(pod.Spec.InitContainers) == 0:
+		patch = append(patch, add("/spec/initContainers", []corev1.Container{ours}))
+	default:
+		patch = append(patch, add("/spec/initContainers/0", ours))
+	}
+	if len(errs) > 0 {
+		return nil, errs
+	}
+	return patch, nil
+}
+
+// validatePod refuses pods in which the sidecar cannot work.
+func validatePod(pod *corev1.Pod) field.ErrorList {
+	var errs field.ErrorList
+	spec := &pod.Spec
+	if _, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]; mirror {
+		errs = append(errs, field.Forbidden(annotationsPath.Key(corev1.MirrorPodAnnotationKey),
+			"a static pod has neither Secrets nor a token, and so cannot have data keys; run it as a DaemonSet, or remove the label "+
+				v1alpha1.LabelInject))
+	}
+	if spec.OS != nil && spec.OS.Name == corev1.Windows ||
+		spec.NodeSelector[corev1.LabelOSStable] == string(corev1.Windows) ||
+		podSecurityContext(spec).WindowsOptions != nil {
+		errs = append(errs, field.Forbidden(specPath.Child("os"),
+			"the sidecar runs on Linux only; remove the label "+v1alpha1.LabelInject+" from a Windows pod"))
+	}
+	switch {
+	case spec.DNSPolicy == corev1.DNSDefault:
+		errs = append(errs, field.Invalid(specPath.Child("dnsPolicy"), spec.DNSPolicy,
+			"must be ClusterFirst, or None with a dnsConfig that finds Services: the sidecar finds the key service by its Service's name"))
+	case spec.HostNetwork && (spec.DNSPolicy == "" || spec.DNSPolicy == corev1.DNSClusterFirst):
+		// The kubelet takes the node's resolver then.
+		errs = append(errs, field.Invalid(specPath.Child("dnsPolicy"), spec.DNSPolicy,
+			"must be ClusterFirstWithHostNet with hostNetwork: the sidecar finds the key service by its Service's name"))
+	}
+	return errs
+}
+
+// findSidecar reports whether the pod has the sidecar, and refuses another container of its name.
+func findSidecar(spec *corev1.PodSpec, ours *corev1.Container) (bool, field.ErrorList) {
+	var errs field.ErrorList
+	present := false
+	for i := range spec.InitContainers {
+		if spec.InitContainers[i].Name != v1alpha1.SidecarName {
+			continue
+		}
+		present = isOurs(&spec.InitContainers[i], ours)
+		if !present {
+			errs = append(errs, notOurs(specPath.Child("initContainers").Index(i).Child("name"), v1alpha1.SidecarName))
+		}
+	}
+	for i := range spec.Containers {
+		if spec.Containers[i].Name == v1alpha1.SidecarName {
+			errs = append(errs, notOurs(specPath.Child("containers").Index(i).Child("name"), v1alpha1.SidecarName))
+		}
+	}
+	return present, errs
+}
+
+// missingVolumes are those of ours that are not there yet. One of the same name that is another is refused.
+func missingVolumes(existing, ours []corev1.Volume) ([]corev1.Volume, field.ErrorList) {
+	var missing []corev1.Volume
+	var errs field.ErrorList
+	for _, volume := range ours {
+		i := slices.IndexFunc(existing, func(v corev1.Volume) bool { return v.Name == volume.Name })
+		switch {
+		case i < 0:
+			missing = append(missing, volume)
+		case !apiequality.Semantic.DeepEqual(existing[i], volume):
+			errs = append(errs, notOurs(specPath.Child("volumes").Index(i).Child("name"), volume.Name))
+		}
+	}
+	return missing, errs
+}
+
+// addSocket adds the socket's directory and its environment variable to a container. A container that has its own at the
+// same place is refused rather than left with one that leads nowhere.
+func addSocket(c *corev1.Container, pointer string, where *field.Path) ([]jsonpatch.Operation, field.ErrorList) {
+	const wayOut = "; remove it, or leave the container out of the annotation " + v1alpha1.AnnotationContainers
+	var patch []jsonpatch.Operation
+	var errs field.ErrorList
+
+	mounted := false
+	for i, mount := range c.VolumeMounts {
+		if path.Clean(mount.MountPath) != socketMount.MountPath {
+			continue
+		}
+		mounted = true
+		if mount.Name != socketMount.Name || !mount.ReadOnly || mount.SubPath != "" || mount.SubPathExpr != "" {
+			errs = append(errs, field.Invalid(where.Child("volumeMounts").Index(i).Child("mountPath"), mount.MountPath,
+				"is where the sidecar's socket is mounted"+wayOut))
+		}
+	}
+	if !mounted {
+		patch = append(patch, addAll(pointer+"/volumeMounts", len(c.VolumeMounts), []corev1.VolumeMount{socketMount})...)
+	}
+
+	set := false
+	for i, env := range c.Env {
+		if env.Name != socketEnv.Name {
+			continue
+		}
+		set = true
+		if env != socketEnv {
+			errs = append(errs, field.Invalid(where.Child("env").Index(i), env.Name,
+				"is the variable that holds the path of the sidecar's socket, "+socketEnv.Value+wayOut))
+		}
+	}
+	if !set {
+		patch = append(patch, addAll(pointer+"/env", len(c.Env), []corev1.EnvVar{socketEnv})...)
+	}
+	return patch, errs
+}
+
+func notOurs(where *field.Path, name string) *field.Error {
+	return field.Invalid(where, name, "is a name of the injected sidecar, and what has it here was not injected by this installation; "+
+		"rename it, or, if it comes from a copy of an injected pod, remove it")
+}
+
+// addAll appends to the list at pointer, which has so many elements already.
+func addAll[T any](pointer string, length int, values []T) []jsonpatch.Operation {
+	switch {
+	case len(values) == 0:
+		return nil
+	case length == 0:
+		return []jsonpatch.Operation{add(pointer, values)}
+	}
+	patch := make([]jsonpatch.Operation, len(values))
+	for i := range values {
+		patch[i] = add(pointer+"/-", values[i])
+	}
+	return patch
+}
+
+// add is the operation of RFC 6902 section 4.1.
+func add(pointer string, value any) jsonpatch.Operation {
+	return jsonpatch.NewOperation("add", pointer, value)
+}
