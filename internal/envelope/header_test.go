@@ -124,6 +124,7 @@ func TestParseKeyID(t *testing.T) {
 		"one digit long":       canonical + "0",
 		"a letter past f":      "g" + canonical[1:],
 		"a hyphen moved":       "6ba7b81-09dad-41d1-80b4-00c04fd430c8",
+		"a colon for a hyphen": "6ba7b810:9dad-41d1-80b4-00c04fd430c8",
 		"a hyphen for a digit": "6ba7b81--9dad-41d1-80b4-00c04fd430c8",
 		"the nil UUID":         "00000000-0000-0000-0000-000000000000",
 	} {

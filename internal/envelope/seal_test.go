@@ -277,18 +277,27 @@ func TestDestroyWhileInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := newPlaintext(t, 32)
-	started := make(chan struct{})
+	started, destroyed := make(chan struct{}), make(chan struct{})
 	var first sync.Once
 	var all sync.WaitGroup
 	for range 4 {
 		all.Go(func() {
-			for {
+			for last := false; ; {
+				select {
+				case <-destroyed:
+					last = true
+				default:
+				}
 				blob, err := m.Seal(testHeader(KindAWS), AssociatedData{}, p)
 				first.Do(func() { close(started) })
 				if err != nil {
 					if !errors.Is(err, ErrDestroyed) {
 						t.Error(err)
 					}
+					return
+				}
+				if last {
+					t.Error("sealed after Destroy")
 					return
 				}
 				if err := open(t, same, blob, AssociatedData{}); err != nil {
@@ -301,6 +310,7 @@ func TestDestroyWhileInUse(t *testing.T) {
 	}
 	<-started
 	m.Destroy()
+	close(destroyed)
 	all.Wait()
 }
 
