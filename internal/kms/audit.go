@@ -1,0 +1,120 @@
+package kms
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+)
+
+// Operations, as in audit records and metrics.
+const (
+	OperationCreateMasterKeyVersion          = "CreateMasterKeyVersion"
+	OperationGenerateDataKey                 = "GenerateDataKey"
+	OperationGenerateDataKeyWithoutPlaintext = "GenerateDataKeyWithoutPlaintext"
+	OperationOpenDataKey                     = "OpenDataKey"
+	OperationDecrypt                         = "Decrypt"
+	OperationBatchDecrypt                    = "BatchDecrypt"
+)
+
+// Decisions of audit records.
+const (
+	// DecisionAllowed: what was asked for is done right after the record is written.
+	DecisionAllowed = "allowed"
+	// DecisionRefused: nothing was released. Code says why.
+	DecisionRefused = "refused"
+)
+
+// AuditRecord says who asked for what and what became of it. It holds no key and no encryption context.
+type AuditRecord struct {
+	Time      time.Time `json:"time"`
+	Operation string    `json:"operation"`
+	Decision  string    `json:"decision"`
+	// Code and Reason say why it was refused. Reason is what the caller was told.
+	Code   string `json:"code,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	// Caller is the pod that asked, or nil for the controllers.
+	Caller *AuditCaller `json:"caller,omitempty"`
+	// Key is the master key. Of a refused blob, it may be only what the blob claims.
+	Key *AuditKey `json:"key,omitempty"`
+	// DataKey is the scope of the data key; nil for one that has none.
+	DataKey *AuditDataKey `json:"dataKey,omitempty"`
+	// Bytes is the length of the data key that was made or released.
+	Bytes int `json:"bytes,omitempty"`
+}
+
+// AuditCaller is who asked.
+type AuditCaller struct {
+	Username       string `json:"username"`
+	Namespace      string `json:"namespace"`
+	ServiceAccount string `json:"serviceAccount"`
+	Pod            string `json:"pod"`
+	PodUID         string `json:"podUID"`
+	Node           string `json:"node,omitempty"`
+}
+
+// AuditKey is a version of a master key.
+type AuditKey struct {
+	// ID is the key ID, or of a key that is not known what the caller called it.
+	ID        string `json:"id,omitempty"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"`
+	Version   uint32 `json:"version,omitempty"`
+}
+
+// AuditDataKey is the scope of a data key.
+type AuditDataKey struct {
+	Namespace  string `json:"namespace"`
+	Name       string `json:"name"`
+	Generation uint32 `json:"generation"`
+}
+
+// Auditor keeps audit records.
+type Auditor interface {
+	// Record returns nil only when the record is written. What it speaks of leaves the key service afterwards.
+	Record(ctx context.Context, r AuditRecord) error
+}
+
+// JSONAuditor writes one line of JSON a record, each by one Write.
+type JSONAuditor struct {
+	w    io.Writer
+	turn chan struct{} // holds one token; a channel and no mutex, so that waiting behind a slow writer can be given up
+	torn bool          // a line was begun and not ended; needs the turn
+}
+
+// NewJSONAuditor returns an auditor that writes to w. It does not close it.
+func NewJSONAuditor(w io.Writer) *JSONAuditor {
+	return &JSONAuditor{w: w, turn: make(chan struct{}, 1)}
+}
+
+// Record implements Auditor.
+func (a *JSONAuditor) Record(ctx context.Context, r AuditRecord) error {
+	line, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encoding an audit record: %w", err)
+	}
+	line = append(line, '\n')
+
+	select {
+	case a.turn <- struct{}{}:
+		defer func() { <-a.turn }()
+	case <-ctx.Done():
+		return fmt.Errorf("waiting to write an audit record: %w", ctx.Err())
+	}
+	if a.torn {
+		line = append([]byte{'\n'}, line...)
+	}
+	n, err := a.w.Write(line)
+	if err == nil && n < len(line) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		a.torn = a.torn || n > 0
+		return fmt.Errorf("writing an audit record: %w", err)
+	}
+	a.torn = false
+	return nil
+}
+
+var _ Auditor = (*JSONAuditor)(nil)

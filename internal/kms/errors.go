@@ -1,0 +1,108 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// Code is the class of an error of the key service. The zero Code is invalid.
+type Code uint8
+
+const (
+	// CodeInvalidArgument: a field breaks its rule, or a blob does not open.
+	CodeInvalidArgument Code = iota + 1
+	// CodeUnauthenticated: the token is missing, not valid, or bound to no pod.
+	CodeUnauthenticated
+	// CodeDenied: RBAC or the blob's scope does not allow it.
+	CodeDenied
+	// CodeNotFound: the key or its version is not known.
+	CodeNotFound
+	// CodeFailedPrecondition: the key is in a state that does not allow it.
+	CodeFailedPrecondition
+	// CodeUnavailable: try again.
+	CodeUnavailable
+	// CodeInternal: a fault of the key service.
+	CodeInternal
+)
+
+var codeNames = [...]string{
+	CodeInvalidArgument:    "InvalidArgument",
+	CodeUnauthenticated:    "Unauthenticated",
+	CodeDenied:             "Denied",
+	CodeNotFound:           "NotFound",
+	CodeFailedPrecondition: "FailedPrecondition",
+	CodeUnavailable:        "Unavailable",
+	CodeInternal:           "Internal",
+}
+
+// String returns the name of the code, as in audit records and metrics.
+func (c Code) String() string {
+	if c == 0 || int(c) >= len(codeNames) {
+		return fmt.Sprintf("Code(%d)", uint8(c))
+	}
+	return codeNames[c]
+}
+
+// Error is what every operation of a Service returns instead of a result.
+type Error struct {
+	Code Code
+	// Message names the field or the object, the rule and the way out. It is for the caller, and says nothing of key
+	// material nor of what the caller may not know.
+	Message string
+	// Err is the cause, for the log alone. It may be nil.
+	Err error
+}
+
+func (e *Error) Error() string {
+	if e.Err == nil {
+		return fmt.Sprintf("%v: %s", e.Code, e.Message)
+	}
+	return fmt.Sprintf("%v: %s: %v", e.Code, e.Message, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+var _ error = (*Error)(nil)
+
+// CodeOf returns the code of an error: CodeInternal for one that is no *Error, and 0 for nil.
+func CodeOf(err error) Code {
+	if err == nil {
+		return 0
+	}
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Code
+	}
+	return CodeInternal
+}
+
+// What controllers tell apart, with errors.Is. An error that is none of these may pass by itself: try again.
+var (
+	// ErrInvalidKeyID: a key ID is not a UUID in canonical form.
+	ErrInvalidKeyID = errors.New("the key ID must be a UUID in lower case")
+	// ErrMaterialMissing: there is no material of that key ID.
+	ErrMaterialMissing = errors.New("there is no material of this key ID")
+	// ErrMaterialConflict: the material of that key ID belongs to a MasterKey of another namespace or name.
+	ErrMaterialConflict = errors.New("the material of this key ID belongs to another MasterKey")
+	// ErrMaterialBroken: the material does not open under the sealing keys of this installation, or is incomplete.
+	ErrMaterialBroken = errors.New("the material does not open")
+	// ErrBlobRefused: a blob is not that data key, or does not open.
+	ErrBlobRefused = errors.New("the blob is not this data key")
+)
+
+// What the interfaces that a Service is given return.
+var (
+	// ErrUnauthenticated is what an Authenticator returns, wrapped, for a token that proves nothing.
+	ErrUnauthenticated = errors.New("the token is not valid")
+	// ErrMasterKeyNotFound is what MasterKeys returns, wrapped, where there is no MasterKey of that name.
+	ErrMasterKeyNotFound = errors.New("there is no such MasterKey")
+)
+
+// unavailable is the error of something that this service depends on and that did not answer.
+func unavailable(err error, what string) *Error {
+	if errors.Is(err, context.Canceled) {
+		what = "the call was cancelled"
+	}
+	return &Error{Code: CodeUnavailable, Message: what, Err: err}
+}

@@ -1,0 +1,214 @@
+package kms
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/go-logr/logr"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
+)
+
+// Limits of the gRPC server. A sidecar holds one connection, and sends a few calls a minute.
+const (
+	// maxReceive fits a batch of 100 blobs of 6144 bytes, each with a context and a key name of the greatest size.
+	maxReceive = 2 << 20
+	// maxSend fits a batch of 100 plaintexts of 4096 bytes with their ARNs.
+	maxSend = 1 << 20
+	// maxHeaders fits a token, usually 1 to 2 KiB, with room for one that names many groups.
+	maxHeaders = 16 << 10
+	// maxStreams is the most calls of one connection at once.
+	maxStreams = 64
+	// callTimeout ends a call whose caller set no deadline, or a later one.
+	callTimeout = 15 * time.Second
+	// connectionAge, plus or minus a tenth by gRPC, spreads long-lived connections over the replicas that are there now.
+	connectionAge = 10 * time.Minute
+	// connectionGrace is how long calls of a connection that is too old may go on.
+	connectionGrace = 20 * time.Second
+	// pingInterval is how often a client may ping at most, idle or not, before it is sent away.
+	pingInterval = 10 * time.Second
+)
+
+// NewGRPCServer returns a server that offers the service and nothing else: no reflection, no health service. It speaks
+// TLS 1.3 with the certificate of tlsConfig. What callers are not told goes to log.
+func NewGRPCServer(service *Service, tlsConfig *tls.Config, log logr.Logger) *grpc.Server {
+	tlsConfig = tlsConfig.Clone()
+	tlsConfig.MinVersion = max(tlsConfig.MinVersion, tls.VersionTLS13)
+	server := grpc.NewServer(
+		grpc.Creds(credentials.NewTLS(tlsConfig)),
+		grpc.MaxRecvMsgSize(maxReceive),
+		grpc.MaxSendMsgSize(maxSend),
+		grpc.MaxHeaderListSize(maxHeaders),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(10*time.Second),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingInterval, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionAge:      connectionAge,
+			MaxConnectionAgeGrace: connectionGrace,
+			Time:                  time.Minute,
+			Timeout:               pingInterval,
+		}),
+		grpc.UnaryInterceptor(guard(log)),
+	)
+	kmsv1.RegisterKeyServiceServer(server, &adapter{service: service, log: log})
+	return server
+}
+
+// guard gives every call a deadline, turns errors into statuses and panics into errors, and logs what the caller is not
+// told.
+func guard(log logr.Logger) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		defer func() {
+			if p := recover(); p != nil {
+				resp, err = nil, panicError(p)
+			}
+			if err != nil {
+				resp, err = nil, refusal(log.WithValues("method", info.FullMethod), err).Err()
+			}
+		}()
+		return handler(ctx, req)
+	}
+}
+
+// Outward messages of the codes that tell nothing else.
+const (
+	messageUnauthenticated = "a token of a running pod, with the audience datakeys.io, is needed"
+	messagePrecondition    = "the key is in a state that does not allow this: see the conditions of its MasterKey"
+	messageUnavailable     = "the key service cannot answer now: try again"
+	messageInternal        = "internal error"
+)
+
+// refusal turns an error of the service into what the caller is told, and logs the rest.
+func refusal(log logr.Logger, err error) *status.Status {
+	e, ok := errors.AsType[*Error](err)
+	if !ok {
+		e = &Error{Code: CodeInternal, Message: messageInternal, Err: err}
+	}
+	switch e.Code {
+	case CodeInvalidArgument:
+		log.V(1).Info("Refused a call", "error", err.Error())
+		return status.New(codes.InvalidArgument, e.Message)
+	case CodeDenied:
+		log.V(1).Info("Refused a call", "error", err.Error())
+		return status.New(codes.PermissionDenied, e.Message)
+	case CodeNotFound:
+		log.Info("Refused a call", "error", err.Error())
+		return status.New(codes.NotFound, e.Message)
+	case CodeUnauthenticated:
+		log.Info("Refused a call", "error", err.Error())
+		return status.New(codes.Unauthenticated, messageUnauthenticated)
+	case CodeFailedPrecondition:
+		log.Error(err, "A key cannot be used")
+		return status.New(codes.FailedPrecondition, messagePrecondition)
+	case CodeUnavailable:
+		log.Error(err, "Could not answer a call")
+		return status.New(codes.Unavailable, messageUnavailable)
+	default:
+		log.Error(err, "A call failed")
+		return status.New(codes.Internal, messageInternal)
+	}
+}
+
+// adapter is the gRPC face of a Service.
+type adapter struct {
+	kmsv1.UnsafeKeyServiceServer // so that a new method does not compile before it is written
+	service                      *Service
+	log                          logr.Logger
+}
+
+// GenerateDataKey implements kmsv1.KeyServiceServer.
+func (a *adapter) GenerateDataKey(ctx context.Context, req *kmsv1.GenerateDataKeyRequest) (*kmsv1.GenerateDataKeyResponse, error) {
+	resp, err := a.service.GenerateDataKey(ctx, bearer(ctx), GenerateDataKeyRequest{
+		KeyID:             req.GetKeyId(),
+		NumberOfBytes:     int(req.GetNumberOfBytes()),
+		EncryptionContext: req.GetEncryptionContext(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &kmsv1.GenerateDataKeyResponse{
+		KeyId:          resp.KeyARN,
+		KeyVersion:     resp.KeyVersion,
+		CiphertextBlob: resp.CiphertextBlob,
+		Plaintext:      resp.Plaintext.Bytes(insecuresecret.Token{}),
+	}, nil
+}
+
+// Decrypt implements kmsv1.KeyServiceServer.
+func (a *adapter) Decrypt(ctx context.Context, req *kmsv1.DecryptRequest) (*kmsv1.DecryptResponse, error) {
+	resp, err := a.service.Decrypt(ctx, bearer(ctx), decryptRequest(req))
+	if err != nil {
+		return nil, err
+	}
+	return decryptResponse(resp), nil
+}
+
+// BatchDecrypt implements kmsv1.KeyServiceServer.
+func (a *adapter) BatchDecrypt(ctx context.Context, req *kmsv1.BatchDecryptRequest) (*kmsv1.BatchDecryptResponse, error) {
+	requests := make([]DecryptRequest, len(req.GetRequests()))
+	for i, r := range req.GetRequests() {
+		requests[i] = decryptRequest(r)
+	}
+	results, err := a.service.BatchDecrypt(ctx, bearer(ctx), requests)
+	if err != nil {
+		return nil, err
+	}
+	out := &kmsv1.BatchDecryptResponse{Results: make([]*kmsv1.BatchDecryptResult, len(results))}
+	for i, r := range results {
+		out.Results[i] = a.batchResult(r)
+	}
+	return out, nil
+}
+
+func (a *adapter) batchResult(r BatchDecryptResult) *kmsv1.BatchDecryptResult {
+	if r.Err != nil {
+		told := refusal(a.log, r.Err)
+		return &kmsv1.BatchDecryptResult{Result: &kmsv1.BatchDecryptResult_Refusal{
+			Refusal: &kmsv1.Refusal{Code: int32(told.Code()), Message: told.Message()},
+		}}
+	}
+	return &kmsv1.BatchDecryptResult{Result: &kmsv1.BatchDecryptResult_Response{Response: decryptResponse(r.Response)}}
+}
+
+func decryptRequest(r *kmsv1.DecryptRequest) DecryptRequest {
+	return DecryptRequest{
+		CiphertextBlob:    r.GetCiphertextBlob(),
+		EncryptionContext: r.GetEncryptionContext(),
+		KeyID:             r.GetKeyId(),
+	}
+}
+
+// decryptResponse hands the plaintext's own bytes to the encoder: one copy less. They are collected with the response;
+// gRPC tells nobody when it is done with them.
+func decryptResponse(r DecryptResponse) *kmsv1.DecryptResponse {
+	return &kmsv1.DecryptResponse{
+		KeyId:      r.KeyARN,
+		KeyVersion: r.KeyVersion,
+		Plaintext:  r.Plaintext.Bytes(insecuresecret.Token{}),
+	}
+}
+
+// bearer returns the token of a call, or nothing unless there is exactly one (RFC 6750, section 2.1).
+func bearer(ctx context.Context) string {
+	values := metadata.ValueFromIncomingContext(ctx, "authorization")
+	if len(values) != 1 {
+		return ""
+	}
+	scheme, token, _ := strings.Cut(values[0], " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return token
+}

@@ -1,0 +1,218 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+	"golang.org/x/time/rate"
+	"k8s.io/utils/clock"
+
+	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/internal/seal"
+)
+
+const (
+	// primaryAge is for how long a loaded key counts as fresh enough to make data keys for callers: a new primary version
+	// is used by every replica after that, and material that is gone from the cluster is used no longer.
+	primaryAge = 10 * time.Second
+	// loadTimeout is how long one load of a key may take. Those who wait for it may give up sooner.
+	loadTimeout = 10 * time.Second
+	// missAge is for how long a key or version that was looked for and not found is not looked for again.
+	missAge = 2 * time.Second
+	// maxMisses is how many of them are remembered, about 100 bytes each.
+	maxMisses = 4096
+	// missBurst and missRate limit how many unknown keys and versions the callers of one namespace may make the key
+	// service look for: at once, and a second.
+	missBurst = 100
+	missRate  = 10
+)
+
+// key is the unsealed material of a master key as it lay in its Secret at one moment. It never changes.
+type key struct {
+	id envelope.KeyID
+	// namespace and name are those of the MasterKey that the material belongs to, authenticated.
+	namespace, name string
+	versions        map[uint32]*version
+	primary         uint32
+	// damage is what is wrong with the Secret, although versions of it open; else nil.
+	damage   error
+	loadedAt time.Time
+	turn     uint64
+}
+
+// version is one version of a master key.
+type version struct {
+	number     uint32
+	materialID envelope.MaterialID
+	material   envelope.Material
+	createdAt  time.Time
+}
+
+// header is what the header of a blob under this version begins with.
+func (k *key) header(v *version, kind envelope.Kind, scope envelope.Scope) envelope.Header {
+	return envelope.Header{Kind: kind, KeyID: k.id, KeyVersion: v.number, MaterialID: v.materialID, Scope: scope}
+}
+
+// find returns the version that made a blob, or nil.
+func (k *key) find(h envelope.Header) *version {
+	v := k.versions[h.KeyVersion]
+	if v == nil || v.materialID != h.MaterialID {
+		return nil
+	}
+	return v
+}
+
+// primaryVersion returns the version that wraps new data keys.
+func (k *key) primaryVersion() (*version, error) {
+	v := k.versions[k.primary]
+	if v == nil {
+		return nil, k.damage
+	}
+	return v, nil
+}
+
+// keyring holds the keys that were asked for since the start. A key is loaded when it is first asked for, once for all
+// who ask at that moment; nobody waits for another key. What was loaded is kept: the material of a version does not
+// change, and a restart of the API server does not stop a key service.
+type keyring struct {
+	seal  *seal.Keyring
+	store KeyStore
+	clock clock.PassiveClock
+
+	mu   sync.RWMutex // held for map accesses only
+	keys map[envelope.KeyID]*key
+
+	turns   atomic.Uint64 // numbers the loads, so that a slow old one does not replace a newer
+	flights singleflight.Group
+	misses  misses
+}
+
+func newKeyring(s *seal.Keyring, store KeyStore, c clock.PassiveClock) *keyring {
+	return &keyring{
+		seal:  s,
+		store: store,
+		clock: c,
+		keys:  map[envelope.KeyID]*key{},
+		misses: misses{
+			seen:    map[miss]time.Time{},
+			budgets: map[string]*rate.Limiter{},
+		},
+	}
+}
+
+// known returns a key that was loaded before, or nil.
+func (r *keyring) known(id envelope.KeyID) *key {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.keys[id]
+}
+
+// get returns a key for a caller in that namespace, and loads it where it is not known. The error is ErrMaterialMissing,
+// ErrMaterialBroken, errBudget, or one that may pass.
+func (r *keyring) get(ctx context.Context, namespace string, id envelope.KeyID) (*key, error) {
+	if k := r.known(id); k != nil {
+		return k, nil
+	}
+	return r.look(ctx, namespace, miss{keyID: id}, func(*key) bool { return true })
+}
+
+// getFor returns the key and the version that made a blob with this header, and looks again where the version is not
+// known. The errors are those of get; ErrMaterialMissing also stands for a version that does not exist.
+func (r *keyring) getFor(ctx context.Context, namespace string, h envelope.Header) (*version, error) {
+	if k := r.known(h.KeyID); k != nil {
+		if v := k.find(h); v != nil {
+			return v, nil
+		}
+	}
+	k, err := r.look(ctx, namespace, miss{h.KeyID, h.KeyVersion, h.MaterialID}, func(k *key) bool { return k.find(h) != nil })
+	if err != nil {
+		return nil, err
+	}
+	return k.find(h), nil
+}
+
+// getPrimary returns a key as it was at most primaryAge ago, for making data keys.
+func (r *keyring) getPrimary(ctx context.Context, id envelope.KeyID) (*key, error) {
+	if k := r.known(id); k != nil && r.clock.Since(k.loadedAt) < primaryAge {
+		return k, nil
+	}
+	k, _, err := r.load(ctx, id)
+	return k, err
+}
+
+// look loads a key and returns it if it is as wanted. Only a load that began after the call may say that it is not.
+func (r *keyring) look(ctx context.Context, namespace string, m miss, wanted func(*key) bool) (*key, error) {
+	if r.misses.recent(m, r.clock.Now()) {
+		return nil, ErrMaterialMissing
+	}
+	if !r.misses.allowed(namespace, r.clock.Now()) {
+		return nil, errBudget
+	}
+	k, shared, err := r.load(ctx, m.keyID)
+	if shared && (errors.Is(err, ErrMaterialMissing) || err == nil && !wanted(k)) {
+		// The others' load may have begun before the material was made; the next begins after this call.
+		k, _, err = r.load(ctx, m.keyID)
+	}
+	if err == nil && wanted(k) {
+		return k, nil
+	}
+	if err != nil && !errors.Is(err, ErrMaterialMissing) {
+		return nil, err
+	}
+	r.misses.add(namespace, m, r.clock.Now())
+	return nil, ErrMaterialMissing
+}
+
+// load loads a key, together with all who ask for it at this moment; shared says that there were others.
+func (r *keyring) load(ctx context.Context, id envelope.KeyID) (k *key, shared bool, err error) {
+	done := r.flights.DoChan(string(id[:]), func() (any, error) {
+		// Whoever asked first may go away; the others still wait.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
+		defer cancel()
+		return r.read(ctx, id)
+	})
+	select {
+	case result := <-done:
+		if result.Err != nil {
+			return nil, result.Shared, result.Err
+		}
+		return result.Val.(*key), result.Shared, nil
+	case <-ctx.Done():
+		return nil, false, ctx.Err()
+	}
+}
+
+// read reads a key's Secret now, opens what is in it and keeps the result. Every call reads for itself.
+func (r *keyring) read(ctx context.Context, id envelope.KeyID) (k *key, err error) {
+	defer func() {
+		if p := recover(); p != nil { // in a goroutine of singleflight, where it would end the process
+			k, err = nil, panicError(p)
+		}
+	}()
+	turn := r.turns.Add(1)
+	s, err := r.store.Get(ctx, id.String())
+	if errors.Is(err, seal.ErrSecretNotFound) {
+		// A key that is known stays known: the pods that run go on while the Secret is being restored.
+		return nil, ErrMaterialMissing
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the material of key %s: %w", id, err)
+	}
+	k, err = unsealKey(r.seal, id, s)
+	if err != nil {
+		return nil, err
+	}
+	k.loadedAt, k.turn = r.clock.Now(), turn
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old := r.keys[id]; old == nil || old.turn < turn {
+		r.keys[id] = k
+	}
+	return k, nil
+}

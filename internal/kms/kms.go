@@ -1,0 +1,167 @@
+// Package kms is the key service: it holds unsealed master keys, makes and opens data keys, and is the only part of the
+// manager that ever sees a plaintext one.
+//
+// Controllers call EnsureMasterKey, MasterKey, GenerateDataKeyWithoutPlaintext and OpenDataKey, which return sealed bytes
+// only. Callers in pods call GenerateDataKey, Decrypt and BatchDecrypt, over gRPC. What a caller is told depends on
+// nothing that its permissions do not already show:
+//
+//  1. The call is checked by itself, and the token reviewed, once. Whoever is not a pod learns nothing else.
+//  2. A blob with a scope in another namespace is refused. Its header says so in clear.
+//  3. The key is looked up, to know which MasterKey to ask about, and RBAC is asked. Without a permission the answer is
+//     the same whether or not there is such a key.
+//  4. Only then come the existence of the key, its version and its MasterKey, and whether the blob opens.
+//  5. The audit record is written. If it cannot be written, nothing leaves.
+package kms
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/utils/clock"
+
+	"github.com/datakeys/datakeys/internal/seal"
+)
+
+// KeyStore keeps the Secrets with sealed master key material, in the manager's namespace, each named by its key ID. Reads
+// are live, as of seal.Store.
+type KeyStore interface {
+	// Get returns the Secret of that name, or an error that is seal.ErrSecretNotFound.
+	Get(ctx context.Context, name string) (seal.Secret, error)
+	// Create makes a Secret and changes none: where there is one of that name, the error is seal.ErrSecretExists.
+	Create(ctx context.Context, s seal.Secret) error
+}
+
+// Caller is who calls: a pod, by its projected ServiceAccount token.
+type Caller struct {
+	// Namespace, ServiceAccount, PodName and PodUID are set for every token that is bound to a pod.
+	Namespace, ServiceAccount, PodName, PodUID string
+	// Node is the name of the pod's node, where the token says it.
+	Node string
+	// Username, UID, Groups and Extra are what a SubjectAccessReview asks about.
+	Username, UID string
+	Groups        []string
+	Extra         map[string][]string
+}
+
+// Authenticator tells who sent a token.
+type Authenticator interface {
+	// Authenticate reviews a token for the audience datakeys.io and checks the audiences that come back. The error is
+	// ErrUnauthenticated for a token that proves nothing; after any other the call may be tried again. A positive answer
+	// is remembered for at most 10 seconds.
+	Authenticate(ctx context.Context, token string) (Caller, error)
+}
+
+// Access is what RBAC is asked: may the caller do Verb on Resource of the group datakeys.io?
+type Access struct {
+	Verb      string // v1alpha1.VerbDecrypt, ...
+	Resource  string // v1alpha1.ResourceMasterKeys or v1alpha1.ResourceDataKeyRequests
+	Namespace string
+	Name      string // empty: on every object of the resource in the namespace
+}
+
+// Authorizer asks Kubernetes RBAC.
+type Authorizer interface {
+	// Authorize reports whether the access is allowed. An answer is remembered for at most 10 seconds. After an error
+	// the call may be tried again.
+	Authorize(ctx context.Context, caller Caller, access Access) (bool, error)
+}
+
+// MasterKey is what the key service needs to know of a MasterKey object.
+type MasterKey struct {
+	// KeyID is the annotation datakeys.io/key-id, else the object's UID.
+	KeyID           string
+	Namespace, Name string
+}
+
+// MasterKeys knows the MasterKey objects. A key is usable only while the object that its material belongs to exists and
+// has its key ID.
+type MasterKeys interface {
+	// ByName returns the MasterKey of that name, or an error that is ErrMasterKeyNotFound after a live read.
+	ByName(ctx context.Context, namespace, name string) (MasterKey, error)
+}
+
+// Pod names a pod.
+type Pod struct{ Namespace, Name, UID string }
+
+// Events tells people of refusals.
+type Events interface {
+	// Denied tells that a data key was refused to a pod. dataKeyRequest is the name of the request in the pod's namespace,
+	// or empty where the refusal is not about one. The same refusal comes again and again: it is up to the
+	// implementation to say it once in a while. It must not block.
+	Denied(pod Pod, dataKeyRequest, message string)
+}
+
+// Config is what a Service works with. Seal, Keys, MasterKeys, Authenticator, Authorizer and Auditor are required.
+type Config struct {
+	Seal          *seal.Keyring
+	Keys          KeyStore
+	MasterKeys    MasterKeys
+	Authenticator Authenticator
+	Authorizer    Authorizer
+	Auditor       Auditor
+	// Events is told of refusals; nil: nobody is.
+	Events Events
+	// Registerer takes the metrics; nil: they are counted for nobody.
+	Registerer prometheus.Registerer
+	// Clock is the time; nil: the real one.
+	Clock clock.PassiveClock
+	// Logger takes what callers are not told. The zero Logger drops it.
+	Logger logr.Logger
+}
+
+// Service is the key service. It is safe for concurrent use.
+type Service struct {
+	seal          *seal.Keyring
+	store         KeyStore
+	ring          *keyring
+	objects       MasterKeys
+	authenticator Authenticator
+	authorizer    Authorizer
+	auditor       Auditor
+	events        Events
+	metrics       *metrics
+	clock         clock.PassiveClock
+	log           logr.Logger
+}
+
+// New returns a key service.
+func New(c Config) (*Service, error) {
+	if c.Seal == nil || c.Keys == nil || c.MasterKeys == nil || c.Authenticator == nil || c.Authorizer == nil || c.Auditor == nil {
+		return nil, errors.New("key service: Seal, Keys, MasterKeys, Authenticator, Authorizer and Auditor are required")
+	}
+	if c.Clock == nil {
+		c.Clock = clock.RealClock{}
+	}
+	if c.Events == nil {
+		c.Events = noEvents{}
+	}
+	m, err := newMetrics(c.Registerer, c.Seal.RootKeyEmbedded())
+	if err != nil {
+		return nil, err
+	}
+	return &Service{
+		seal:          c.Seal,
+		store:         c.Keys,
+		ring:          newKeyring(c.Seal, c.Keys, c.Clock),
+		objects:       c.MasterKeys,
+		authenticator: c.Authenticator,
+		authorizer:    c.Authorizer,
+		auditor:       c.Auditor,
+		events:        c.Events,
+		metrics:       m,
+		clock:         c.Clock,
+		log:           c.Logger,
+	}, nil
+}
+
+// RootKeyEmbedded reports whether the root key lies in the cluster beside what it protects.
+func (s *Service) RootKeyEmbedded() bool { return s.seal.RootKeyEmbedded() }
+
+type noEvents struct{}
+
+func (noEvents) Denied(Pod, string, string) {}
+
+func (s *Service) now() time.Time { return s.clock.Now() }

@@ -1,0 +1,216 @@
+// Package kmstest has the surroundings of a key service in memory: callers, permissions, MasterKeys, audit and events. Its
+// KeyStore is sealtest.Store.
+package kmstest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/datakeys/datakeys/internal/kms"
+)
+
+// Authenticator knows callers by their tokens. The zero Authenticator knows nobody.
+type Authenticator struct {
+	// Err, if set, is returned instead of any answer.
+	Err error
+
+	mu      sync.Mutex
+	callers map[string]kms.Caller
+	calls   int
+}
+
+// Caller returns a pod's caller as Kubernetes would describe it.
+func Caller(namespace, serviceAccount, pod string) kms.Caller {
+	return kms.Caller{
+		Namespace:      namespace,
+		ServiceAccount: serviceAccount,
+		PodName:        pod,
+		PodUID:         "uid-of-" + pod,
+		Node:           "node-1",
+		Username:       "system:serviceaccount:" + namespace + ":" + serviceAccount,
+		UID:            "uid-of-" + serviceAccount,
+		Groups:         []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace, "system:authenticated"},
+	}
+}
+
+// Add makes a token valid for a caller.
+func (a *Authenticator) Add(token string, c kms.Caller) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.callers == nil {
+		a.callers = map[string]kms.Caller{}
+	}
+	a.callers[token] = c
+}
+
+// Authenticate implements kms.Authenticator.
+func (a *Authenticator) Authenticate(_ context.Context, token string) (kms.Caller, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.calls++
+	if a.Err != nil {
+		return kms.Caller{}, a.Err
+	}
+	c, ok := a.callers[token]
+	if !ok {
+		return kms.Caller{}, fmt.Errorf("%w: no such token", kms.ErrUnauthenticated)
+	}
+	return c, nil
+}
+
+// Calls returns how often a token was reviewed.
+func (a *Authenticator) Calls() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.calls
+}
+
+// Authorizer allows what was granted. The zero Authorizer allows nothing.
+type Authorizer struct {
+	// Err, if set, is returned instead of any answer.
+	Err error
+
+	mu     sync.Mutex
+	grants map[string][]kms.Access
+	asked  []kms.Access
+}
+
+// Grant allows a user an access; with an empty name, to every object of the resource in the namespace.
+func (a *Authorizer) Grant(username string, access kms.Access) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.grants == nil {
+		a.grants = map[string][]kms.Access{}
+	}
+	a.grants[username] = append(a.grants[username], access)
+}
+
+// Revoke takes every grant from a user.
+func (a *Authorizer) Revoke(username string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.grants, username)
+}
+
+// Authorize implements kms.Authorizer.
+func (a *Authorizer) Authorize(_ context.Context, c kms.Caller, access kms.Access) (bool, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.asked = append(a.asked, access)
+	if a.Err != nil {
+		return false, a.Err
+	}
+	all := access
+	all.Name = ""
+	return slices.Contains(a.grants[c.Username], access) || slices.Contains(a.grants[c.Username], all), nil
+}
+
+// Asked returns every access that was asked about.
+func (a *Authorizer) Asked() []kms.Access {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.asked)
+}
+
+// MasterKeys holds MasterKey objects. The zero MasterKeys is empty.
+type MasterKeys struct {
+	// Err, if set, is returned instead of any answer.
+	Err error
+
+	mu   sync.Mutex
+	keys map[[2]string]kms.MasterKey
+}
+
+// Put adds or replaces a MasterKey.
+func (m *MasterKeys) Put(k kms.MasterKey) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.keys == nil {
+		m.keys = map[[2]string]kms.MasterKey{}
+	}
+	m.keys[[2]string{k.Namespace, k.Name}] = k
+}
+
+// Delete removes a MasterKey.
+func (m *MasterKeys) Delete(namespace, name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.keys, [2]string{namespace, name})
+}
+
+// ByName implements kms.MasterKeys.
+func (m *MasterKeys) ByName(_ context.Context, namespace, name string) (kms.MasterKey, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.Err != nil {
+		return kms.MasterKey{}, m.Err
+	}
+	k, ok := m.keys[[2]string{namespace, name}]
+	if !ok {
+		return kms.MasterKey{}, fmt.Errorf("%w: %s/%s", kms.ErrMasterKeyNotFound, namespace, name)
+	}
+	return k, nil
+}
+
+// Auditor keeps records in memory. The zero Auditor is empty.
+type Auditor struct {
+	// Err, if set, is returned instead of keeping a record.
+	Err error
+
+	mu      sync.Mutex
+	records []kms.AuditRecord
+}
+
+// Record implements kms.Auditor.
+func (a *Auditor) Record(_ context.Context, r kms.AuditRecord) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.Err != nil {
+		return a.Err
+	}
+	a.records = append(a.records, r)
+	return nil
+}
+
+// Records returns every record so far.
+func (a *Auditor) Records() []kms.AuditRecord {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.records)
+}
+
+// Denial is what Events was told.
+type Denial struct {
+	Pod                     kms.Pod
+	DataKeyRequest, Message string
+}
+
+// Events keeps denials in memory. The zero Events is empty.
+type Events struct {
+	mu      sync.Mutex
+	denials []Denial
+}
+
+// Denied implements kms.Events.
+func (e *Events) Denied(pod kms.Pod, dataKeyRequest, message string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.denials = append(e.denials, Denial{pod, dataKeyRequest, message})
+}
+
+// Denials returns every denial so far.
+func (e *Events) Denials() []Denial {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.denials)
+}
+
+var (
+	_ kms.Authenticator = (*Authenticator)(nil)
+	_ kms.Authorizer    = (*Authorizer)(nil)
+	_ kms.MasterKeys    = (*MasterKeys)(nil)
+	_ kms.Auditor       = (*Auditor)(nil)
+	_ kms.Events        = (*Events)(nil)
+)

@@ -1,0 +1,54 @@
+package kms
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics count operations. The labels are operations and codes, which are few; nothing that a caller chooses becomes
+// one.
+type metrics struct {
+	operations *prometheus.CounterVec
+	duration   *prometheus.HistogramVec
+}
+
+func newMetrics(r prometheus.Registerer, rootKeyEmbedded bool) (*metrics, error) {
+	m := &metrics{
+		operations: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "datakeys_kms_operations_total",
+			Help: "Operations of the key service, by operation and result code. Each item of a batch counts as Decrypt too.",
+		}, []string{"operation", "code"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "datakeys_kms_operation_duration_seconds",
+			Help:    "Time that operations of the key service took.",
+			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}, []string{"operation"}),
+	}
+	embedded := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "datakeys_root_key_embedded",
+		Help: "1 if the root key is embedded: whoever reads the Secrets of the manager's namespace can unseal every key.",
+	})
+	if rootKeyEmbedded {
+		embedded.Set(1)
+	}
+	if r == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{m.operations, m.duration, embedded} {
+		if err := r.Register(c); err != nil {
+			return nil, fmt.Errorf("registering the metrics of the key service: %w", err)
+		}
+	}
+	return m, nil
+}
+
+func (m *metrics) observe(operation string, took time.Duration, err error) {
+	code := "OK"
+	if err != nil {
+		code = CodeOf(err).String()
+	}
+	m.operations.WithLabelValues(operation, code).Inc()
+	m.duration.WithLabelValues(operation).Observe(took.Seconds())
+}

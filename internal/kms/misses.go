@@ -1,0 +1,74 @@
+package kms
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/datakeys/datakeys/internal/envelope"
+)
+
+// errBudget reports a namespace whose callers ask for too many keys that do not exist.
+var errBudget = errors.New("too many unknown keys or versions were asked for from this namespace")
+
+// miss is a key that does not exist, or with a version a version of it.
+type miss struct {
+	keyID      envelope.KeyID
+	version    uint32
+	materialID envelope.MaterialID
+}
+
+// misses keep hostile blobs from the API server. A blob names any key that its maker likes, and "not found" costs a read.
+// So what was not found is remembered for a moment, and for those who make up a new name each time, each namespace has a
+// budget.
+type misses struct {
+	mu      sync.Mutex
+	seen    map[miss]time.Time // until when
+	budgets map[string]*rate.Limiter
+}
+
+// recent reports whether m was looked for in vain a moment ago. No blob can be made before its version is in the store,
+// so this hides nothing from an honest caller.
+func (s *misses) recent(m miss, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	until, ok := s.seen[m]
+	return ok && now.Before(until)
+}
+
+// allowed reports whether callers of the namespace may make the key service look.
+func (s *misses) allowed(namespace string, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b, ok := s.budgets[namespace]
+	return !ok || b.TokensAt(now) >= 1
+}
+
+// add remembers m and takes it from the budget of the namespace.
+func (s *misses) add(namespace string, m miss, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.seen) >= maxMisses {
+		for old, until := range s.seen {
+			if !now.Before(until) {
+				delete(s.seen, old)
+			}
+		}
+	}
+	if len(s.seen) < maxMisses {
+		s.seen[m] = now.Add(missAge)
+	}
+	b, ok := s.budgets[namespace]
+	if !ok {
+		for old, budget := range s.budgets {
+			if budget.TokensAt(now) >= missBurst { // full: as good as none
+				delete(s.budgets, old)
+			}
+		}
+		b = rate.NewLimiter(missRate, missBurst)
+		s.budgets[namespace] = b
+	}
+	b.AllowN(now, 1)
+}
