@@ -1,0 +1,69 @@
+package controllers
+
+import (
+	"errors"
+	"fmt"
+
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+)
+
+// A PermanentError is returned when only a change of the object, or of what the message names, helps: those are watched, so
+// nothing is tried again before. It becomes the Ready condition.
+type PermanentError struct {
+	// Reason is the reason of the Ready condition.
+	Reason string
+	// Message says what is wrong and the way out. It is shown to everybody who may read the object.
+	Message string
+}
+
+var _ error = PermanentError{}
+
+func (e PermanentError) Error() string { return e.Reason + ": " + e.Message }
+
+// A PendingError is not a failure: the object waits for another one, which is watched. It becomes the Ready condition.
+type PendingError struct {
+	// Reason is the reason of the Ready condition.
+	Reason string
+	// Message names what is waited for.
+	Message string
+}
+
+var _ error = PendingError{}
+
+func (e PendingError) Error() string { return e.Reason + ": " + e.Message }
+
+// A keyServiceError is returned when the key service could not do what it was asked. It is tried again with back-off. Err is
+// for the log; the Ready condition says the same to everybody, whatever Err is.
+type keyServiceError struct {
+	// Reason is the reason of the Ready condition.
+	Reason string
+	// Message is the message of the Ready condition.
+	Message string
+	Err     error
+}
+
+var _ error = keyServiceError{}
+
+func (e keyServiceError) Error() string { return fmt.Sprintf("%s: %v", e.Reason, e.Err) }
+
+func (e keyServiceError) Unwrap() error { return e.Err }
+
+// problem is what the Ready condition says of an error.
+type problem struct {
+	reason, message string
+}
+
+// explain sorts an error by its fate. The problem is nil where the error says nothing of the object, as when the API server
+// does not answer; the returned error is what Reconcile is to return.
+func explain(err error) (*problem, error) {
+	if permanent, ok := errors.AsType[PermanentError](err); ok {
+		return &problem{permanent.Reason, permanent.Message}, reconcile.TerminalError(err) // apply patch, done
+	}
+	if pending, ok := errors.AsType[PendingError](err); ok {
+		return &problem{pending.Reason, pending.Message}, nil // apply patch, wait for the watch
+	}
+	if service, ok := errors.AsType[keyServiceError](err); ok {
+		return &problem{service.Reason, service.Message}, err // apply patch, requeue with back-off
+	}
+	return nil, err // requeue with back-off
+}

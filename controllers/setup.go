@@ -1,0 +1,249 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+
+	"github.com/datakeys/datakeys/api/v1alpha1"
+)
+
+// Names of the indexes of the cache.
+const (
+	// indexKeyID finds a MasterKey by its key ID.
+	indexKeyID = "datakeys.io/key-id"
+	// indexMasterKey finds DataKeyRequests by namespace/name of their MasterKey.
+	indexMasterKey = "datakeys.io/master-key"
+	// indexDataKeys finds pods by the DataKeyRequests that they name.
+	indexDataKeys = "datakeys.io/data-keys"
+)
+
+// Config is what the controllers are made of.
+type Config struct {
+	// KeyService is required.
+	KeyService KeyService
+	// Namespace is the manager's own, where the Secrets with the material are. It is required.
+	Namespace string
+	// Clock dates conditions. Nil is the real one.
+	Clock clock.PassiveClock
+	// Recorder takes the events. Nil is the manager's.
+	Recorder events.EventRecorder
+	// MaxConcurrentReconciles is how many objects each controller works on at once, at least 1.
+	MaxConcurrentReconciles int
+}
+
+// CacheOptions is how the manager's cache has to be made for the controllers: it never holds the body of a Secret, and a
+// reader that asks it for one gets an error instead of an informer for the whole cluster.
+func CacheOptions() cache.Options {
+	return cache.Options{
+		ReaderFailOnMissingInformer: true,
+		DefaultTransform:            cache.TransformStripManagedFields(),
+		ByObject: map[client.Object]cache.ByObject{
+			// No label selector here: a Secret that stands in the way of a request has none of our labels, and its deletion has
+			// to wake the request. What is kept of each Secret is a few words instead.
+			&corev1.Secret{}: {Transform: stripSecret},
+			&corev1.Pod{}: {
+				Label:     labels.SelectorFromSet(labels.Set{v1alpha1.LabelInject: "true"}),
+				Field:     fields.OneTermEqualSelector("status.phase", string(corev1.PodPending)),
+				Transform: stripPod,
+			},
+		},
+	}
+}
+
+// stripSecret leaves of a Secret what names it and tells one version from another.
+func stripSecret(in any) (any, error) {
+	accessor, err := meta.Accessor(in)
+	if err != nil {
+		return in, nil // a tombstone
+	}
+	secret := &metav1.PartialObjectMetadata{ObjectMeta: strippedMeta(accessor)}
+	secret.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
+	return secret, nil
+}
+
+// stripPod leaves of a pod what names it and what it asks of the sidecar.
+func stripPod(in any) (any, error) {
+	accessor, err := meta.Accessor(in)
+	if err != nil {
+		return in, nil // a tombstone
+	}
+	pod := newPodMetadata()
+	pod.ObjectMeta = strippedMeta(accessor)
+	for _, name := range []string{v1alpha1.AnnotationDataKeys, v1alpha1.AnnotationWait} {
+		if value, found := accessor.GetAnnotations()[name]; found {
+			metav1.SetMetaDataAnnotation(&pod.ObjectMeta, name, value)
+		}
+	}
+	return pod, nil
+}
+
+func strippedMeta(object metav1.Object) metav1.ObjectMeta {
+	return metav1.ObjectMeta{
+		Namespace:         object.GetNamespace(),
+		Name:              object.GetName(),
+		UID:               object.GetUID(),
+		ResourceVersion:   object.GetResourceVersion(),
+		DeletionTimestamp: object.GetDeletionTimestamp(),
+	}
+}
+
+// Setup adds the controllers to a manager whose cache is made with CacheOptions. They run on the leader only. The caches of
+// MasterKeys and DataKeyRequests are there on every replica, for whoever else reads them.
+func Setup(ctx context.Context, mgr ctrl.Manager, config Config) error {
+	if config.KeyService == nil || config.Namespace == "" {
+		return errors.New("controllers: KeyService and Namespace are required")
+	}
+	if config.Clock == nil {
+		config.Clock = clock.RealClock{}
+	}
+	if config.Recorder == nil {
+		config.Recorder = mgr.GetEventRecorder(string(fieldOwner))
+	}
+	for _, index := range []struct {
+		object client.Object
+		name   string
+		values client.IndexerFunc
+	}{
+		{&v1alpha1.MasterKey{}, indexKeyID, keyIDIndex},
+		{&v1alpha1.DataKeyRequest{}, indexMasterKey, masterKeyIndex},
+		{newPodMetadata(), indexDataKeys, dataKeyNames},
+	} {
+		if err := mgr.GetFieldIndexer().IndexField(ctx, index.object, index.name, index.values); err != nil {
+			return fmt.Errorf("controllers: index %s: %w", index.name, err)
+		}
+	}
+
+	options := controller.Options{MaxConcurrentReconciles: max(config.MaxConcurrentReconciles, 1)}
+	reader := mgr.GetAPIReader()
+	watched := watches{mgr.GetClient(), config.Namespace}
+	if err := ctrl.NewControllerManagedBy(mgr).
+		Named("masterkey").
+		For(&v1alpha1.MasterKey{}).
+		// Material that was deleted or restored changes what the MasterKey may say of itself.
+		WatchesMetadata(&corev1.Secret{}, handler.EnqueueRequestsFromMapFunc(watched.masterKeysOfMaterial), builder.WithPredicates(notInInitialList)).
+		WithOptions(options).
+		Complete(&masterKeyReconciler{mgr.GetClient(), reader, config.KeyService, config.Clock, config.Recorder}); err != nil {
+		return fmt.Errorf("controllers: masterkey: %w", err)
+	}
+	if err := ctrl.NewControllerManagedBy(mgr).
+		Named("datakeyrequest").
+		For(&v1alpha1.DataKeyRequest{}).
+		// Requests wait for their MasterKey, and stop being Ready with it.
+		Watches(&v1alpha1.MasterKey{}, handler.EnqueueRequestsFromMapFunc(watched.requestsOfMasterKey), builder.WithPredicates(notInInitialList, masterKeyUseChanged)).
+		// A Secret that was deleted or edited is repaired, and one that was in the way may be gone.
+		WatchesMetadata(&corev1.Secret{}, handler.EnqueueRequestsFromMapFunc(watched.requestOfSecret), builder.WithPredicates(notInInitialList)).
+		WithOptions(options).
+		Complete(&dataKeyRequestReconciler{mgr.GetClient(), reader, config.KeyService, config.Clock, config.Recorder}); err != nil {
+		return fmt.Errorf("controllers: datakeyrequest: %w", err)
+	}
+	if err := ctrl.NewControllerManagedBy(mgr).
+		Named("pod").
+		For(&corev1.Pod{}, builder.OnlyMetadata).
+		// A pod waits for other reasons, or for none any more, when a request that it names changes.
+		Watches(&v1alpha1.DataKeyRequest{}, handler.EnqueueRequestsFromMapFunc(watched.podsOfRequest), builder.WithPredicates(notInInitialList, requestReadyChanged)).
+		WithOptions(options).
+		Complete(&podReconciler{client: mgr.GetClient(), recorder: config.Recorder}); err != nil {
+		return fmt.Errorf("controllers: pod: %w", err)
+	}
+	return nil
+}
+
+func keyIDIndex(object client.Object) []string {
+	return []string{KeyID(object.(*v1alpha1.MasterKey))}
+}
+
+func masterKeyIndex(object client.Object) []string {
+	namespace, name := masterKeyName(object.(*v1alpha1.DataKeyRequest))
+	return []string{namespace + "/" + name}
+}
+
+// notInInitialList drops what a watch of another kind finds when it starts: the controller's own kind is listed then as well.
+var notInInitialList = predicate.Funcs{CreateFunc: func(e event.CreateEvent) bool { return !e.IsInInitialList }}
+
+// masterKeyUseChanged passes the changes of a MasterKey that matter to its requests.
+var masterKeyUseChanged = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+	before, after := e.ObjectOld.(*v1alpha1.MasterKey), e.ObjectNew.(*v1alpha1.MasterKey)
+	return before.UID != after.UID ||
+		before.DeletionTimestamp.IsZero() != after.DeletionTimestamp.IsZero() ||
+		KeyID(before) != KeyID(after) ||
+		before.Status.KeyID != after.Status.KeyID ||
+		!equality.Semantic.DeepEqual(readyOf(before.Status.Conditions), readyOf(after.Status.Conditions))
+}}
+
+// requestReadyChanged passes the changes of a DataKeyRequest that matter to pods.
+var requestReadyChanged = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+	before, after := e.ObjectOld.(*v1alpha1.DataKeyRequest), e.ObjectNew.(*v1alpha1.DataKeyRequest)
+	return before.Generation != after.Generation || !equality.Semantic.DeepEqual(readyOf(before.Status.Conditions), readyOf(after.Status.Conditions))
+}}
+
+func readyOf(conditions []metav1.Condition) *metav1.Condition {
+	return meta.FindStatusCondition(conditions, v1alpha1.ConditionReady)
+}
+
+// watches maps what happened to another object to the objects that have to look again.
+type watches struct {
+	client    client.Client // reads from the cache
+	namespace string
+}
+
+func (w watches) masterKeysOfMaterial(ctx context.Context, secret client.Object) []ctrl.Request {
+	if secret.GetNamespace() != w.namespace {
+		return nil
+	}
+	return w.list(ctx, &v1alpha1.MasterKeyList{}, client.MatchingFields{indexKeyID: secret.GetName()})
+}
+
+func (w watches) requestsOfMasterKey(ctx context.Context, key client.Object) []ctrl.Request {
+	index := key.GetNamespace() + "/" + key.GetName()
+	return w.list(ctx, &v1alpha1.DataKeyRequestList{}, client.MatchingFields{indexMasterKey: index})
+}
+
+func (w watches) requestOfSecret(ctx context.Context, secret client.Object) []ctrl.Request {
+	name := client.ObjectKeyFromObject(secret)
+	// Most Secrets of a cluster have no request of their name, and this spares them the queue. A request that the cache does
+	// not have yet is on its way to the queue by itself.
+	if apierrors.IsNotFound(w.client.Get(ctx, name, &v1alpha1.DataKeyRequest{})) {
+		return nil
+	}
+	return []ctrl.Request{{NamespacedName: name}}
+}
+
+func (w watches) podsOfRequest(ctx context.Context, request client.Object) []ctrl.Request {
+	pods := &metav1.PartialObjectMetadataList{}
+	pods.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("PodList"))
+	return w.list(ctx, pods, client.InNamespace(request.GetNamespace()), client.MatchingFields{indexDataKeys: request.GetName()})
+}
+
+func (w watches) list(ctx context.Context, list client.ObjectList, options ...client.ListOption) []ctrl.Request {
+	if err := w.client.List(ctx, list, options...); err != nil {
+		// The cache answers from memory and every index was added by Setup, so this cannot happen while the manager runs.
+		ctrl.LoggerFrom(ctx).Error(err, "Could not list what has to look again")
+		return nil
+	}
+	var requests []ctrl.Request
+	_ = meta.EachListItem(list, func(item runtime.Object) error {
+		requests = append(requests, ctrl.Request{NamespacedName: client.ObjectKeyFromObject(item.(client.Object))})
+		return nil
+	})
+	return requests
+}
