@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	"google.golang.org/grpc"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+
+	"github.com/datakeys/datakeys/controllers"
+	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/seal"
+)
+
+// unsealBackoff is how the root key is tried at start: soon at first, then every half minute for as long as it takes.
+var unsealBackoff = wait.Backoff{Duration: 250 * time.Millisecond, Factor: 2, Jitter: 0.2, Steps: 8, Cap: 30 * time.Second}
+
+// drainTimeout is how long answers that are under way may take when the manager ends.
+const drainTimeout = 10 * time.Second
+
+// errSealed is what everybody is told until the root key has opened the sealing keys.
+var errSealed = errors.New("the key service is still being unsealed")
+
+// keyService runs the key service on every replica, and is what the controllers see of it. It unseals first: until then, it is
+// not ready and every operation fails for the moment.
+type keyService struct {
+	rootKey string
+	store   seal.Store
+	// config is the key service's, but for the seal.
+	config kms.Config
+	listen func() (net.Listener, error)
+	serve  func(*kms.Service) *grpc.Server
+	log    logr.Logger
+
+	service atomic.Pointer[kms.Service]
+}
+
+var (
+	_ manager.Runnable               = (*keyService)(nil)
+	_ manager.LeaderElectionRunnable = (*keyService)(nil)
+	_ controllers.KeyService         = (*keyService)(nil)
+)
+
+// NeedLeaderElection says that every replica answers sidecars.
+func (*keyService) NeedLeaderElection() bool { return false }
+
+// Start unseals, serves, and returns when the context ends.
+func (k *keyService) Start(ctx context.Context) error {
+	if err := k.unseal(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // the manager ends before it was unsealed: there is nothing to stop
+		}
+		return err
+	}
+	listener, err := k.listen()
+	if err != nil {
+		return fmt.Errorf("listen for the key service: %w", err)
+	}
+	server := k.serve(k.service.Load())
+	k.log.Info("Serving keys", "address", listener.Addr().String())
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		<-ctx.Done()
+		force := time.AfterFunc(drainTimeout, server.Stop)
+		defer force.Stop()
+		server.GracefulStop()
+	}()
+	if err := server.Serve(listener); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("serve keys: %w", err)
+	}
+	<-stopped
+	return nil
+}
+
+// unseal opens the sealing keys and makes the service. It goes on until it succeeds or the context ends.
+func (k *keyService) unseal(ctx context.Context) error {
+	return unsealBackoff.DelayFunc().Until(ctx, true, true, func(ctx context.Context) (bool, error) {
+		keyring, err := seal.Open(ctx, k.rootKey, k.store)
+		if err != nil {
+			k.log.Error(err, "The sealing keys cannot be opened, trying again")
+			return false, nil
+		}
+		config := k.config
+		config.Seal = keyring
+		service, err := kms.New(config)
+		if err != nil {
+			return false, err
+		}
+		k.service.Store(service)
+		k.log.Info("Unsealed", "rootKeyEmbedded", service.RootKeyEmbedded())
+		return true, nil
+	})
+}
+
+// Ready is a health check: the key service is unsealed.
+func (k *keyService) Ready(*http.Request) error {
+	if k.service.Load() == nil {
+		return errSealed
+	}
+	return nil
+}
+
+// openAudit opens where audit records go. A file is only ever appended to.
+func openAudit(path string) (io.WriteCloser, error) {
+	if path == "-" {
+		return os.Stdout, nil
+	}
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600) //nolint:gosec // the operator names the file
+	if err != nil {
+		return nil, fmt.Errorf("--audit-log: %w", err)
+	}
+	return f, nil
+}
+
+// What follows is the controllers' view: their types, sealed bytes only.
+
+// EnsureMasterKey implements controllers.KeyService.
+func (k *keyService) EnsureMasterKey(ctx context.Context, key controllers.MasterKeyRef) (controllers.MasterKeyInfo, error) {
+	service := k.service.Load()
+	if service == nil {
+		return controllers.MasterKeyInfo{}, errSealed
+	}
+	info, err := service.EnsureMasterKey(ctx, kms.MasterKeyRef(key))
+	return masterKeyInfo(info), controllersError(err)
+}
+
+// MasterKey implements controllers.KeyService.
+func (k *keyService) MasterKey(ctx context.Context, key controllers.MasterKeyRef) (controllers.MasterKeyInfo, error) {
+	service := k.service.Load()
+	if service == nil {
+		return controllers.MasterKeyInfo{}, errSealed
+	}
+	info, err := service.MasterKey(ctx, kms.MasterKeyRef(key))
+	return masterKeyInfo(info), controllersError(err)
+}
+
+// GenerateDataKeyWithoutPlaintext implements controllers.KeyService.
+func (k *keyService) GenerateDataKeyWithoutPlaintext(ctx context.Context, key controllers.DataKey) (controllers.SealedDataKey, error) {
+	service := k.service.Load()
+	if service == nil {
+		return controllers.SealedDataKey{}, errSealed
+	}
+	sealed, err := service.GenerateDataKeyWithoutPlaintext(ctx, dataKey(key))
+	return controllers.SealedDataKey(sealed), controllersError(err)
+}
+
+// OpenDataKey implements controllers.KeyService.
+func (k *keyService) OpenDataKey(ctx context.Context, key controllers.DataKey, blob []byte) (controllers.SealedDataKey, error) {
+	service := k.service.Load()
+	if service == nil {
+		return controllers.SealedDataKey{}, errSealed
+	}
+	sealed, err := service.OpenDataKey(ctx, dataKey(key), blob)
+	return controllers.SealedDataKey(sealed), controllersError(err)
+}
+
+func dataKey(key controllers.DataKey) kms.DataKey {
+	return kms.DataKey{
+		MasterKey:         kms.MasterKeyRef(key.MasterKey),
+		Namespace:         key.Namespace,
+		Name:              key.Name,
+		Generation:        key.Generation,
+		Length:            key.Length,
+		EncryptionContext: key.EncryptionContext,
+	}
+}
+
+func masterKeyInfo(info kms.MasterKeyInfo) controllers.MasterKeyInfo {
+	versions := make([]controllers.MasterKeyVersion, len(info.Versions))
+	for i, v := range info.Versions {
+		versions[i] = controllers.MasterKeyVersion(v)
+	}
+	return controllers.MasterKeyInfo{ARN: info.ARN, PrimaryVersion: info.PrimaryVersion, Versions: versions, Created: info.Created}
+}
+
+// controllersError gives an error of the key service the sentinel by which the controllers know it.
+func controllersError(err error) error {
+	for ours, theirs := range map[error]error{
+		kms.ErrInvalidKeyID:     controllers.ErrInvalidKeyID,
+		kms.ErrMaterialMissing:  controllers.ErrMaterialMissing,
+		kms.ErrMaterialConflict: controllers.ErrMaterialConflict,
+		kms.ErrMaterialBroken:   controllers.ErrMaterialBroken,
+		kms.ErrBlobRefused:      controllers.ErrBlobRefused,
+	} {
+		if errors.Is(err, ours) {
+			return fmt.Errorf("%w: %w", theirs, err)
+		}
+	}
+	return err
+}

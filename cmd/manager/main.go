@@ -1,0 +1,25 @@
+// The manager of Datakeys: the controllers (on the leader), the pod injector and the key service (on every replica).
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	o, err := parseOptions(os.Args[1:], os.Getenv, os.Stderr)
+	if err == nil {
+		err = run(ctx, o)
+	}
+	stop()
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
+		_, _ = fmt.Fprintln(os.Stderr, "manager:", err)
+		os.Exit(1)
+	}
+}

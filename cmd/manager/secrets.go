@@ -1,0 +1,63 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/datakeys/datakeys/internal/seal"
+)
+
+// secretStore keeps the Secrets of the manager's namespace for the seal and the key service. It reads from the API server
+// and never from a cache: what one replica made, the next read of any other finds.
+type secretStore struct {
+	reader    client.Reader
+	writer    client.Writer
+	namespace string
+}
+
+var _ seal.Store = secretStore{}
+
+func (s secretStore) Get(ctx context.Context, name string) (seal.Secret, error) {
+	var o corev1.Secret
+	if err := s.reader.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: name}, &o); err != nil {
+		if apierrors.IsNotFound(err) {
+			return seal.Secret{}, fmt.Errorf("%s/%s: %w", s.namespace, name, seal.ErrSecretNotFound)
+		}
+		return seal.Secret{}, err
+	}
+	return seal.Secret{
+		Name:      o.Name,
+		Type:      string(o.Type),
+		Labels:    o.Labels,
+		Immutable: o.Immutable != nil && *o.Immutable,
+		Data:      o.Data,
+	}, nil
+}
+
+func (s secretStore) Create(ctx context.Context, secret seal.Secret) error {
+	o := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: secret.Name, Labels: secret.Labels},
+		Type:       corev1.SecretType(secret.Type),
+		Data:       secret.Data,
+	}
+	if secret.Immutable {
+		o.Immutable = &secret.Immutable
+	}
+	err := s.writer.Create(ctx, o)
+	if apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("%s/%s: %w", s.namespace, secret.Name, seal.ErrSecretExists)
+	}
+	return err
+}
+
+func (s secretStore) Any(ctx context.Context, secretType string) (bool, error) {
+	list := &metav1.PartialObjectMetadataList{}
+	list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("SecretList"))
+	err := s.reader.List(ctx, list, client.InNamespace(s.namespace), client.MatchingFields{"type": secretType}, client.Limit(1))
+	return len(list.Items) > 0, err
+}
