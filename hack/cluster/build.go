@@ -119,7 +119,7 @@ func (b builder) build(ctx context.Context, m module, names ...string) (string, 
 		return "", err
 	}
 	unlock, err := lock(ctx, filepath.Join(b.cache, key+".lock"), func() {
-		b.say("another process builds %s %s: waiting for it", m.title, version)
+		b.say("another process builds %s: waiting for it", strings.TrimSpace(m.title+" "+version))
 	})
 	if err != nil {
 		return "", err
@@ -142,7 +142,7 @@ func (b builder) build(ctx context.Context, m module, names ...string) (string, 
 	for _, name := range names {
 		args = append(args, m.sources[name])
 	}
-	what := fmt.Sprintf("%s (%s %s)", strings.Join(names, ", "), m.title, version)
+	what := fmt.Sprintf("%s (%s)", strings.Join(names, ", "), strings.TrimSpace(m.title+" "+version))
 	if err := b.goBuild(ctx, source, what, args); err != nil {
 		return "", err
 	}

@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -16,7 +18,7 @@ import (
 type module struct {
 	folder  string            // below hack/cluster/modules
 	title   string            // for progress lines
-	pinned  string            // the module path whose version names the release
+	pinned  string            // the module path whose version names the release; none for what is ours
 	flags   []string          // of go build; $VERSION, $MAJOR and $MINOR stand for the pinned version
 	sources map[string]string // binary name to package path
 }
@@ -75,6 +77,12 @@ var pinnedModules = []module{
 		flags:   []string{"-ldflags=-s -w -X helm.sh/helm/v4/internal/version.version=$VERSION"},
 		sources: map[string]string{"helm": "helm.sh/helm/v4/cmd/helm"},
 	},
+	{
+		folder:  "pause",
+		title:   "the pods' pause container",
+		flags:   []string{"-ldflags=-s -w"},
+		sources: map[string]string{"pause": "."},
+	},
 }
 
 // moduleOf finds the module that a binary is built from.
@@ -94,6 +102,9 @@ func moduleOf(binary string) (module, error) {
 
 // version reads from the module's go.mod which release it pins.
 func (m module) version(dir string) (string, error) {
+	if m.pinned == "" {
+		return "", nil
+	}
 	path := filepath.Join(dir, "go.mod")
 	f, err := os.Open(path)
 	if err != nil {
@@ -130,12 +141,13 @@ func (m module) key(dir, version string) (string, error) {
 	slices.Sort(sources)
 	for _, path := range append([]string{filepath.Join(dir, "go.mod"), filepath.Join(dir, "go.sum")}, sources...) {
 		content, err := os.ReadFile(path)
-		if err != nil {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // what needs no module has no go.sum
 			return "", err
 		}
 		fmt.Fprintf(h, "%s %d\n", filepath.Base(path), len(content))
 		h.Write(content)
 	}
 	fmt.Fprintf(h, "%q %s %s\n", m.buildFlags(version), runtime.GOOS, runtime.GOARCH)
-	return fmt.Sprintf("%s-%s-%s", m.folder, version, hex.EncodeToString(h.Sum(nil))[:12]), nil
+	return strings.Join(slices.DeleteFunc([]string{m.folder, version, hex.EncodeToString(h.Sum(nil))[:12]},
+		func(part string) bool { return part == "" }), "-"), nil
 }

@@ -2,18 +2,403 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
 )
 
-type node struct{}
-
-func newNode(site, builder, func(string, ...any), io.Writer) (*node, error) {
-	return nil, errors.New("the local cluster needs Linux and root; use any other cluster instead: " +
-		"make one, with kind for one, and name its kubeconfig in KUBECONFIG")
+// A node is the cluster of one site: its verbs are those of the command.
+type node struct {
+	site
+	builder builder
+	say     func(format string, args ...any)
+	out     io.Writer
+	run     string   // folder of what does not survive a reboot
+	needed  []daemon // those that must not end while up waits
 }
 
-func (*node) up(context.Context) error           { return nil }
-func (*node) down(context.Context) error         { return nil }
-func (*node) load(context.Context, string) error { return nil }
-func (*node) status(context.Context) error       { return nil }
+func newNode(s site, b builder, say func(string, ...any), out io.Writer) (*node, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("the local cluster needs root, as it makes network namespaces and containers: run this with " +
+			"sudo, or use any other cluster instead: make one, with kind for one, and name its kubeconfig in KUBECONFIG")
+	}
+	return &node{site: s, builder: b, say: say, out: out, run: runPrefix + s.id}, nil
+}
+
+const runPrefix = "/run/datakeys-"
+
+// records is the folder of the process records.
+func (n *node) records() string { return filepath.Join(n.run, "processes") }
+
+// lockSite lets one verb at a time change the cluster. The lock file is outside of what down removes.
+func (n *node) lockSite(ctx context.Context) (unlock func(), err error) {
+	return lock(ctx, filepath.Join(n.cache, "cluster-"+n.id+".lock"), func() {
+		n.say("another up, down or load of this cluster is at work: waiting for it")
+	})
+}
+
+// A deathError says that a component ended while it was needed.
+type deathError struct{ name, log string }
+
+func (e *deathError) Error() string {
+	return fmt.Sprintf("%s ended; the end of %s:\n%s", e.name, e.log, logTail(e.log))
+}
+
+// up starts what does not run and waits until the cluster is usable.
+func (n *node) up(ctx context.Context) error {
+	unlock, err := n.lockSite(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	cniDir, err := ensurePackages(ctx, n.say)
+	if err != nil {
+		return err
+	}
+	runc, err := lookDaemonPath("runc")
+	if err != nil {
+		return err
+	}
+	binaries, err := n.builder.all(ctx, nodeBinaries...)
+	if err != nil {
+		return err
+	}
+	_, err = os.Stat(filepath.Join(n.state, etcd, "member"))
+	data := err == nil
+	p := plan{state: n.state, run: n.run, id: n.id, binaries: binaries, cniDir: cniDir, runc: runc}
+	started, err := n.start(ctx, p)
+	var died *deathError
+	if data && errors.As(err, &died) && (died.name == etcd || died.name == apiServer) && ctx.Err() == nil {
+		n.say("%v", err)
+		n.say("trying once more with the data that is there")
+		if started, err = n.start(ctx, p); errors.As(err, &died) && ctx.Err() == nil {
+			n.say("%v", err)
+			n.say("the data of the old cluster cannot be used: starting with an empty one")
+			if err := n.clear(ctx); err != nil {
+				return err
+			}
+			started, err = n.start(ctx, p)
+		}
+	}
+	switch {
+	case err != nil:
+		return err
+	case len(started) == 0:
+		n.say("the cluster runs already")
+	case len(started) == len(daemonNames):
+		n.say("the cluster runs")
+	default:
+		n.say("the cluster runs again; started: %s", strings.Join(started, ", "))
+	}
+	n.say("export KUBECONFIG=%s", n.kubeconfig())
+	return nil
+}
+
+// start does what is missing for the cluster to run, step by step, and says which components it started.
+func (n *node) start(ctx context.Context, p plan) (started []string, err error) {
+	if err := n.prepare(); err != nil {
+		return nil, err
+	}
+	w, err := n.ensureNetwork(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p.node = w.node
+	ca, err := openAuthority(filepath.Join(n.state, "pki"), time.Now)
+	if err != nil {
+		return nil, err
+	}
+	if p.pki, err = newPKI(ca, p.node); err != nil {
+		return nil, err
+	}
+	pause, err := n.pauseImage(p.binaries["pause"])
+	if err != nil {
+		return nil, err
+	}
+	p.pauseImage = pause.reference
+	files, err := p.files()
+	if err != nil {
+		return nil, err
+	}
+	for path, content := range files {
+		if err := writeFile(path, content, 0o600); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.cgroup().make(); err != nil {
+		return nil, err
+	}
+	daemons := p.daemons(files)
+	if err := n.endStrays(); err != nil {
+		return nil, err
+	}
+	begun := time.Now()
+	n.needed = nil
+	ensure := func(names ...string) error {
+		for _, name := range names {
+			fresh, err := n.ensure(ctx, w, daemons[name])
+			if err != nil {
+				return err
+			}
+			n.needed = append(n.needed, daemons[name])
+			if fresh {
+				started = append(started, name)
+			}
+		}
+		return nil
+	}
+
+	if err := ensure(containerd, etcd, apiServer); err != nil {
+		return started, err
+	}
+	imported := make(chan error, 1)
+	go func() { imported <- n.ensurePause(ctx, p, pause) }()
+	api, err := newAPIClient(p.server(), p.pki.ca, p.pki.users["admin"])
+	if err != nil {
+		return started, err
+	}
+	if err := n.await(ctx, "the API server", apiServerWait, func(ctx context.Context) error {
+		return api.get(ctx, "/readyz", nil)
+	}); err != nil {
+		return started, err
+	}
+	if err := <-imported; err != nil {
+		return started, err
+	}
+	if len(started) > 0 {
+		n.say("the API server answers")
+	}
+	if err := ensure(controllerManager, scheduler, kubelet, proxy, coreDNS); err != nil {
+		return started, err
+	}
+	for path, object := range p.dnsService() {
+		if err := n.await(ctx, path, componentWait, func(ctx context.Context) error {
+			return api.apply(ctx, path, object)
+		}); err != nil {
+			return started, err
+		}
+	}
+	var since time.Time
+	if slices.Contains(started, kubelet) {
+		since = begun
+	}
+	for _, c := range p.checks(api, since) {
+		if err := n.await(ctx, c.what, componentWait, c.check); err != nil {
+			return started, err
+		}
+	}
+	return started, nil
+}
+
+const (
+	apiServerWait = 3 * time.Minute
+	componentWait = 2 * time.Minute
+	pollInterval  = 100 * time.Millisecond
+)
+
+// prepare makes the folders.
+func (n *node) prepare() error {
+	for _, dir := range []string{n.state, filepath.Join(n.state, "log"), filepath.Join(n.state, "podlogs"),
+		filepath.Join(n.state, "kubelet", "volume-plugins")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if _, err := os.Stat(n.run); err != nil {
+		// A reboot took it, or somebody: what may still run from before cannot be told apart any more.
+		if err := n.endAll(); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(n.records(), 0o755); err != nil {
+		return err
+	}
+	if err := writeFile(filepath.Join(n.run, stateFile), []byte(n.state), 0o644); err != nil {
+		return err
+	}
+	return saveSysctls(n.run)
+}
+
+// ensureNetwork returns the node's network, made anew unless it is whole.
+func (n *node) ensureNetwork(ctx context.Context) (*network, error) {
+	w, whole, err := openNetwork(n.id)
+	if err != nil || whole {
+		return w, err
+	}
+	// Whatever still runs is in a network that is no more.
+	if err := n.endAll(); err != nil {
+		return nil, err
+	}
+	return w, w.make(ctx, n.id)
+}
+
+// ensure starts a daemon unless it runs, just so.
+func (n *node) ensure(ctx context.Context, w *network, d daemon) (fresh bool, err error) {
+	h := sha256.New()
+	fmt.Fprintf(h, "%q\n", d.args)
+	h.Write(d.inputs)
+	digest := hex.EncodeToString(h.Sum(nil))
+	if r, ok := readRecord(n.records(), d.name); ok {
+		if r.Config == digest {
+			return false, nil
+		}
+		n.say("%s is to run in another way: starting it again", d.name)
+		if err := r.end(daemonGrace); err != nil {
+			return false, err
+		}
+	}
+	return true, w.within(func() error { return d.launch(ctx, n.records(), n.state, digest) })
+}
+
+// daemonGrace is how long a daemon may take to end by itself.
+const daemonGrace = 5 * time.Second
+
+// endStrays ends daemons without a record: an up that was killed may have started one and not come to write it down.
+func (n *node) endStrays() error {
+	recorded := map[process]bool{}
+	for _, name := range daemonNames {
+		if r, ok := readRecord(n.records(), name); ok {
+			recorded[r.process] = true
+		}
+	}
+	strays, err := processes(func(p process) bool {
+		return slices.Contains(daemonNames, p.binary()) && p.marked(n.state) && !recorded[p]
+	})
+	if err != nil {
+		return err
+	}
+	for _, p := range strays {
+		n.say("ending %s, process %d, which an earlier up left without a record", p.binary(), p.PID)
+		if err := p.end(daemonGrace); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// await asks again and again until check is content, a component has ended, or it has taken too long.
+func (n *node) await(ctx context.Context, what string, limit time.Duration, check func(context.Context) error) error {
+	start := time.Now()
+	for said := start; ; time.Sleep(pollInterval) {
+		err := check(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("interrupted while waiting for %s; up goes on from here, down ends it", what)
+		}
+		for _, d := range n.needed {
+			if _, ok := readRecord(n.records(), d.name); !ok {
+				return &deathError{name: d.name, log: d.log}
+			}
+		}
+		if time.Since(start) > limit {
+			return fmt.Errorf("waited %v for %s: %w; the logs are in %s; down, then up, starts with an empty cluster",
+				limit, what, err, filepath.Join(n.state, "log"))
+		}
+		if time.Since(said) > progressInterval {
+			said = time.Now()
+			n.say("waiting for %s: %v", what, err)
+		}
+	}
+}
+
+func logTail(path string) string {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(content)), "\n")
+	return strings.Join(lines[max(0, len(lines)-12):], "\n")
+}
+
+// pauseImage is named by its content, so that the node takes notice of a new one.
+func (n *node) pauseImage(binary string) (image, error) {
+	content, err := os.ReadFile(binary)
+	if err != nil {
+		return image{}, err
+	}
+	sum := sha256.Sum256(content)
+	return image{
+		reference:    "localhost/datakeys/pause:" + hex.EncodeToString(sum[:6]),
+		architecture: runtime.GOARCH,
+		name:         "pause",
+		binary:       content,
+	}, nil
+}
+
+// ensurePause loads the pause image unless containerd has it.
+func (n *node) ensurePause(ctx context.Context, p plan, pause image) error {
+	var listed []byte
+	err := n.await(ctx, "containerd", componentWait, func(ctx context.Context) (err error) {
+		listed, err = n.ctr(ctx, p, "images", "list", "--quiet", "name=="+pause.reference)
+		return err
+	})
+	if err != nil || strings.TrimSpace(string(listed)) == pause.reference {
+		return err
+	}
+	path := filepath.Join(n.run, "pause.tar")
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(path)
+	defer f.Close()
+	if err := pause.archive(f); err != nil {
+		return err
+	}
+	_, err = n.importImages(ctx, p, path)
+	return err
+}
+
+// load brings the images of an archive to the node.
+func (n *node) load(ctx context.Context, archive string) error {
+	if _, err := os.Stat(archive); err != nil {
+		return err
+	}
+	unlock, err := n.lockSite(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, ok := readRecord(n.records(), containerd); !ok {
+		return errors.New("the cluster does not run; start it with: go run ./hack/cluster up")
+	}
+	path, err := n.builder.binary(ctx, "ctr")
+	if err != nil {
+		return err
+	}
+	p := plan{state: n.state, run: n.run, id: n.id, binaries: map[string]string{"ctr": path}}
+	out, err := n.importImages(ctx, p, archive)
+	if err != nil {
+		return err
+	}
+	_, err = n.out.Write(out)
+	return err
+}
+
+// importImages unpacks at once, so that the first pod of an image does not wait for it.
+func (n *node) importImages(ctx context.Context, p plan, archive string) ([]byte, error) {
+	return n.ctr(ctx, p, "images", "import", "--local", "--snapshotter", p.snapshotter(), archive)
+}
+
+// ctr calls containerd's own client, in the namespace that the kubelet uses.
+func (n *node) ctr(ctx context.Context, p plan, args ...string) ([]byte, error) {
+	args = append([]string{"--address", p.criSocket(), "--namespace", "k8s.io"}, args...)
+	var out, errOut strings.Builder
+	cmd := exec.CommandContext(ctx, p.binaries["ctr"], args...)
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("ctr %s: %w: %s%s", strings.Join(args, " "), err, out.String(), errOut.String())
+	}
+	return []byte(out.String()), nil
+}

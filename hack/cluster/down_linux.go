@@ -1,0 +1,214 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// stateEntries are what a cluster has in its folder. Only these are removed: -state may name a folder that holds more.
+var stateEntries = []string{"kubeconfig", "etcd", "log", "podlogs", "containerd", "kubelet", "pki", "config", "cni"}
+
+// down ends the cluster. It needs no record of it to be whole, and no cluster to be there.
+func (n *node) down(ctx context.Context) error {
+	unlock, err := n.lockSite(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := n.clear(ctx); err != nil {
+		return fmt.Errorf("%w; some of the cluster is left: try down again", err)
+	}
+	n.say("the cluster is down; the built binaries stay in %s", n.cache)
+	return nil
+}
+
+// clear removes all of the cluster: processes, mounts, network, control groups, files.
+func (n *node) clear(ctx context.Context) error {
+	if err := n.endAll(); err != nil {
+		return err
+	}
+	// Before anything is deleted: a volume may be a mount of a folder that is not the cluster's.
+	if err := unmountBelow(n.state, n.run); err != nil {
+		return err
+	}
+	w, _, err := openNetwork(n.id)
+	if err != nil {
+		return err
+	}
+	if err := w.remove(ctx); err != nil {
+		return err
+	}
+	p := plan{state: n.state, run: n.run, id: n.id}
+	if err := p.cgroup().remove(); err != nil {
+		return err
+	}
+	if err := n.clearElsewhere(p); err != nil {
+		return err
+	}
+	for _, entry := range stateEntries {
+		if err := os.RemoveAll(filepath.Join(n.state, entry)); err != nil {
+			return err
+		}
+	}
+	if err := removeEmpty(n.state); err != nil {
+		return err
+	}
+	return os.RemoveAll(n.run)
+}
+
+// endAll ends every process of the cluster. The kubelet goes first, as it would start containers again; the rest is
+// killed: what they leave is thrown away, and where up goes on with it, it must bear a kill anyway.
+func (n *node) endAll() error {
+	if r, ok := readRecord(n.records(), kubelet); ok {
+		if err := r.end(daemonGrace); err != nil {
+			return err
+		}
+	}
+	tree := plan{id: n.id}.cgroup()
+	// Twice: while the first round went on, a shim may have started a container or a daemon a helper.
+	for range 2 {
+		marked, err := processes(func(p process) bool { return p.marked(n.state) })
+		if err != nil {
+			return err
+		}
+		var failed []error
+		for _, p := range marked {
+			failed = append(failed, p.end(0))
+		}
+		if err := errors.Join(append(failed, tree.kill())...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// clearElsewhere removes what components write outside of the folders that they are given.
+func (n *node) clearElsewhere(p plan) error {
+	// The kubelet's links to the logs of containers, by a path that log collectors know.
+	const containerLogs = "/var/log/containers"
+	links, err := os.ReadDir(containerLogs)
+	if err := ignoreNotExist(err); err != nil {
+		return err
+	}
+	for _, link := range links {
+		path := filepath.Join(containerLogs, link.Name())
+		target, err := os.Readlink(path)
+		if err == nil && strings.HasPrefix(target, n.state+string(filepath.Separator)) {
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+		}
+	}
+	// What the network plugins answered, kept for each sandbox until it is taken down in order.
+	results, err := filepath.Glob("/var/lib/cni/results/" + p.cniNetwork() + "-*")
+	if err != nil {
+		return err
+	}
+	for _, path := range results {
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	// The sockets of shims; those of other containerds answer.
+	sockets, err := filepath.Glob("/run/containerd/s/*")
+	if err != nil {
+		return err
+	}
+	for _, path := range sockets {
+		conn, err := net.DialTimeout("unix", path, time.Second)
+		if err == nil {
+			_ = conn.Close()
+		}
+		if errors.Is(err, unix.ECONNREFUSED) {
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+		}
+	}
+	if len(n.otherClusters()) > 0 {
+		return nil
+	}
+	if err := restoreSysctls(n.run); err != nil {
+		return err
+	}
+	for _, dir := range []string{containerLogs, "/var/lib/cni/results", "/var/lib/cni", "/run/containerd/s", "/run/containerd"} {
+		if err := removeEmpty(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeEmpty removes a folder if nothing is in it.
+func removeEmpty(dir string) error {
+	err := os.Remove(dir)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
+		return nil
+	}
+	return err
+}
+
+// kubeletSysctls are settings of the whole machine that a kubelet changes to its liking.
+var kubeletSysctls = []string{"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
+	"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"}
+
+const sysctlsFile = "sysctls.json"
+
+// saveSysctls notes the machine's settings before the first kubelet of any cluster changes them.
+func saveSysctls(run string) error {
+	own := filepath.Join(run, sysctlsFile)
+	if _, err := os.Stat(own); err == nil {
+		return nil
+	}
+	others, err := filepath.Glob(runPrefix + "*/" + sysctlsFile)
+	if err != nil {
+		return err
+	}
+	if len(others) > 0 {
+		content, err := os.ReadFile(others[0])
+		if err != nil {
+			return err
+		}
+		return writeFile(own, content, 0o644)
+	}
+	values := map[string]string{}
+	for _, name := range kubeletSysctls {
+		content, err := os.ReadFile(filepath.Join("/proc/sys", name))
+		if err != nil {
+			continue // the kernel does not have it
+		}
+		values[name] = strings.TrimSpace(string(content))
+	}
+	content, err := json.Marshal(values)
+	if err != nil {
+		return err
+	}
+	return writeFile(own, content, 0o644)
+}
+
+func restoreSysctls(run string) error {
+	content, err := os.ReadFile(filepath.Join(run, sysctlsFile))
+	if err != nil {
+		return ignoreNotExist(err)
+	}
+	values := map[string]string{}
+	if err := json.Unmarshal(content, &values); err != nil {
+		return err
+	}
+	for name, value := range values {
+		if err := os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
