@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -108,7 +109,10 @@ func FuzzAssociatedDataInjective(f *testing.F) {
 	f.Add("", "", "\x00", "\x00\x00\x00\x01", []byte("raw"))
 	f.Fuzz(func(t *testing.T, k1, v1, k2, v2 string, raw []byte) {
 		all := []AssociatedData{
-			{}, {Raw: raw}, {Raw: []byte(k1)}, {Raw: []byte(k1 + v1)},
+			{},
+			{Raw: raw},
+			{Raw: []byte(k1)},
+			{Raw: []byte(k1 + v1)},
 			{Context: map[string]string{k1: v1}},
 			{Context: map[string]string{k2: v2}},
 			{Context: map[string]string{k1: v1, k2: v2}},
@@ -121,7 +125,7 @@ func FuzzAssociatedDataInjective(f *testing.F) {
 		}
 		for _, a := range all {
 			encoded := encode(a)
-			got, rest := decode(append(encoded[:len(encoded):len(encoded)], raw...))
+			got, rest := decode(append(slices.Clip(encoded), raw...))
 			if !sameAssociated(got, a) || !bytes.Equal(rest, raw) {
 				t.Fatalf("%+v does not read back from its encoding", a)
 			}

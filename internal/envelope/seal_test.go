@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -85,13 +86,13 @@ func TestEveryFlippedBitAndEveryTruncationFails(t *testing.T) {
 				}
 				blob[i/8] ^= 1 << (i % 8)
 			}
-			for n := range len(blob) {
+			for n := range blob {
 				if err := open(t, m, blob[:n], ad); err != ErrBroken {
 					t.Errorf("cut to %d bytes: got %v, want ErrBroken", n, err)
 				}
 			}
 			for _, tail := range [][]byte{{0}, blob[:1], blob} {
-				if err := open(t, m, append(blob[:len(blob):len(blob)], tail...), ad); err != ErrBroken {
+				if err := open(t, m, append(slices.Clip(blob), tail...), ad); err != ErrBroken {
 					t.Errorf("%d bytes too many: got %v, want ErrBroken", len(tail), err)
 				}
 			}
@@ -349,7 +350,7 @@ func TestMaterialAsPlaintext(t *testing.T) {
 
 func TestWorksUnderFIPSOnly(t *testing.T) {
 	if !fips140.Enforced() {
-		child := exec.Command(os.Args[0], "-test.run=^TestWorksUnderFIPSOnly$", "-test.v")
+		child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestWorksUnderFIPSOnly$", "-test.v")
 		child.Env = append(os.Environ(), "GODEBUG=fips140=only")
 		out, err := child.CombinedOutput()
 		if err != nil || !bytes.Contains(out, []byte("enforced: sealed and opened")) {

@@ -48,8 +48,13 @@ func TestSecretsPrintNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := holder{
-		m, &m, p, []Plaintext{p}, map[string]Material{"a": m}, p,
-		m, &m, p, []Plaintext{p}, m,
+		m, &m, p,
+		[]Plaintext{p},
+		map[string]Material{"a": m},
+		p,
+		m, &m, p,
+		[]Plaintext{p},
+		m,
 	}
 	values := map[string]any{
 		"material": m, "pointer to material": &m, "plaintext": p, "pointer to plaintext": &p,
@@ -122,8 +127,8 @@ func dump(v reflect.Value) string {
 			out.WriteString(dump(v.Elem()))
 		}
 	case reflect.Struct:
-		for i := range v.NumField() {
-			out.WriteString(dump(v.Field(i)))
+		for _, field := range v.Fields() {
+			out.WriteString(dump(field))
 		}
 	case reflect.Slice, reflect.Array:
 		for i := range v.Len() {
@@ -151,7 +156,7 @@ func find(text string, secret []byte) string {
 	text = wrongVerb.ReplaceAllString(text, "$1")
 	for i := 0; i+8 <= len(secret); i++ {
 		part := secret[i : i+8]
-		decimal := strings.Trim(fmt.Sprint(part), "[]")
+		decimal := strings.Trim(fmt.Sprintf("%d", part), "[]")
 		forms := map[string]string{
 			"raw bytes":         string(part),
 			"hex":               hex.EncodeToString(part),
@@ -202,9 +207,9 @@ func TestSecretsAreOpaqueTypes(t *testing.T) {
 				t.Errorf("%v implements %v", typ, unwanted)
 			}
 		}
-		for i := range typ.NumField() {
-			if typ.Field(i).IsExported() {
-				t.Errorf("%v has the exported field %s", typ, typ.Field(i).Name)
+		for field := range typ.Fields() {
+			if field.IsExported() {
+				t.Errorf("%v has the exported field %s", typ, field.Name)
 			}
 		}
 	}

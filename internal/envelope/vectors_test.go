@@ -186,7 +186,7 @@ func straightAssociated(a vectorAssociated) []byte {
 	for k := range a.Context {
 		keys = append(keys, k)
 	}
-	slices.SortFunc(keys, func(a, b string) int { return bytes.Compare([]byte(a), []byte(b)) })
+	slices.SortFunc(keys, strings.Compare) // byte by byte
 	out := append([]byte{1}, be32(len(keys))...)
 	for _, k := range keys {
 		v := a.Context[k]
@@ -250,18 +250,30 @@ func makeVectors() vectors {
 		{"data key with raw associated data", kindHeader(KindDataKey, vectorTeam), raw, counted(0x80, 16)},
 		{"longest scope, last key version and generation", lastVersion, context, counted(0x80, 32)},
 		{"AWS door", kindHeader(KindAWS, nil), context, counted(0x80, 32)},
-		{"context of an empty key and an empty value", kindHeader(KindAWS, nil),
-			vectorAssociated{Context: map[string]string{"": "", "a": ""}}, counted(0x80, 32)},
-		{"context whose order differs between UTF-8 and UTF-16", kindHeader(KindAWS, nil),
-			vectorAssociated{Context: map[string]string{"\uff5e": "first", "\U0001f511": "second", "\u00fc": "zeroth"}}, counted(0x80, 32)},
+		{
+			"context of an empty key and an empty value", kindHeader(KindAWS, nil),
+			vectorAssociated{Context: map[string]string{"": "", "a": ""}},
+			counted(0x80, 32),
+		},
+		{
+			"context whose order differs between UTF-8 and UTF-16", kindHeader(KindAWS, nil),
+			vectorAssociated{Context: map[string]string{"\uff5e": "first", "\U0001f511": "second", "\u00fc": "zeroth"}},
+			counted(0x80, 32),
+		},
 		{"one byte of plaintext", kindHeader(KindAWS, nil), none, []byte{0x80}},
 		{"largest plaintext", kindHeader(KindAWS, nil), none, counted(0x80, 4096)},
-		{"more info than some libraries' HKDF takes", kindHeader(KindAWS, nil),
-			vectorAssociated{Raw: counted(0x00, 2500)}, counted(0x80, 32)},
+		{
+			"more info than some libraries' HKDF takes", kindHeader(KindAWS, nil),
+			vectorAssociated{Raw: counted(0x00, 2500)},
+			counted(0x80, 32),
+		},
 		{"Alibaba initial", kindHeader(KindAlibabaInitial, nil), raw, counted(0x80, 32)},
 		{"Alibaba advance", kindHeader(KindAlibabaAdvance, nil), raw, counted(0x80, 32)},
-		{"master key version", kindHeader(KindMasterKeyVersion, &vectorScope{Namespace: "team-a", Name: "orders", Generation: 2}),
-			vectorAssociated{Raw: masterKeyID}, material},
+		{
+			"master key version", kindHeader(KindMasterKeyVersion, &vectorScope{Namespace: "team-a", Name: "orders", Generation: 2}),
+			vectorAssociated{Raw: masterKeyID},
+			material,
+		},
 		{"sealing key", kindHeader(KindSealingKey, nil), none, material},
 	} {
 		s := straight{
@@ -371,8 +383,10 @@ func makeVectors() vectors {
 	bytesOf("changed tag", "broken", func(b []byte) []byte { b[len(b)-1] ^= 1; return b })
 	relabelled := slices.Clone(v.Good[4].Blob)
 	relabelled[2] = byte(KindAlibabaAdvance)
-	v.Bad = append(v.Bad, badVector{Name: "AWS relabelled as Alibaba advance", Material: vectorMaterial,
-		vectorAssociated: context, Blob: relabelled, Error: "broken"})
+	v.Bad = append(v.Bad, badVector{
+		Name: "AWS relabelled as Alibaba advance", Material: vectorMaterial,
+		vectorAssociated: context, Blob: relabelled, Error: "broken",
+	})
 	return v
 }
 
