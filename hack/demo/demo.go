@@ -17,8 +17,6 @@ const (
 	namespace = "demo"
 	// systemNamespace is where the chart is installed.
 	systemNamespace = "datakeys-system"
-	// keyURL is what the demo's application asks for. The host's name means nothing on a unix socket.
-	keyURL = "http://localhost/v1/data-keys/orders"
 )
 
 // interrupt asks a child process to end.
@@ -122,11 +120,11 @@ stranger, which gets no key). To look further:
   alias kubectl='%s'
   kubectl -n demo get masterkeys,datakeyrequests,secrets,pods
   kubectl -n demo get secret orders -o yaml
-  kubectl -n demo exec reader -c app -- /reader %s
+  kubectl -n demo exec reader -c app -- /reader get /v1/data-keys
   kubectl -n demo get pod reader -o yaml             # what was injected
   kubectl -n datakeys-system logs deploy/datakeys-manager | grep '"operation"'   # the audit records
 
-`, namespace, kubectl, keyURL)
+`, namespace, kubectl)
 	if d.local {
 		fmt.Fprintln(d.out, "Take it all down with: make demo-down")
 	} else {

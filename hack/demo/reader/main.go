@@ -1,16 +1,20 @@
-// Command reader is the application of the demo's pods: it asks the socket for a data key, as
-// curl --unix-socket would, and prints the SHA-256 of the key. It never prints the key.
+// Command reader is the application of the demo's pods and of the end-to-end tests. It asks the socket as
+// curl --unix-socket would, with Go's standard library alone.
 //
-//	reader URL         asks once; ends with 1 where the answer is not 200
-//	reader stay URL    asks once, as soon as the socket is there, and then stays until it is told to end
+//	reader sha256 NAME                        print the SHA-256 of a data key, never the key
+//	reader serve NAME                         the same once for each change, until told to end
+//	reader get [-accept TYPE] [-method M] PATH  print status, content type and body of any answer: this prints keys
+//	reader sleep                              do nothing until told to end
 package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -21,17 +25,26 @@ import (
 	"time"
 )
 
-// socketVariable is the variable by which the injector tells a container where its socket is. The program imports nothing
-// of the project, because an application needs nothing of it.
-const socketVariable = "DATAKEYS_SOCKET"
+const (
+	// socketVariable is the variable by which the injector tells a container where its socket is.
+	socketVariable = "DATAKEYS_SOCKET"
+	defaultSocket  = "/run/datakeys/datakeys.sock"
 
-// maxAnswer bounds what is read of an answer. The longest, a data key of 1024 bytes with its blob and the largest
-// encryption context, is far below.
-const maxAnswer = 64 << 10
+	// maxAnswer bounds what is read of an answer. The longest, a data key of 1024 bytes with its blob and the largest
+	// encryption context, is far below.
+	maxAnswer = 1 << 20
+)
+
+const usage = `usage: reader sha256 NAME | serve NAME | get [-accept TYPE] [-method METHOD] PATH | sleep`
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	err := run(ctx, os.Args[1:], os.Getenv(socketVariable), os.Stdout)
+	r := &reader{
+		client:   unixClient(cmp.Or(os.Getenv(socketVariable), defaultSocket)),
+		interval: time.Second,
+		out:      os.Stdout,
+	}
+	err := r.run(ctx, os.Args[1:])
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "reader:", err)
@@ -39,92 +52,132 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, arguments []string, socket string, out io.Writer) error {
-	switch {
-	case socket == "":
-		return errors.New(socketVariable + ` is not set: this container has no sidecar; give its pod the label datakeys.io/inject: "true"`)
-	case len(arguments) == 2 && arguments[0] == "stay":
-		return stay(ctx, socket, arguments[1], out)
-	case len(arguments) == 1 && arguments[0] != "stay":
-		return ask(ctx, socket, arguments[0], out)
+type reader struct {
+	client *http.Client
+	// interval is how often serve asks again.
+	interval time.Duration
+	out      io.Writer
+}
+
+func (r *reader) run(ctx context.Context, arguments []string) error {
+	if len(arguments) == 0 {
+		return errors.New(usage)
+	}
+	switch verb, rest := arguments[0], arguments[1:]; {
+	case verb == "sha256" && len(rest) == 1:
+		sum, err := r.sha256(ctx, rest[0])
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(r.out, sum)
+		return err
+	case verb == "serve" && len(rest) == 1:
+		return r.serve(ctx, rest[0])
+	case verb == "get":
+		return r.get(ctx, rest)
+	case verb == "sleep" && len(rest) == 0:
+		<-ctx.Done()
+		return nil
 	default:
-		return errors.New("usage: reader [stay] URL, for example reader http://localhost/v1/data-keys/orders")
+		return errors.New(usage)
 	}
 }
 
-// stay asks until there was an answer, whatever it was, and then waits for the end: a pod that is refused its key stays up
-// to be looked at.
-func stay(ctx context.Context, socket, url string, out io.Writer) error {
+// serve prints what sha256 says whenever it says something else, until the context ends. A pod that is refused its key
+// stays up to be looked at.
+func (r *reader) serve(ctx context.Context, name string) error {
+	last := ""
 	for {
-		err := ask(ctx, socket, url, out)
+		said, err := r.sha256(ctx, name)
 		if err != nil {
-			fmt.Fprintln(out, err)
+			said = err.Error()
 		}
-		if !errors.Is(err, errNoSocket) {
-			<-ctx.Done()
-			return nil
+		if said != last && ctx.Err() == nil {
+			last = said
+			if _, err := fmt.Fprintln(r.out, said); err != nil {
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(200 * time.Millisecond):
+		case <-time.After(r.interval):
 		}
 	}
 }
 
-// errNoSocket: nobody listens on the socket yet. It happens only to pods that do not wait for their keys.
-var errNoSocket = errors.New("the socket does not answer yet")
-
-// dataKey is what the demo shows of an answer.
-type dataKey struct {
-	Name       string `json:"name"`
-	Generation int    `json:"generation"`
-	KeyID      string `json:"keyId"`
-	KeyVersion int    `json:"keyVersion"`
-	Plaintext  []byte `json:"plaintext"`
+// sha256 returns the SHA-256 of a data key's raw bytes in hexadecimal.
+func (r *reader) sha256(ctx context.Context, name string) (string, error) {
+	response, body, err := r.ask(ctx, http.MethodGet, "/v1/data-keys/"+name, "application/octet-stream")
+	if err != nil {
+		return "", err
+	}
+	if response.StatusCode != http.StatusOK {
+		// Problem details (RFC 9457): they hold no key.
+		var problem struct {
+			Reason string `json:"reason"`
+			Detail string `json:"detail"`
+		}
+		if err := json.Unmarshal(body, &problem); err != nil {
+			return "", fmt.Errorf("HTTP %s without problem details", response.Status)
+		}
+		return "", fmt.Errorf("HTTP %s: %s: %s", response.Status, problem.Reason, problem.Detail)
+	}
+	if got := response.Header.Get("Content-Type"); got != "application/octet-stream" {
+		return "", fmt.Errorf("the answer is %q and not the raw bytes that were asked for", got)
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(body)), nil
 }
 
-// ask makes one request over the socket and prints what came back, a plaintext key as its SHA-256.
-func ask(ctx context.Context, socket, url string, out io.Writer) error {
-	client := http.Client{
+// get prints any answer as it came.
+func (r *reader) get(ctx context.Context, arguments []string) error {
+	flags := flag.NewFlagSet("get", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	accept := flags.String("accept", "", "")
+	method := flags.String("method", http.MethodGet, "")
+	if err := flags.Parse(arguments); err != nil || flags.NArg() != 1 {
+		return errors.New(usage)
+	}
+	response, body, err := r.ask(ctx, *method, flags.Arg(0), *accept)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(r.out, "HTTP %d %s\n%s", response.StatusCode, response.Header.Get("Content-Type"), body)
+	return err
+}
+
+// ask makes one request.
+func (r *reader) ask(ctx context.Context, method, path, accept string) (*http.Response, []byte, error) {
+	request, err := http.NewRequestWithContext(ctx, method, "http://localhost"+path, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	if accept != "" {
+		request.Header.Set("Accept", accept)
+	}
+	response, err := r.client.Do(request)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { _ = response.Body.Close() }()
+	var body bytes.Buffer
+	if _, err := body.ReadFrom(io.LimitReader(response.Body, maxAnswer)); err != nil {
+		return nil, nil, err
+	}
+	return response, body.Bytes(), nil
+}
+
+// unixClient dials the socket, whatever the host in the URL. Each request has its own connection, so that a sidecar that
+// started again is found.
+func unixClient(socket string) *http.Client {
+	return &http.Client{
 		Timeout: 10 * time.Second,
 		Transport: &http.Transport{
 			DisableKeepAlives: true,
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				var dialer net.Dialer
-				connection, err := dialer.DialContext(ctx, "unix", socket)
-				if err != nil {
-					return nil, fmt.Errorf("%w: %w", errNoSocket, err)
-				}
-				return connection, nil
+				return dialer.DialContext(ctx, "unix", socket)
 			},
 		},
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	response, err := client.Do(request)
-	if err != nil {
-		return err
-	}
-	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
-	if err := errors.Join(err, response.Body.Close()); err != nil {
-		return err
-	}
-	if response.StatusCode != http.StatusOK {
-		// Problem details (RFC 9457): they hold no key.
-		return fmt.Errorf("HTTP %d %s %s", response.StatusCode, response.Header.Get("Content-Type"), bytes.TrimSpace(body))
-	}
-	var key dataKey
-	if err := json.Unmarshal(body, &key); err != nil {
-		// The decoder's error may quote the answer, and the answer may hold a key.
-		return errors.New("the answer is not the JSON of a data key")
-	}
-	if len(key.Plaintext) == 0 {
-		return errors.New("the answer holds no plaintext")
-	}
-	_, err = fmt.Fprintf(out, "data key %s, generation %d, %d bytes, wrapped by version %d of master key %s\nsha256 %x\n",
-		key.Name, key.Generation, len(key.Plaintext), key.KeyVersion, key.KeyID, sha256.Sum256(key.Plaintext))
-	return err
 }

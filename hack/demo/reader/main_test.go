@@ -8,20 +8,45 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
-// serve answers every request on a unix socket with the given status and body, and returns the socket's path.
-func serve(t *testing.T, status int, body string) string {
+const (
+	secret    = "secretsecret"
+	secretSum = "5f7365c0a79c6a0582c33798fadb2458dc42a2d61cc4124c4e30c68deaa39357" // sha256sum
+)
+
+// answer is what the fake sidecar answers.
+type answer struct {
+	status      int
+	contentType string
+	body        string
+}
+
+// serve answers on a unix socket, each request with the next answer and then always with the last.
+func serve(t *testing.T, answers ...answer) *http.Client {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(status)
-		_, _ = w.Write([]byte(body))
+	next := make(chan answer, len(answers))
+	for _, a := range answers[:len(answers)-1] {
+		next <- a
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a := answers[len(answers)-1]
+		select {
+		case a = <-next:
+		default:
+		}
+		w.Header().Set("Content-Type", a.contentType)
+		w.Header().Set("Request", r.Method+" "+r.URL.Path+" "+r.Header.Get("Accept"))
+		w.WriteHeader(a.status)
+		_, _ = w.Write([]byte(strings.ReplaceAll(a.body, "REQUEST", w.Header().Get("Request"))))
 	})}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(listener) }()
@@ -29,104 +54,109 @@ func serve(t *testing.T, status int, body string) string {
 		_ = server.Close()
 		<-done
 	})
-	return socket
+	return unixClient(socket)
 }
 
-func TestAsk(t *testing.T) {
-	const plaintext = "c2VjcmV0c2VjcmV0" // "secretsecret"
+var (
+	issued = answer{status: http.StatusOK, contentType: "application/octet-stream", body: secret}
+	denied = answer{
+		status: http.StatusForbidden, contentType: "application/problem+json",
+		body: `{"status":403,"reason":"AccessDenied","detail":"no"}`,
+	}
+)
+
+func TestRun(t *testing.T) {
 	tests := map[string]struct {
-		status    int
-		body      string
+		arguments []string
+		answer    answer
 		want      string
 		wantError string
 	}{
-		"a data key is shown by its SHA-256 alone": {
-			status: http.StatusOK,
-			body:   `{"name":"orders","generation":1,"keyId":"k","keyVersion":2,"plaintext":"` + plaintext + `"}`,
-			want: "data key orders, generation 1, 12 bytes, wrapped by version 2 of master key k\n" +
-				"sha256 5f7365c0a79c6a0582c33798fadb2458dc42a2d61cc4124c4e30c68deaa39357\n",
+		"sha256 prints the hash of the raw bytes": {
+			arguments: []string{"sha256", "orders"},
+			answer:    issued,
+			want:      secretSum + "\n",
 		},
-		"a refusal is shown as it came": {
-			status:    http.StatusForbidden,
-			body:      `{"status":403}`,
-			wantError: `HTTP 403 application/json {"status":403}`,
+		"sha256 tells a refusal as it came": {
+			arguments: []string{"sha256", "orders"},
+			answer:    denied,
+			wantError: "HTTP 403 Forbidden: AccessDenied: no",
 		},
-		"an answer that is broken is not quoted": {
-			status:    http.StatusOK,
-			body:      plaintext,
-			wantError: "the answer is not the JSON of a data key",
+		"sha256 does not hash an answer of another kind": {
+			arguments: []string{"sha256", "orders"},
+			answer:    answer{status: http.StatusOK, contentType: "application/json", body: secret},
+			wantError: `the answer is "application/json" and not the raw bytes that were asked for`,
 		},
-		"an answer without a key is an error": {
-			status:    http.StatusOK,
-			body:      `{}`,
-			wantError: "the answer holds no plaintext",
+		"sha256 does not quote an error that is no problem details": {
+			arguments: []string{"sha256", "orders"},
+			answer:    answer{status: http.StatusBadGateway, body: secret},
+			wantError: "HTTP 502 Bad Gateway without problem details",
 		},
+		"get prints any answer": {
+			arguments: []string{"get", "-accept", "text/plain", "-method", "POST", "/readyz"},
+			answer:    answer{status: http.StatusMethodNotAllowed, contentType: "application/problem+json", body: "REQUEST"},
+			want:      "HTTP 405 application/problem+json\nPOST /readyz text/plain",
+		},
+		"get without a path":      {arguments: []string{"get"}, answer: issued, wantError: usage},
+		"get with a wrong flag":   {arguments: []string{"get", "-x", "/"}, answer: issued, wantError: usage},
+		"no verb":                 {answer: issued, wantError: usage},
+		"an unknown verb":         {arguments: []string{"put", "/"}, answer: issued, wantError: usage},
+		"a name too many":         {arguments: []string{"sha256", "a", "b"}, answer: issued, wantError: usage},
+		"sleep takes no argument": {arguments: []string{"sleep", "5"}, answer: issued, wantError: usage},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
-			err := run(t.Context(), []string{"http://localhost/v1/data-keys/orders"}, serve(t, test.status, test.body), &out)
-			if got := errorText(err); got != test.wantError {
+			r := &reader{client: serve(t, test.answer), out: &out}
+			got := ""
+			if err := r.run(t.Context(), test.arguments); err != nil {
+				got = err.Error()
+			}
+			if got != test.wantError {
 				t.Errorf("got error %q, want %q", got, test.wantError)
 			}
-			if got := out.String(); got != test.want {
-				t.Errorf("got %q, want %q", got, test.want)
+			if diff := cmp.Diff(test.want, out.String()); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
 			}
-			if strings.Contains(out.String()+errorText(err), plaintext) {
+			if strings.Contains(out.String()+got, secret) {
 				t.Error("the key is in the output")
 			}
 		})
 	}
 }
 
-func TestStayEndsWhenTold(t *testing.T) {
-	tests := map[string]struct {
-		socket func(*testing.T) string
-	}{
-		"after an answer": {
-			socket: func(t *testing.T) string { return serve(t, http.StatusForbidden, "{}") },
-		},
-		"while there is no socket": {
-			socket: func(t *testing.T) string { return filepath.Join(t.TempDir(), "none") },
-		},
+func TestServeSaysEachChangeOnce(t *testing.T) {
+	lines := make(chan string, 10)
+	ctx, cancel := context.WithCancel(t.Context())
+	r := &reader{client: serve(t, denied, denied, issued), interval: time.Millisecond, out: channel(lines)}
+	done := make(chan error, 1)
+	go func() { done <- r.run(ctx, []string{"serve", "orders"}) }()
+	for _, want := range []string{"HTTP 403 Forbidden: AccessDenied: no\n", secretSum + "\n"} {
+		if got := <-lines; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
 	}
-	for name, test := range tests {
-		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithCancel(t.Context())
-			asked := writer(func() { cancel() })
-			if err := run(ctx, []string{"stay", "http://localhost/"}, test.socket(t), asked); err != nil {
-				t.Fatal(err)
-			}
-		})
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 
-func TestWithoutSidecar(t *testing.T) {
-	err := run(t.Context(), []string{"http://localhost/"}, "", &bytes.Buffer{})
-	if err == nil || !strings.Contains(err.Error(), "datakeys.io/inject") {
-		t.Errorf("got %v, want the way out", err)
-	}
-}
-
-func TestUsage(t *testing.T) {
-	for _, arguments := range [][]string{nil, {"stay"}, {"a", "b", "c"}} {
-		if err := run(t.Context(), arguments, "none", &bytes.Buffer{}); err == nil || !strings.HasPrefix(err.Error(), "usage:") {
-			t.Errorf("run(%q): got %v, want the usage", arguments, err)
+func TestEndsWhenTold(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, arguments := range [][]string{{"sleep"}, {"serve", "orders"}} {
+		r := &reader{client: unixClient(filepath.Join(t.TempDir(), "none")), interval: time.Hour, out: &bytes.Buffer{}}
+		if err := r.run(ctx, arguments); err != nil {
+			t.Errorf("%q: %v", arguments, err)
 		}
 	}
 }
 
-// writer calls a function at every write.
-type writer func()
+// channel sends every write.
+type channel chan<- string
 
-func (w writer) Write(p []byte) (int, error) {
-	w()
+func (c channel) Write(p []byte) (int, error) {
+	c <- string(p)
 	return len(p), nil
-}
-
-func errorText(err error) string {
-	if err == nil {
-		return ""
-	}
-	return err.Error()
 }
