@@ -84,7 +84,7 @@ func (t cgroupTree) holds(p process) bool {
 	for line := range strings.Lines(string(content)) {
 		// HIERARCHY:CONTROLLERS:PATH, see cgroups(7)
 		if parts := strings.SplitN(strings.TrimSpace(line), ":", 3); len(parts) == 3 &&
-			strings.HasPrefix(parts[2]+"/", "/"+t.name+"/") {
+			strings.Contains(parts[2]+"/", "/"+t.name+"/") {
 			return true
 		}
 	}
@@ -149,22 +149,26 @@ func delegateControllers() error {
 	if err != nil {
 		return err
 	}
-	var wanted strings.Builder
+	enable := func(name string) error {
+		return os.WriteFile(filepath.Join(cgroupMount, "cgroup.subtree_control"), []byte("+"+name), 0o644)
+	}
 	for name := range strings.FieldsSeq(string(controllers)) {
-		wanted.WriteString("+" + name + " ")
+		err := enable(name)
+		if errors.Is(err, unix.EBUSY) {
+			if err := emptyTopCgroup(); err != nil {
+				return err
+			}
+			err = enable(name)
+		}
+		if err != nil && slices.Contains(neededControllers, name) {
+			return fmt.Errorf("turn on the control group controller %s: %w", name, err)
+		}
 	}
-	enable := func() error {
-		return os.WriteFile(filepath.Join(cgroupMount, "cgroup.subtree_control"), []byte(wanted.String()), 0o644)
-	}
-	err = enable()
-	if !errors.Is(err, unix.EBUSY) {
-		return err
-	}
-	if err := emptyTopCgroup(); err != nil {
-		return err
-	}
-	return enable()
+	return nil
 }
+
+// neededControllers are those without which the kubelet does not start.
+var neededControllers = []string{"cpu", "cpuset", "memory", "pids"}
 
 func emptyTopCgroup() error {
 	child := filepath.Join(cgroupMount, "init")

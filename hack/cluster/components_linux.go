@@ -110,6 +110,7 @@ func (p pkiFiles) keyFile(name string) string  { return filepath.Join(p.dir, nam
 
 func (p plan) server() string            { return "https://" + netip.AddrPortFrom(p.node, 6443).String() }
 func (p plan) criSocket() string         { return filepath.Join(p.run, "containerd.sock") }
+func (p plan) volumePlugins() string     { return filepath.Join(p.state, "kubelet", "volume-plugins") }
 func (p plan) config(name string) string { return filepath.Join(p.state, "config", name) }
 func (p plan) userConfig(name string) string {
 	return filepath.Join(p.pki.dir, name+".kubeconfig")
@@ -185,6 +186,7 @@ func (p plan) daemons(files map[string][]byte) map[string]daemon {
 		"--root-ca-file="+pki.certFile("ca"),
 		"--service-account-private-key-file="+pki.saKey,
 		"--use-service-account-credentials",
+		"--flex-volume-plugin-dir="+p.volumePlugins(),
 		"--cluster-signing-cert-file="+pki.certFile("ca"),
 		"--cluster-signing-key-file="+pki.keyFile("ca"),
 		"--leader-elect=false")
@@ -251,6 +253,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
   [plugins.'io.containerd.cri.v1.runtime'.cni]
     bin_dirs = [%[7]s]
     conf_dir = %[8]s
+    use_internal_loopback = true
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
     runtime_type = 'io.containerd.runc.v2'
     runtime_path = %[9]s
@@ -305,7 +308,7 @@ func (p plan) kubeletConfig() any {
 		"clusterDomain":            clusterDomain,
 		"resolvConf":               p.config("resolv.conf"),
 		"podLogsDir":               filepath.Join(p.state, "podlogs"),
-		"volumePluginDir":          filepath.Join(p.state, "kubelet", "volume-plugins"),
+		"volumePluginDir":          p.volumePlugins(),
 		// The disk is the machine's: how full others made it is no reason to evict pods or to delete images, which
 		// could not be pulled again.
 		"evictionHard":                map[string]any{"memory.available": "50Mi", "nodefs.available": "100Mi", "imagefs.available": "100Mi"},

@@ -119,12 +119,13 @@ func (n *node) clearElsewhere(p plan) error {
 			return err
 		}
 	}
-	// The sockets of shims; those of other containerds answer.
+	// The sockets of shims and the kubelet's for device plugins; those of other nodes answer.
 	sockets, err := filepath.Glob("/run/containerd/s/*")
 	if err != nil {
 		return err
 	}
-	for _, path := range sockets {
+	const deviceSocket = "/var/lib/kubelet/device-plugins/kubelet.sock"
+	for _, path := range append(sockets, deviceSocket) {
 		conn, err := net.DialTimeout("unix", path, time.Second)
 		if err == nil {
 			_ = conn.Close()
@@ -141,7 +142,19 @@ func (n *node) clearElsewhere(p plan) error {
 	if err := restoreSysctls(n.run); err != nil {
 		return err
 	}
-	for _, dir := range []string{containerLogs, "/var/lib/cni/results", "/var/lib/cni", "/run/containerd/s", "/run/containerd"} {
+	// ip has made a mount of its folder of namespaces, which nothing else undoes.
+	if names, err := os.ReadDir(netnsDir); err == nil && len(names) == 0 {
+		if err := unix.Unmount(netnsDir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("unmount %s: %w", netnsDir, err)
+		}
+	}
+	for _, dir := range []string{
+		netnsDir, containerLogs,
+		"/var/lib/cni/results", "/var/lib/cni",
+		"/run/containerd/s", "/run/containerd",
+		filepath.Dir(deviceSocket), "/var/lib/kubelet",
+		"/run/mount",
+	} {
 		if err := removeEmpty(dir); err != nil {
 			return err
 		}

@@ -174,7 +174,7 @@ func (n *node) start(ctx context.Context, p plan) (started []string, err error) 
 	if err := <-imported; err != nil {
 		return started, err
 	}
-	if len(started) > 0 {
+	if slices.Contains(started, apiServer) {
 		n.say("the API server answers")
 	}
 	if err := ensure(controllerManager, scheduler, kubelet, proxy, coreDNS); err != nil {
@@ -207,8 +207,8 @@ const (
 
 // prepare makes the folders.
 func (n *node) prepare() error {
-	for _, dir := range []string{n.state, filepath.Join(n.state, "log"), filepath.Join(n.state, "podlogs"),
-		filepath.Join(n.state, "kubelet", "volume-plugins")} {
+	p := plan{state: n.state}
+	for _, dir := range []string{filepath.Join(n.state, "log"), filepath.Join(n.state, "podlogs"), p.volumePlugins()} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}

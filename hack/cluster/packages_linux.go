@@ -14,7 +14,7 @@ import (
 var cniFolders = []string{"/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"}
 
 // cniPlugins are those that the node's network configuration names.
-var cniPlugins = []string{"ptp", "host-local", "portmap", "loopback"}
+var cniPlugins = []string{"ptp", "host-local", "portmap"}
 
 // ensurePackages installs what the node needs of the distribution, and returns the folder of the network plugins.
 func ensurePackages(ctx context.Context, say func(string, ...any)) (cniDir string, err error) {
