@@ -130,6 +130,11 @@ func (r *keyring) getFor(ctx context.Context, namespace string, h envelope.Heade
 		}
 	}
 	k, err := r.look(ctx, namespace, miss{h.KeyID, h.KeyVersion, h.MaterialID}, func(k *key) bool { return k.find(h) != nil })
+	if errors.Is(err, ErrMaterialMissing) {
+		if k := r.known(h.KeyID); k != nil && k.damage != nil {
+			return nil, k.damage // it may be that version
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -31,7 +31,8 @@ type Store interface {
 }
 
 // Secret is the part of a Kubernetes Secret that this project reads and writes. The embedded root key's holds a key in
-// clear, so a Secret prints its name and the names of its entries, and nothing of their values.
+// clear, so a Secret prints its name and the names of its entries, and nothing of their values. Do not keep one in an
+// unexported field: fmt calls no method there and prints everything.
 type Secret struct {
 	Name   string
 	Type   string

@@ -1,0 +1,287 @@
+package seal_test
+
+import (
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/internal/seal"
+	"github.com/datakeys/datakeys/internal/seal/sealtest"
+)
+
+const rootSecret = "datakeys-root-key"
+
+func open(t *testing.T, store seal.Store) *seal.Keyring {
+	t.Helper()
+	k, err := seal.Open(t.Context(), seal.DefaultRootKey, store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// sameKeys fails the test unless what one keyring seals the other opens, both ways.
+func sameKeys(t *testing.T, a, b *seal.Keyring) {
+	t.Helper()
+	if a.InstallID() != b.InstallID() {
+		t.Errorf("install IDs differ: %s and %s", a.InstallID(), b.InstallID())
+	}
+	for _, pair := range [][2]*seal.Keyring{{a, b}, {b, a}} {
+		of := seal.MasterKeyVersion{KeyID: envelope.NewKeyID(), Namespace: "team-a", Name: "orders", Version: 1}
+		id, m := envelope.NewMaterialID(), envelope.NewMaterial()
+		sealed, err := pair[0].Seal(of, id, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		gotOf, gotID, gotM, err := pair[1].Unseal(of.KeyID, 1, sealed)
+		if err != nil {
+			t.Fatalf("what one keyring sealed the other does not open: %v", err)
+		}
+		if gotOf != of || gotID != id || !gotM.Equal(m) {
+			t.Error("what came back is not what was sealed")
+		}
+	}
+}
+
+func TestOpenMakesTheKeysOnceAndFindsThemAgain(t *testing.T) {
+	store := &sealtest.Store{}
+	first := open(t, store)
+	before := store.Secrets()
+	sameKeys(t, first, open(t, store))
+
+	if diff := cmp.Diff(before, store.Secrets()); diff != "" {
+		t.Errorf("the second start changed Secrets: %s", diff)
+	}
+	if got := first.InstallID(); len(got) != 12 || strings.Trim(got, "0123456789abcdef") != "" {
+		t.Errorf("install ID: got %q, want 12 hexadecimal digits", got)
+	}
+	if !first.RootKeyEmbedded() {
+		t.Error("a root key in a Secret is embedded")
+	}
+	if !before[rootSecret].Immutable {
+		t.Error("the Secret of the root key is not immutable")
+	}
+}
+
+func TestOpenConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
+	for name, fault := range map[string]sealtest.Fault{
+		"the call fails": sealtest.Fail,
+		"the call is done and the answer is lost": sealtest.DoAndFail,
+	} {
+		t.Run(name, func(t *testing.T) {
+			for n := 1; ; n++ {
+				store := &sealtest.Store{}
+				store.Hook = func(call int, _ sealtest.Call) sealtest.Fault {
+					if call == n {
+						return fault
+					}
+					return sealtest.None
+				}
+				_, err := seal.Open(t.Context(), seal.DefaultRootKey, store)
+				if err == nil {
+					if n < 6 {
+						t.Fatalf("Open made only %d calls: has it lost one?", n-1)
+					}
+					return // the n-th call never came: all were tried
+				}
+				if !errors.Is(err, sealtest.ErrInjected) {
+					t.Fatalf("call %d: got %v, want the injected error", n, err)
+				}
+				durable := store.Secrets()
+				store.Hook = nil
+				k := open(t, store)
+				sameKeys(t, k, open(t, store))
+				for name, was := range durable {
+					if diff := cmp.Diff(was.Data, store.Secrets()[name].Data); diff != "" {
+						t.Errorf("call %d: Secret %s was there and was changed: %s", n, name, diff)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestTwoManagersThatStartAtOnceAgree(t *testing.T) {
+	for name, meet := range map[string]string{
+		"both are about to make the root key":     rootSecret,
+		"both are about to make the sealing keys": seal.SealingKeysSecret,
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := &sealtest.Store{}
+			var both sync.WaitGroup
+			both.Add(2)
+			store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+				if c.Method == "Create" && c.Name == meet {
+					both.Done()
+					both.Wait()
+				}
+				return sealtest.None
+			}
+			var rings [2]*seal.Keyring
+			var errs [2]error
+			var done sync.WaitGroup
+			for i := range rings {
+				done.Go(func() { rings[i], errs[i] = seal.Open(t.Context(), seal.DefaultRootKey, store) })
+			}
+			done.Wait()
+			if err := errors.Join(errs[:]...); err != nil {
+				t.Fatal(err)
+			}
+			sameKeys(t, rings[0], rings[1])
+			if got := len(store.Secrets()); got != 2 {
+				t.Errorf("got %d Secrets, want 2", got)
+			}
+		})
+	}
+}
+
+func TestALostOrAlteredSecretIsNamedAndNothingIsMadeInItsPlace(t *testing.T) {
+	other := &sealtest.Store{}
+	open(t, other)
+	flip := func(name, entry string) func(*sealtest.Store) {
+		return func(s *sealtest.Store) {
+			s.Edit(name, func(secret *seal.Secret) { secret.Data[entry][len(secret.Data[entry])-1] ^= 1 })
+		}
+	}
+	replace := func(name, entry, value string) func(*sealtest.Store) {
+		return func(s *sealtest.Store) {
+			s.Edit(name, func(secret *seal.Secret) { secret.Data[entry] = []byte(value) })
+		}
+	}
+	for name, c := range map[string]struct {
+		damage func(*sealtest.Store)
+		secret string
+		says   string
+	}{
+		"the root key is lost": {
+			damage: func(s *sealtest.Store) { s.Delete(rootSecret) },
+			secret: rootSecret, says: "is missing, but Secret datakeys-sealing-keys is wrapped by the root key in it: restore it",
+		},
+		"the sealing keys are lost, and there is a master key": {
+			damage: func(s *sealtest.Store) {
+				s.Delete(seal.SealingKeysSecret)
+				s.Put(seal.Secret{Name: envelope.NewKeyID().String(), Type: "datakeys.io/master-key"})
+			},
+			secret: seal.SealingKeysSecret, says: "sealed under it: restore it",
+		},
+		"everything is lost but a master key": {
+			damage: func(s *sealtest.Store) {
+				s.Delete(seal.SealingKeysSecret)
+				s.Delete(rootSecret)
+				s.Put(seal.Secret{Name: envelope.NewKeyID().String(), Type: "datakeys.io/master-key"})
+			},
+			secret: seal.SealingKeysSecret, says: "sealed under it: restore it",
+		},
+		"the root key is another installation's": {
+			damage: func(s *sealtest.Store) { s.Put(other.Secrets()[rootSecret]) },
+			secret: seal.SealingKeysSecret, says: "wrapped by another root key",
+		},
+		"a byte of the root key is changed": {
+			damage: flip(rootSecret, "key"),
+			secret: seal.SealingKeysSecret, says: "does not open under root key",
+		},
+		"the root key is cut off": {
+			damage: replace(rootSecret, "key", "short"),
+			secret: rootSecret, says: "has no 32 bytes of a key in its entry key: restore",
+		},
+		"the root key is all zero": {
+			damage: replace(rootSecret, "key", strings.Repeat("\x00", 32)),
+			secret: rootSecret, says: "has no 32 bytes of a key",
+		},
+		"the root key's ID is no UUID": {
+			damage: replace(rootSecret, "id", "root"),
+			secret: rootSecret, says: "has no UUID in its entry id",
+		},
+		"the root key's Secret is of another type": {
+			damage: func(s *sealtest.Store) { s.Edit(rootSecret, func(s *seal.Secret) { s.Type = "Opaque" }) },
+			secret: rootSecret, says: `is of type "Opaque"`,
+		},
+		"the sealing keys' Secret is of another type": {
+			damage: func(s *sealtest.Store) { s.Edit(seal.SealingKeysSecret, func(s *seal.Secret) { s.Type = "Opaque" }) },
+			secret: seal.SealingKeysSecret, says: `is of type "Opaque"`,
+		},
+		"a byte of the sealing key is changed": {
+			damage: flip(seal.SealingKeysSecret, "v1"),
+			secret: seal.SealingKeysSecret, says: "has an entry v1 that does not open",
+		},
+		"the sealing key is empty": {
+			damage: replace(seal.SealingKeysSecret, "v1", ""),
+			secret: seal.SealingKeysSecret, says: "has an entry v1 that does not open",
+		},
+		"the sealing key stands under another version": {
+			damage: func(s *sealtest.Store) {
+				s.Edit(seal.SealingKeysSecret, func(s *seal.Secret) { s.Data["v2"] = s.Data["v1"] })
+			},
+			secret: seal.SealingKeysSecret, says: "has an entry v2 that does not open",
+		},
+		"there is no version of the sealing key": {
+			damage: func(s *sealtest.Store) {
+				s.Edit(seal.SealingKeysSecret, func(s *seal.Secret) { delete(s.Data, "v1") })
+			},
+			secret: seal.SealingKeysSecret, says: "lacks an entry",
+		},
+		"the install ID is another one": {
+			damage: replace(seal.SealingKeysSecret, "installID", "0123456789ab"),
+			secret: seal.SealingKeysSecret, says: "does not open",
+		},
+		"the install ID is malformed": {
+			damage: replace(seal.SealingKeysSecret, "installID", "prod"),
+			secret: seal.SealingKeysSecret, says: "has no install ID of 12 hexadecimal digits",
+		},
+		"the sealing key's ID is another one": {
+			damage: replace(seal.SealingKeysSecret, "keyID", envelope.NewKeyID().String()),
+			secret: seal.SealingKeysSecret, says: "does not open",
+		},
+		"the sealing key's ID is no UUID": {
+			damage: replace(seal.SealingKeysSecret, "keyID", ""),
+			secret: seal.SealingKeysSecret, says: "has no UUID in its entry keyID",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := &sealtest.Store{}
+			open(t, store)
+			c.damage(store)
+			before := store.Secrets()
+
+			k, err := seal.Open(t.Context(), seal.DefaultRootKey, store)
+			if k != nil {
+				t.Error("got a keyring beside an error")
+			}
+			got, ok := errors.AsType[*seal.SecretError](err)
+			if !ok {
+				t.Fatalf("got %v, want a SecretError", err)
+			}
+			if got.Secret != c.secret || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("got %v, want one about %s that says %q", err, c.secret, c.says)
+			}
+			if diff := cmp.Diff(before, store.Secrets()); diff != "" {
+				t.Errorf("Secrets were changed: %s", diff)
+			}
+		})
+	}
+}
+
+func TestOpenRefusesARootKeyThatItDoesNotKnow(t *testing.T) {
+	for name, c := range map[string]struct{ uri, says string }{
+		"no URI":                           {"datakeys-root-key", "must be a URI such as secret://datakeys-root-key"},
+		"nothing":                          {"", "must be a URI"},
+		"an unknown scheme":                {"vault://root", `the scheme "vault" is not known`},
+		"a Secret's name against the rule": {"secret://Root_Key", "must name a Secret of its own"},
+		"the Secret of the sealing keys":   {"secret://datakeys-sealing-keys", "must name a Secret of its own"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := &sealtest.Store{}
+			_, err := seal.Open(t.Context(), c.uri, store)
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("got %v, want one that says %q", err, c.says)
+			}
+			if len(store.Secrets()) > 0 {
+				t.Error("it made a Secret")
+			}
+		})
+	}
+}
