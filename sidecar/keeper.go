@@ -196,8 +196,8 @@ func (k *keeper) refuse(kept *kept, reason, message string) {
 	k.set(kept, StateRefused, reason, message)
 }
 
-// wait notes that a data key cannot be had now. One that is issued stays so, and one that is refused, too: neither a
-// Secret that is gone nor an outage changes an answer that was given.
+// wait notes that a data key cannot be had now. One that is issued stays so: neither a Secret that is gone nor an outage
+// takes it from a pod that has it. And an outage does not soften a refusal.
 func (k *keeper) wait(kept *kept, reason, message string) {
 	switch {
 	case kept.issued != nil:
@@ -209,8 +209,11 @@ func (k *keeper) wait(kept *kept, reason, message string) {
 
 // set puts a data key into a state other than StateIssued.
 func (k *keeper) set(kept *kept, state State, reason, message string) {
-	kept.issued = nil
-	kept.dataKeyStatus = dataKeyStatus{Name: kept.Name, State: state, Reason: reason, Message: message}
+	next := dataKeyStatus{Name: kept.Name, State: state, Reason: reason, Message: message}
+	if kept.dataKeyStatus == next {
+		return
+	}
+	kept.dataKeyStatus, kept.issued = next, nil
 	k.modified = true
 	k.note(kept, "data key not issued", reason, message)
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 )
 
 const (
@@ -20,6 +21,8 @@ const (
 	bindName = ".new"
 	// maxConns is the most connections at a time. Each costs about 20 KiB of a sidecar that is to stay under 20 MiB.
 	maxConns = 256
+	// fullInterval is how long a connection waits before idle ones are closed once more.
+	fullInterval = 50 * time.Millisecond
 )
 
 func checkSocketPath(path string) error {
@@ -44,7 +47,7 @@ type listener struct {
 	info fs.FileInfo // of our socket, to tell it from a successor's at the same path
 
 	slots chan struct{}
-	// full is called when a connection has to wait for another to be closed.
+	// full is called, again and again, while a connection waits for another to be closed.
 	full   func()
 	closed chan struct{}
 	once   sync.Once
@@ -111,15 +114,8 @@ func checkReplaceable(path string) error {
 
 // Accept implements net.Listener.
 func (l *listener) Accept() (net.Conn, error) {
-	select {
-	case l.slots <- struct{}{}:
-	default:
-		l.full()
-		select {
-		case l.slots <- struct{}{}:
-		case <-l.closed:
-			return nil, net.ErrClosed
-		}
+	if !l.take() {
+		return nil, net.ErrClosed
 	}
 	c, err := l.AcceptUnix()
 	if err != nil {
@@ -127,6 +123,25 @@ func (l *listener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	return &conn{UnixConn: c, free: func() { <-l.slots }}, nil
+}
+
+// take takes a slot, or returns false when the listener is closed.
+func (l *listener) take() bool {
+	for {
+		select {
+		case l.slots <- struct{}{}:
+			return true
+		default:
+		}
+		l.full()
+		select {
+		case l.slots <- struct{}{}:
+			return true
+		case <-l.closed:
+			return false
+		case <-time.After(fullInterval):
+		}
+	}
 }
 
 // Close implements net.Listener. It removes the socket, unless another has replaced it.

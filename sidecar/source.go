@@ -72,19 +72,35 @@ func NewSource(dir string) *Source {
 //
 // Read is not safe for concurrent use.
 func (s *Source) Read(name string) (Sealed, error) {
-	target, err := os.Readlink(filepath.Join(s.dir, name, dataLink))
-	if err != nil {
-		target = "" // a plain directory, whose files may change under the same path
-	}
+	target := s.target(name)
 	if last, ok := s.seen[name]; ok && target != "" && last.target == target {
 		return last.sealed, last.err
 	}
 	sealed, err := s.read(name, target)
-	s.seen[name] = seen{target: target, sealed: sealed, err: err}
-	if err != nil && !errors.Is(err, errBlobInvalid) {
-		delete(s.seen, name) // a missing file may mean that the link was swapped meanwhile
+	// The kubelet removes a version after it was replaced, and so while it is read: what is missing may not have been.
+	for range 10 {
+		now := s.target(name)
+		if now == target {
+			break
+		}
+		target = now
+		sealed, err = s.read(name, target)
+	}
+	if err == nil || errors.Is(err, errBlobInvalid) {
+		s.seen[name] = seen{target: target, sealed: sealed, err: err}
+	} else {
+		delete(s.seen, name)
 	}
 	return sealed, err
+}
+
+// target is where dataLink leads, "" in a plain directory, whose files may change under the same path.
+func (s *Source) target(name string) string {
+	target, err := os.Readlink(filepath.Join(s.dir, name, dataLink))
+	if err != nil {
+		return ""
+	}
+	return target
 }
 
 // read opens the directory once, so that all files come from one version of the Secret.

@@ -1,0 +1,322 @@
+package sidecar
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var testPlaintext = []byte("0123456789abcdef0123456789ABCDEF")
+
+func statusKey(name string, state State, reason string) *dataKey {
+	return &dataKey{dataKeyStatus: dataKeyStatus{Name: name, State: state, Reason: reason, Message: "because"}}
+}
+
+// testStore publishes one data key in every state.
+func testStore(t testing.TB) *store {
+	t.Helper()
+	s := newStore(nil)
+	s.publish([]*dataKey{
+		issuedKey(t, "orders", testPlaintext),
+		statusKey("late", StatePending, ReasonSecretNotFound),
+		statusKey("denied", StateRefused, ReasonAccessDenied),
+		statusKey("edited", StateRefused, ReasonBlobInvalid),
+	})
+	return s
+}
+
+func get(target string, headers ...string) string {
+	return "GET " + target + " HTTP/1.1\r\nHost: localhost\r\n" + strings.Join(append(headers, "\r\n"), "\r\n")
+}
+
+func TestDataKeyAsJSON(t *testing.T) {
+	path := serveStore(t, testStore(t), nil)
+	for _, target := range []string{"/v1/data-keys/orders", "/v1/data-keys/orders?generation=3"} {
+		response, body := roundTrip(t, path, get(target))
+		if response.StatusCode != http.StatusOK {
+			t.Fatalf("%s: got %s", target, response.Status)
+		}
+		for header, want := range map[string]string{"Content-Type": "application/json", "Cache-Control": "no-store"} {
+			if got := response.Header.Get(header); got != want {
+				t.Errorf("%s: %s: got %q, want %q", target, header, got, want)
+			}
+		}
+		want := map[string]any{
+			"name": "orders", "generation": 3.0, "keyId": "arn:datakeys:kms:test:team-a:key/1", "keyVersion": 2.0,
+			"algorithm": "AES_GCM", "plaintext": base64.StdEncoding.EncodeToString(testPlaintext),
+			"ciphertextBlob":    base64.StdEncoding.EncodeToString([]byte("the blob")),
+			"encryptionContext": map[string]any{"tenant": "a"},
+		}
+		got := map[string]any{}
+		if err := json.Unmarshal(body, &got); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", target, diff)
+		}
+	}
+}
+
+func TestDataKeyAsBytes(t *testing.T) {
+	path := serveStore(t, testStore(t), nil)
+	response, body := roundTrip(t, path, get("/v1/data-keys/orders", "Accept: application/octet-stream"))
+	if got := response.Header.Get("Content-Type"); response.StatusCode != http.StatusOK || got != "application/octet-stream" {
+		t.Errorf("got %s, %q", response.Status, got)
+	}
+	if got := response.Header.Get("Cache-Control"); got != "no-store" {
+		t.Errorf("Cache-Control: got %q", got)
+	}
+	if !bytes.Equal(body, testPlaintext) {
+		t.Error("the body is not the plaintext")
+	}
+}
+
+func TestHeadIsGetWithoutBody(t *testing.T) {
+	path := serveStore(t, testStore(t), nil)
+	for _, target := range []string{"/v1/data-keys/orders", "/v1/data-keys", "/healthz", "/readyz", "/v1/data-keys/denied", "/x"} {
+		want, wantBody := roundTrip(t, path, get(target))
+		got, body := roundTrip(t, path, strings.Replace(get(target), "GET", "HEAD", 1))
+		if len(body) > 0 || got.StatusCode != want.StatusCode || got.ContentLength != int64(len(wantBody)) {
+			t.Errorf("HEAD %s: got %s, %d bytes announced, %d sent; want %s, %d announced", target, got.Status,
+				got.ContentLength, len(body), want.Status, len(wantBody))
+		}
+	}
+}
+
+// TestEverySizeOnOneConnection asks for all sizes in turn, so that answers are larger and smaller than every buffer.
+func TestEverySizeOnOneConnection(t *testing.T) {
+	s := newStore(nil)
+	var keys []*dataKey
+	sizes := []int{1, 16, 32, 1024, 4096, 7}
+	for _, n := range sizes {
+		keys = append(keys, issuedKey(t, fmt.Sprint("k", n), bytes.Repeat([]byte{byte(n)}, n)))
+	}
+	s.publish(keys)
+	path := serveStore(t, s, nil)
+	client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1, DialContext: unixDialer(path)}}
+	defer client.CloseIdleConnections()
+	for range 3 {
+		for _, n := range sizes {
+			request, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprint("http://localhost/v1/data-keys/k", n), nil)
+			request.Header.Set("Accept", mediaBytes)
+			response, err := client.Do(request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(response.Body)
+			_ = response.Body.Close()
+			if err != nil || !bytes.Equal(body, bytes.Repeat([]byte{byte(n)}, n)) {
+				t.Fatalf("%d bytes: got %d other ones, %v", n, len(body), err)
+			}
+		}
+	}
+}
+
+func TestList(t *testing.T) {
+	path := serveStore(t, testStore(t), nil)
+	response, body := roundTrip(t, path, get("/v1/data-keys"))
+	want := `{"dataKeys":[` +
+		`{"name":"orders","state":"Issued","generation":3,"keyId":"arn:datakeys:kms:test:team-a:key/1","keyVersion":2,"algorithm":"AES_GCM"},` +
+		`{"name":"late","state":"Pending","reason":"SecretNotFound","message":"because"},` +
+		`{"name":"denied","state":"Refused","reason":"AccessDenied","message":"because"},` +
+		`{"name":"edited","state":"Refused","reason":"BlobInvalid","message":"because"}]}` + "\n"
+	if response.StatusCode != http.StatusOK {
+		t.Errorf("got %s", response.Status)
+	}
+	if diff := cmp.Diff(want, string(body)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	checkHides(t, "the list", string(body), testPlaintext)
+}
+
+func TestHealth(t *testing.T) {
+	s := testStore(t)
+	path := serveStore(t, s, nil)
+	if response, _ := roundTrip(t, path, get("/healthz")); response.StatusCode != http.StatusOK {
+		t.Errorf("/healthz with keys that are not issued: got %s", response.Status)
+	}
+	s.publish([]*dataKey{issuedKey(t, "orders", testPlaintext)})
+	if response, _ := roundTrip(t, path, get("/readyz")); response.StatusCode != http.StatusOK {
+		t.Errorf("/readyz with every key issued: got %s", response.Status)
+	}
+}
+
+// TestProblems sends everything that is not answered with success.
+func TestProblems(t *testing.T) {
+	path := serveStore(t, testStore(t), nil)
+	for name, test := range map[string]struct {
+		request string
+		status  int
+		reason  string
+		detail  string // a part of it
+		header  string
+	}{
+		"an unknown name": {
+			get("/v1/data-keys/other"), 404, "UnknownDataKey", `no data key "other"`, "",
+		},
+		"an unknown name that is a path": {
+			get("/v1/data-keys/..%2fetc"), 404, "UnknownPath", "/v1/data-keys/{name}", "",
+		},
+		"an unknown path": {get("/v2/data-keys"), 404, "UnknownPath", `no path "/v2/data-keys"`, ""},
+		"an empty name":   {get("/v1/data-keys/"), 404, "UnknownPath", "no path", ""},
+		"a path below a name": {
+			get("/v1/data-keys/orders/decrypt"), 404, "UnknownPath", "no path", "",
+		},
+		"a path with doubled slashes": {get("//v1/data-keys/orders"), 404, "UnknownPath", "no path", ""},
+		"no path at all":              {"OPTIONS * HTTP/1.1\r\nHost: l\r\n\r\n", 404, "UnknownPath", "no path", ""},
+		"POST to a data key": {
+			"POST /v1/data-keys/orders HTTP/1.1\r\nHost: l\r\nContent-Length: 0\r\n\r\n", 405, "MethodNotAllowed",
+			`"POST" is not a method`, "Allow: GET, HEAD",
+		},
+		"DELETE of the list": {
+			"DELETE /v1/data-keys HTTP/1.1\r\nHost: l\r\n\r\n", 405, "MethodNotAllowed", "use GET or HEAD", "Allow: GET, HEAD",
+		},
+		"PUT of an unknown name": {
+			"PUT /v1/data-keys/other HTTP/1.1\r\nHost: l\r\n\r\n", 405, "MethodNotAllowed", "use GET or HEAD", "Allow: GET, HEAD",
+		},
+		"a method that nobody knows": {
+			"STEAL /readyz HTTP/1.1\r\nHost: l\r\n\r\n", 405, "MethodNotAllowed", `"STEAL"`, "Allow: GET, HEAD",
+		},
+		"a data key that the key service refuses": {
+			get("/v1/data-keys/denied"), 403, "AccessDenied", `"denied" is not issued: because`, "",
+		},
+		"a data key that is not there yet": {
+			get("/v1/data-keys/late"), 503, "SecretNotFound", `"late" is not issued: because`, "Retry-After: 1",
+		},
+		"a data key whose Secret is broken": {
+			get("/v1/data-keys/edited"), 503, "BlobInvalid", `"edited" is not issued`, "Retry-After: 10",
+		},
+		"not ready": {get("/readyz"), 503, "NotReady", "not every data key", "Retry-After: 1"},
+		"an Accept of something else": {
+			get("/v1/data-keys/orders", "Accept: text/html"), 406, "NotAcceptable", "application/octet-stream", "",
+		},
+		"an Accept of bytes for the list": {
+			get("/v1/data-keys", "Accept: application/octet-stream"), 406, "NotAcceptable", "application/json", "",
+		},
+		"another generation": {
+			get("/v1/data-keys/orders?generation=2"), 404, "UnknownGeneration", "no generation 2", "",
+		},
+		"a generation of 0":      {get("/v1/data-keys/orders?generation=0"), 400, "InvalidParameter", "generation", ""},
+		"a generation in words":  {get("/v1/data-keys/orders?generation=one"), 400, "InvalidParameter", "generation", ""},
+		"two generations":        {get("/v1/data-keys/orders?generation=3&generation=3"), 400, "InvalidParameter", "one", ""},
+		"an unknown parameter":   {get("/v1/data-keys/orders?verbose=1"), 400, "InvalidParameter", `"verbose"`, ""},
+		"a generation of a list": {get("/v1/data-keys?generation=3"), 400, "InvalidParameter", `"generation"`, ""},
+		"a malformed query":      {get("/v1/data-keys/orders?a=%zz"), 400, "InvalidParameter", "malformed", ""},
+		"a long target": {
+			get("/v1/data-keys/" + strings.Repeat("a", maxURI)), 414, "URITooLong", "at most 2048", "",
+		},
+		"a body that never comes": {
+			"GET /v1/data-keys/orders HTTP/1.1\r\nHost: l\r\nContent-Length: 5\r\n\r\n", 413, "BodyNotAllowed", "no request", "",
+		},
+		"a body of unknown length": {
+			"GET /v1/data-keys/orders HTTP/1.1\r\nHost: l\r\nTransfer-Encoding: chunked\r\n\r\n", 413, "BodyNotAllowed", "no request", "",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			response, body := roundTrip(t, path, test.request)
+			var got problem
+			if err := json.Unmarshal(body, &got); err != nil {
+				t.Fatalf("%s: %v: %s", response.Status, err, body)
+			}
+			if response.StatusCode != test.status || got.Status != test.status || got.Reason != test.reason {
+				t.Errorf("got %s, %d, reason %q; want %d, %q", response.Status, got.Status, got.Reason, test.status, test.reason)
+			}
+			if !strings.Contains(got.Detail, test.detail) || got.Type != "about:blank" || got.Title != http.StatusText(test.status) {
+				t.Errorf("got %+v, want a detail with %q", got, test.detail)
+			}
+			if ct := response.Header.Get("Content-Type"); ct != "application/problem+json" {
+				t.Errorf("Content-Type: got %q", ct)
+			}
+			if name, want, ok := strings.Cut(test.header, ": "); ok && response.Header.Get(name) != want {
+				t.Errorf("%s: got %q, want %q", name, response.Header.Get(name), want)
+			}
+			checkHides(t, "the answer", string(body), testPlaintext)
+		})
+	}
+}
+
+func TestReadyNamesWhatIsMissing(t *testing.T) {
+	path := serveStore(t, testStore(t), nil)
+	_, body := roundTrip(t, path, get("/readyz"))
+	var got problem
+	if err := json.Unmarshal(body, &got); err != nil {
+		t.Fatal(err)
+	}
+	want := []dataKeyStatus{
+		{Name: "late", State: StatePending, Reason: ReasonSecretNotFound, Message: "because"},
+		{Name: "denied", State: StateRefused, Reason: ReasonAccessDenied, Message: "because"},
+		{Name: "edited", State: StateRefused, Reason: ReasonBlobInvalid, Message: "because"},
+	}
+	if diff := cmp.Diff(want, got.DataKeys); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestMalformedRequestsAreAnswered sends what net/http itself refuses.
+func TestMalformedRequestsAreAnswered(t *testing.T) {
+	path := serveStore(t, testStore(t), nil)
+	for name, test := range map[string]struct {
+		request string
+		status  int
+	}{
+		"a huge header":             {get("/healthz", "X: "+strings.Repeat("x", 64<<10)), 431},
+		"many headers":              {get("/healthz", strings.Repeat("X: y\r\n", 8<<10)+"Z: z"), 431},
+		"no HTTP":                   {"hello there\r\n\r\n", 400},
+		"no Host":                   {"GET /healthz HTTP/1.1\r\n\r\n", 400},
+		"another protocol version":  {"GET /healthz HTTP/3.0\r\nHost: l\r\n\r\n", 505},
+		"a length and chunks":       {"GET /healthz HTTP/1.1\r\nHost: l\r\nContent-Length: x\r\n\r\n", 400},
+		"a header without a name":   {get("/healthz", ": x"), 400},
+		"an escape that is no byte": {get("/v1/data-keys/%zz"), 400},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if response, _ := roundTrip(t, path, test.request); response.StatusCode != test.status {
+				t.Errorf("got %s, want %d", response.Status, test.status)
+			}
+		})
+	}
+}
+
+// TestSlowClientIsCutOff waits for the server to hang up; the test binary's own time limit is what fails it.
+func TestSlowClientIsCutOff(t *testing.T) {
+	path := serveStore(t, testStore(t), func(server *http.Server, _ *listener) {
+		if server.ReadTimeout != readTimeout || server.WriteTimeout != writeTimeout || server.IdleTimeout != keepTimeout {
+			t.Error("the server lacks its time limits")
+		}
+		server.ReadTimeout, server.IdleTimeout = 20*time.Millisecond, 20*time.Millisecond
+	})
+	for name, sent := range map[string]string{
+		"nothing":              "",
+		"half a request line":  "GET /v1/data",
+		"half a header":        "GET /v1/data-keys/orders HTTP/1.1\r\nHost: local",
+		"no second request":    get("/healthz"),
+		"half a second header": get("/healthz") + "GET /healthz HTTP/1.1\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := dialSocket(t, path)
+			if _, err := io.WriteString(c, sent); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, c); err != nil {
+				t.Errorf("got %v, want the end of the connection", err)
+			}
+		})
+	}
+}
+
+// TestManyConnections keeps more connections than there is room for: each is served in its turn.
+func TestManyConnections(t *testing.T) {
+	path := serveStore(t, testStore(t), func(_ *http.Server, l *listener) { l.slots = make(chan struct{}, 2) })
+	for range 20 {
+		if response, _ := roundTrip(t, path, get("/healthz")); response.StatusCode != http.StatusOK {
+			t.Fatalf("got %s", response.Status)
+		}
+	}
+}

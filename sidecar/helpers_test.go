@@ -1,0 +1,142 @@
+package sidecar
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/datakeys/datakeys/internal/envelope"
+)
+
+// shortDir returns a directory whose path leaves room for a socket's name.
+func shortDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "dk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// logs is a log that a test may read while it is written.
+type logs struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logs) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func (l *logs) logger() *slog.Logger {
+	return slog.New(slog.NewJSONHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// found returns the form in which the text holds the secret, "" if it does not. Base64 has three forms, by where the
+// secret starts in what was encoded; the ends of each, which depend on the neighbours, are left out.
+func found(text string, secret []byte) string {
+	forms := map[string]string{"raw": string(secret), "hex": hex.EncodeToString(secret)}
+	for shift := range 3 {
+		encoded := base64.StdEncoding.EncodeToString(append(make([]byte, shift), secret...))
+		forms[fmt.Sprint("base64 shifted by ", shift)] = encoded[4 : len(encoded)-4]
+	}
+	for form, needle := range forms {
+		if strings.Contains(text, needle) {
+			return form
+		}
+	}
+	return ""
+}
+
+func checkHides(t testing.TB, what, text string, secret []byte) {
+	t.Helper()
+	if form := found(text, secret); form != "" {
+		t.Errorf("%s holds the plaintext in %s", what, form)
+	}
+}
+
+// issuedKey is a data key named orders, of generation 3, as it is published.
+func issuedKey(t testing.TB, name string, plaintext []byte) *dataKey {
+	t.Helper()
+	p, err := envelope.PlaintextFromBytes(plaintext)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := dataKeyStatus{
+		Name: name, State: StateIssued, Generation: 3, KeyID: "arn:datakeys:kms:test:team-a:key/1", KeyVersion: 2,
+		Algorithm: algorithmAESGCM,
+	}
+	sealed := Sealed{CiphertextBlob: []byte("the blob"), EncryptionContext: map[string]string{"tenant": "a"}}
+	return &dataKey{dataKeyStatus: s, issued: newIssued(p, newAnswer(s, sealed, len(plaintext)))}
+}
+
+// serveStore serves what is published in s on a socket, whose path it returns.
+func serveStore(t testing.TB, s *store, change func(*http.Server, *listener)) string {
+	t.Helper()
+	path := filepath.Join(shortDir(t), "s")
+	l, err := listen(t.Context(), path, maxConns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := newServer(s, slog.New(slog.DiscardHandler))
+	l.full = func() { dropIdle(server) }
+	if change != nil {
+		change(server, l)
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = server.Serve(l) }()
+	t.Cleanup(func() { _ = server.Close(); <-done })
+	return path
+}
+
+func dialSocket(t testing.TB, path string) net.Conn {
+	t.Helper()
+	c, err := (&net.Dialer{}).DialContext(context.Background(), "unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// roundTrip sends a request as it is written and returns the answer with its body.
+func roundTrip(t testing.TB, path, request string) (*http.Response, []byte) {
+	t.Helper()
+	c := dialSocket(t, path)
+	if _, err := io.WriteString(c, request); err != nil {
+		t.Fatal(err)
+	}
+	method, _, _ := bytes.Cut([]byte(request), []byte(" "))
+	response, err := http.ReadResponse(bufio.NewReader(c), &http.Request{Method: string(method)})
+	if err != nil {
+		t.Fatalf("no answer to %.60q: %v", request, err)
+	}
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatalf("answer to %.60q: %v", request, err)
+	}
+	return response, body
+}
+
+func splitLines(s string) []string { return strings.Split(s, "\n") }

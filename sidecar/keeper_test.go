@@ -1,0 +1,318 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
+)
+
+// fakeSource holds what each name's Secret is, or the error that reading it gives.
+type fakeSource map[string]any
+
+func (f fakeSource) Read(name string) (Sealed, error) {
+	switch v := f[name].(type) {
+	case string:
+		return Sealed{CiphertextBlob: []byte(v), Generation: 1}, nil
+	case error:
+		return Sealed{}, v
+	default:
+		return Sealed{}, errSecretMissing
+	}
+}
+
+// fakeService answers each blob with its bytes as plaintext, or with the error that it is told.
+type fakeService struct {
+	started time.Time
+	all     error
+	refuse  map[string]error
+	// asked are the calls: when, since the start, and for which blobs.
+	asked []string
+	when  []time.Duration
+}
+
+func (f *fakeService) Open(_ context.Context, sealed []Sealed) ([]Opened, error) {
+	call := ""
+	opened := make([]Opened, len(sealed))
+	for i, s := range sealed {
+		blob := string(s.CiphertextBlob)
+		call += blob + " "
+		if err := f.refuse[blob]; err != nil {
+			opened[i].Err = err
+			continue
+		}
+		p, err := envelope.PlaintextFromBytes([]byte("plaintext of " + blob))
+		opened[i] = Opened{KeyARN: "arn", KeyVersion: 1, Plaintext: p, Err: err}
+	}
+	f.asked, f.when = append(f.asked, call), append(f.when, time.Since(f.started))
+	if f.all != nil {
+		return nil, f.all
+	}
+	return opened, nil
+}
+
+// bench is a keeper at work under a clock that only moves when all wait: testing/synctest.
+type bench struct {
+	*testing.T
+	source  fakeSource
+	service *fakeService
+	store   *store
+	logs    *logs
+}
+
+func withKeeper(t *testing.T, names []string, f func(b *bench)) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bench{
+			T: t, source: fakeSource{}, service: &fakeService{started: time.Now(), refuse: map[string]error{}},
+			store: newStore(names), logs: &logs{},
+		}
+		b.wants("orders", "Pending Starting")
+		f(b)
+	})
+}
+
+// run lets the keeper work for that long, and stops it.
+func (b *bench) run(k *keeper, d time.Duration) {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(b.Context(), d)
+	defer cancel()
+	k.run(ctx)
+}
+
+func (b *bench) keeper(names ...string) *keeper {
+	return newKeeper(names, b.source, b.service, b.store, b.logs.logger())
+}
+
+// wants checks what is published of a name: its state and reason, or its plaintext.
+func (b *bench) wants(name, want string) {
+	b.Helper()
+	k := b.store.get(name)
+	got := fmt.Sprintf("%s %s", k.State, k.Reason)
+	if k.issued != nil {
+		got = string(k.issued.plaintext.Bytes(insecuresecret.Token{}))
+		k.issued.release()
+	}
+	if got != want {
+		b.Errorf("%s: got %q, want %q", name, got, want)
+	}
+}
+
+var denied = status.Error(codes.PermissionDenied, "not allowed")
+
+func TestKeeperIssues(t *testing.T) {
+	withKeeper(t, []string{"orders", "payments"}, func(b *bench) {
+		b.source["orders"], b.source["payments"] = "o1", "p1"
+		b.run(b.keeper("orders", "payments"), time.Hour)
+		b.wants("orders", "plaintext of o1")
+		b.wants("payments", "plaintext of p1")
+		if diff := cmp.Diff([]string{"o1 p1 "}, b.service.asked); diff != "" {
+			b.Errorf("one call for all, and no more (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestKeeperWaitsForSecrets(t *testing.T) {
+	withKeeper(t, []string{"orders", "payments"}, func(b *bench) {
+		k := b.keeper("orders", "payments")
+		b.source["payments"] = "p1"
+		b.run(k, time.Minute)
+		b.wants("orders", "Pending SecretNotFound")
+		b.wants("payments", "plaintext of p1")
+		b.source["orders"] = "o1"
+		b.run(k, time.Nanosecond)
+		b.wants("orders", "plaintext of o1")
+		if diff := cmp.Diff([]string{"p1 ", "o1 "}, b.service.asked); diff != "" {
+			b.Errorf("(-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestKeeperRetriesOutagesQuicklyFirst(t *testing.T) {
+	withKeeper(t, []string{"orders", "payments"}, func(b *bench) {
+		b.source["orders"], b.source["payments"] = "o1", "p1"
+		b.service.all = status.Error(codes.Unavailable, "starting")
+		k := b.keeper("orders", "payments")
+		b.run(k, time.Minute)
+		b.wants("orders", "Pending KeyServiceUnavailable")
+		last := time.Duration(0)
+		for i, when := range b.service.when {
+			if b.service.asked[i] != "o1 p1 " {
+				b.Errorf("call %d: got %q, want one call for both", i, b.service.asked[i])
+			}
+			if i > 0 {
+				most := min(firstRetry<<(i-1), lastRetry)
+				if wait := when - last; wait < most/2 || wait > most {
+					b.Errorf("call %d came after %v, want %v to %v", i, wait, most/2, most)
+				}
+			}
+			last = when
+		}
+		if n := len(b.service.when); n < 9 || n > 18 {
+			b.Errorf("got %d calls in a minute", n)
+		}
+		b.service.all = nil
+		b.run(k, lastRetry)
+		b.wants("orders", "plaintext of o1")
+		b.wants("payments", "plaintext of p1")
+	})
+}
+
+func TestKeeperStates(t *testing.T) {
+	for name, test := range map[string]struct {
+		err  error
+		want string
+	}{
+		"not allowed":            {denied, "Refused AccessDenied"},
+		"a token that is no use": {status.Error(codes.Unauthenticated, "x"), "Refused Unauthenticated"},
+		"no such master key":     {status.Error(codes.NotFound, "x"), "Refused MasterKeyNotFound"},
+		"a disabled master key":  {status.Error(codes.FailedPrecondition, "x"), "Refused MasterKeyState"},
+		"a blob that fails":      {status.Error(codes.InvalidArgument, "x"), "Refused BlobRefused"},
+		"try again":              {status.Error(codes.Unavailable, "x"), "Pending KeyServiceUnavailable"},
+		"too slow":               {context.DeadlineExceeded, "Pending KeyServiceUnavailable"},
+		"internal":               {status.Error(codes.Internal, "x"), "Pending KeyServiceUnavailable"},
+		"a code of the future":   {status.Error(codes.Code(99), "x"), "Pending KeyServiceUnavailable"},
+		"no status at all":       {errors.New("x"), "Pending KeyServiceUnavailable"},
+	} {
+		for way, set := range map[string]func(*fakeService){
+			"of one key":     func(s *fakeService) { s.refuse["o1"] = test.err },
+			"of the request": func(s *fakeService) { s.all = test.err },
+		} {
+			t.Run(name+" "+way, func(t *testing.T) {
+				withKeeper(t, []string{"orders"}, func(b *bench) {
+					b.source["orders"] = "o1"
+					set(b.service)
+					b.run(b.keeper("orders"), time.Nanosecond)
+					b.wants("orders", test.want)
+				})
+			})
+		}
+	}
+}
+
+func TestKeeperRetriesRefusalsSlowly(t *testing.T) {
+	withKeeper(t, []string{"orders", "payments"}, func(b *bench) {
+		b.source["orders"], b.source["payments"] = "o1", "p1"
+		b.service.refuse["o1"] = denied
+		k := b.keeper("orders", "payments")
+		b.run(k, time.Minute)
+		b.wants("orders", "Refused AccessDenied")
+		b.wants("payments", "plaintext of p1")
+		for i := 1; i < len(b.service.when); i++ {
+			if wait := b.service.when[i] - b.service.when[i-1]; wait < refusalRetry/2 || wait > refusalRetry {
+				b.Errorf("call %d came after %v", i, wait)
+			}
+		}
+		b.service.all = status.Error(codes.Unavailable, "away")
+		b.run(k, time.Minute)
+		b.wants("orders", "Refused AccessDenied") // an outage is no pardon
+		b.service.all, b.service.refuse = nil, nil
+		b.run(k, refusalRetry)
+		b.wants("orders", "plaintext of o1")
+	})
+}
+
+// TestKeeperAndChanges: what becomes of an issued data key when its Secret changes.
+func TestKeeperAndChanges(t *testing.T) {
+	for name, test := range map[string]struct {
+		change any
+		err    error
+		want   string
+	}{
+		"a new blob":                               {"o2", nil, "plaintext of o2"},
+		"a new blob in an outage":                  {"o2", status.Error(codes.Unavailable, "x"), "plaintext of o1"},
+		"a new blob that does not open":            {"o2", status.Error(codes.InvalidArgument, "x"), "plaintext of o1"},
+		"a new blob that is denied":                {"o2", denied, "Refused AccessDenied"},
+		"a new blob of a disabled key":             {"o2", status.Error(codes.FailedPrecondition, "x"), "Refused MasterKeyState"},
+		"a blob that is none":                      {errBlobInvalid, nil, "plaintext of o1"},
+		"no Secret any more":                       {errSecretMissing, nil, "plaintext of o1"},
+		"a Secret that cannot be read":             {errors.New("input/output error"), nil, "plaintext of o1"},
+		"the same blob, which would be denied now": {"o1", denied, "plaintext of o1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			withKeeper(t, []string{"orders"}, func(b *bench) {
+				k := b.keeper("orders")
+				b.source["orders"] = "o1"
+				b.run(k, time.Nanosecond)
+				b.wants("orders", "plaintext of o1")
+				b.source["orders"] = test.change
+				b.service.refuse = map[string]error{"o1": test.err, "o2": test.err}
+				b.run(k, time.Minute)
+				b.wants("orders", test.want)
+
+				b.service.refuse = nil
+				b.source["orders"] = "o3"
+				b.run(k, time.Minute)
+				b.wants("orders", "plaintext of o3")
+			})
+		})
+	}
+}
+
+// TestKeeperBeforeTheFirstKey: what is said while there is no data key, and that the same blob mends it.
+func TestKeeperBeforeTheFirstKey(t *testing.T) {
+	for name, test := range map[string]struct {
+		secret any
+		want   string
+	}{
+		"no Secret":                    {errSecretMissing, "Pending SecretNotFound"},
+		"a Secret that cannot be read": {errors.New("permission denied"), "Pending SecretUnreadable"},
+		"a Secret without a blob":      {errBlobInvalid, "Refused BlobInvalid"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			withKeeper(t, []string{"orders"}, func(b *bench) {
+				k := b.keeper("orders")
+				b.source["orders"], b.service.refuse["o1"] = "o1", denied
+				b.run(k, time.Nanosecond)
+				b.source["orders"] = test.secret
+				b.run(k, time.Hour)
+				b.wants("orders", test.want)
+				if len(b.service.asked) != 1 {
+					b.Errorf("asked %d times, want no more than before", len(b.service.asked))
+				}
+				b.source["orders"], b.service.refuse = "o1", nil
+				b.run(k, pollInterval)
+				b.wants("orders", "plaintext of o1")
+			})
+		})
+	}
+}
+
+func TestKeeperLogsOnce(t *testing.T) {
+	withKeeper(t, []string{"orders"}, func(b *bench) {
+		b.source["orders"] = "o1"
+		b.service.refuse["o1"] = denied
+		b.run(b.keeper("orders"), time.Hour)
+		lines := slices.DeleteFunc(splitLines(b.logs.String()), func(s string) bool { return s == "" })
+		if len(lines) != 1 {
+			b.Errorf("got %d lines, want one:\n%s", len(lines), b.logs)
+		}
+	})
+}
+
+func TestKeeperDestroysWhatItReplaces(t *testing.T) {
+	withKeeper(t, []string{"orders"}, func(b *bench) {
+		k := b.keeper("orders")
+		b.source["orders"] = "o1"
+		b.run(k, time.Nanosecond)
+		read := b.store.get("orders").issued // a reader that is not done
+		b.source["orders"] = "o2"
+		b.run(k, time.Nanosecond)
+		if read.plaintext.IsZero() {
+			b.Error("a plaintext was destroyed under its reader")
+		}
+		read.release()
+		if !read.plaintext.IsZero() {
+			b.Error("a plaintext outlived its last reader")
+		}
+	})
+}

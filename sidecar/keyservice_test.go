@@ -1,0 +1,189 @@
+package sidecar
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
+	"github.com/datakeys/datakeys/sidecar/sidecartest"
+)
+
+func writeToken(t testing.TB, file, token string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(token), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newTestClient(t testing.TB, address string, roots []byte, token string) *Client {
+	t.Helper()
+	client, err := NewClient(address, roots, token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+func TestClientOpensEachForItself(t *testing.T) {
+	service := sidecartest.NewKeyService(t)
+	token := filepath.Join(t.TempDir(), "token")
+	writeToken(t, token, "first\n")
+	client := newTestClient(t, service.Address, service.Roots, token)
+
+	bound := map[string]string{"tenant": "a"}
+	sealed := []Sealed{
+		{CiphertextBlob: service.Seal(t, "orders", 1, testPlaintext, bound), EncryptionContext: bound},
+		{CiphertextBlob: service.Seal(t, "orders", 1, testPlaintext, bound), EncryptionContext: map[string]string{"tenant": "b"}},
+		{CiphertextBlob: service.Seal(t, "denied", 1, testPlaintext, nil)},
+		{CiphertextBlob: service.Seal(t, "odd", 1, testPlaintext, nil)},
+	}
+	service.Refuse("denied", codes.PermissionDenied, "may not decrypt datakeyrequests/denied")
+	opened, err := client.Open(t.Context(), sealed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := opened[0].Plaintext.Bytes(insecuresecret.Token{}); !bytes.Equal(p, testPlaintext) ||
+		opened[0].KeyARN != sidecartest.ARN || opened[0].KeyVersion != 1 {
+		t.Errorf("got %d bytes of version %d of %s", len(p), opened[0].KeyVersion, opened[0].KeyARN)
+	}
+	var got []string
+	for _, o := range opened {
+		got = append(got, status.Code(o.Err).String())
+	}
+	if diff := cmp.Diff([]string{"OK", "InvalidArgument", "PermissionDenied", "OK"}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if m := status.Convert(opened[2].Err).Message(); m != "may not decrypt datakeyrequests/denied" {
+		t.Errorf("message: got %q", m)
+	}
+
+	writeToken(t, token, "second")
+	service.Fail(status.Error(codes.Unauthenticated, "expired"))
+	if _, err := client.Open(t.Context(), sealed); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("got %v, want the refusal of the call", err)
+	}
+	if diff := cmp.Diff([]string{"Bearer first", "Bearer second"}, service.Tokens()); diff != "" {
+		t.Errorf("the token is read for every call (-want +got):\n%s", diff)
+	}
+}
+
+func TestClientTrustsItsRootsAlone(t *testing.T) {
+	service, other := sidecartest.NewKeyService(t), sidecartest.NewKeyService(t)
+	token := filepath.Join(t.TempDir(), "token")
+	writeToken(t, token, "secret-token")
+	_, port, err := net.SplitHostPort(service.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		address string
+		roots   []byte
+		want    string
+	}{
+		"a certificate of another root":    {service.Address, other.Roots, "certificate signed by unknown authority"},
+		"a certificate for another server": {"localhost:" + port, service.Roots, "not localhost"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			client := newTestClient(t, test.address, test.roots, token)
+			_, err := client.Open(t.Context(), []Sealed{{}})
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+			if _, refused := refusals[status.Code(err)]; refused {
+				t.Errorf("got %v: who is not known refuses nothing", err)
+			}
+		})
+	}
+	t.Cleanup(func() {
+		if tokens := append(service.Tokens(), other.Tokens()...); len(tokens) > 0 {
+			t.Errorf("a token was sent to a server that is not trusted")
+		}
+	})
+}
+
+func TestClientNeedsAToken(t *testing.T) {
+	service := sidecartest.NewKeyService(t)
+	dir := t.TempDir()
+	writeToken(t, filepath.Join(dir, "empty"), " \n")
+	writeToken(t, filepath.Join(dir, "huge"), strings.Repeat("x", maxTokenSize+1))
+	for name, want := range map[string]string{
+		"missing": "no such file", "empty": "1 to 16384 bytes", "huge": "1 to 16384 bytes",
+	} {
+		t.Run(name, func(t *testing.T) {
+			client := newTestClient(t, service.Address, service.Roots, filepath.Join(dir, name))
+			_, err := client.Open(t.Context(), []Sealed{{}})
+			if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), want) {
+				t.Errorf("got %v, want an outage with %q", err, want)
+			}
+		})
+	}
+	if tokens := service.Tokens(); len(tokens) > 0 {
+		t.Errorf("got %d calls, want none", len(tokens))
+	}
+}
+
+// oddService answers as no key service should.
+type oddService struct {
+	kmsv1.KeyServiceClient
+	response *kmsv1.BatchDecryptResponse
+}
+
+func (s oddService) BatchDecrypt(
+	context.Context, *kmsv1.BatchDecryptRequest, ...grpc.CallOption,
+) (*kmsv1.BatchDecryptResponse, error) {
+	return s.response, nil
+}
+
+func TestClientAndOddAnswers(t *testing.T) {
+	for name, result := range map[string]*kmsv1.BatchDecryptResult{
+		"neither answer nor refusal": {},
+		"no plaintext": {Result: &kmsv1.BatchDecryptResult_Response{
+			Response: &kmsv1.DecryptResponse{KeyId: sidecartest.ARN},
+		}},
+		"a huge plaintext": {Result: &kmsv1.BatchDecryptResult_Response{
+			Response: &kmsv1.DecryptResponse{Plaintext: make([]byte, 4097)},
+		}},
+		"a refusal with the code OK": {Result: &kmsv1.BatchDecryptResult_Refusal{Refusal: &kmsv1.Refusal{}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			client := &Client{kms: oddService{response: &kmsv1.BatchDecryptResponse{
+				Results: []*kmsv1.BatchDecryptResult{result},
+			}}}
+			opened, err := client.Open(t.Context(), []Sealed{{}})
+			if err != nil || status.Code(opened[0].Err) != codes.Internal {
+				t.Errorf("got %v, %v; want Internal", opened, err)
+			}
+			if _, err := client.Open(t.Context(), []Sealed{{}, {}}); status.Code(err) != codes.Internal {
+				t.Errorf("one answer to two requests: got %v, want Internal", err)
+			}
+		})
+	}
+}
+
+// TestClientWipesWhatGRPCDecoded keeps the answer and looks at it afterwards.
+func TestClientWipesWhatGRPCDecoded(t *testing.T) {
+	decoded := bytes.Clone(testPlaintext)
+	client := &Client{kms: oddService{response: &kmsv1.BatchDecryptResponse{Results: []*kmsv1.BatchDecryptResult{{
+		Result: &kmsv1.BatchDecryptResult_Response{Response: &kmsv1.DecryptResponse{Plaintext: decoded}},
+	}}}}}
+	opened, err := client.Open(t.Context(), []Sealed{{}})
+	if err != nil || !bytes.Equal(opened[0].Plaintext.Bytes(insecuresecret.Token{}), testPlaintext) {
+		t.Fatalf("got %v, %v", opened, err)
+	}
+	if !bytes.Equal(decoded, make([]byte, len(decoded))) {
+		t.Error("the decoded plaintext is left in memory")
+	}
+}
