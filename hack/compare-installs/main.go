@@ -12,11 +12,14 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 
 	"github.com/google/go-cmp/cmp"
+	"sigs.k8s.io/yaml"
 )
 
 func main() {
@@ -84,7 +87,36 @@ func compare(chart, kustomize []byte) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("kustomize's output: %w", err)
 	}
-	return cmp.Diff(left, right), nil
+	var all strings.Builder
+	for _, key := range slices.Sorted(maps.Keys(union(left, right))) {
+		a, inLeft := left[key]
+		b, inRight := right[key]
+		switch {
+		case !inRight:
+			fmt.Fprintf(&all, "%s: only the chart makes it\n", key)
+		case !inLeft:
+			fmt.Fprintf(&all, "%s: only kustomize makes it\n", key)
+		case !cmp.Equal(a, b):
+			// As text: the difference of two trees shows too much of what is alike.
+			textOfA, err := yaml.Marshal(a)
+			if err != nil {
+				return "", err
+			}
+			textOfB, err := yaml.Marshal(b)
+			if err != nil {
+				return "", err
+			}
+			fmt.Fprintf(&all, "%s:\n%s", key, cmp.Diff(string(textOfA), string(textOfB)))
+		}
+	}
+	return all.String(), nil
+}
+
+// union has the keys of both.
+func union[V any](a, b map[string]V) map[string]V {
+	both := maps.Clone(a)
+	maps.Copy(both, b)
+	return both
 }
 
 // tool returns the path of a pinned command, unless the user names another.
