@@ -149,8 +149,7 @@ type DataKeyRequestStatus struct {
 	// generations are the generations of the data key, the newest first: a second copy of the ciphertext, from which a
 	// Secret that was deleted or edited is repaired.
 	// +optional
-	// +listType=map
-	// +listMapKey=generation
+	// +listType=atomic
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=100
 	Generations []DataKeyGeneration `json:"generations,omitempty"`

@@ -37,7 +37,7 @@ type MasterKey struct {
 
 // MasterKeySpec is the desired state of a MasterKey.
 //
-// +kubebuilder:validation:MinProperties=0
+// +kubebuilder:validation:MinProperties=1
 type MasterKeySpec struct {
 	// description says, for people, what the key is for. At most 8192 characters.
 	// +optional
@@ -94,8 +94,7 @@ type MasterKeyStatus struct {
 
 	// versions are the newest 20 versions, the newest first.
 	// +optional
-	// +listType=map
-	// +listMapKey=version
+	// +listType=atomic
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=20
 	Versions []MasterKeyVersion `json:"versions,omitempty"`

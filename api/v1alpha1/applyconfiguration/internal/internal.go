@@ -96,9 +96,7 @@ var schemaYAML = typed.YAMLObject(`types:
         list:
           elementType:
             namedType: com.github.datakeys.datakeys.api.v1alpha1.DataKeyGeneration
-          elementRelationship: associative
-          keys:
-          - generation
+          elementRelationship: atomic
     - name: keyID
       type:
         scalar: string
@@ -183,9 +181,7 @@ var schemaYAML = typed.YAMLObject(`types:
         list:
           elementType:
             namedType: com.github.datakeys.datakeys.api.v1alpha1.MasterKeyVersion
-          elementRelationship: associative
-          keys:
-          - version
+          elementRelationship: atomic
 - name: com.github.datakeys.datakeys.api.v1alpha1.MasterKeyVersion
   map:
     fields:

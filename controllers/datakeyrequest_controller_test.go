@@ -1,0 +1,530 @@
+package controllers_test
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/datakeys/datakeys/api/v1alpha1"
+	v1alpha1ac "github.com/datakeys/datakeys/api/v1alpha1/applyconfiguration/api/v1alpha1"
+	"github.com/datakeys/datakeys/controllers"
+)
+
+// requestPatch is the status that a run is to apply: the Ready condition and, where there is a blob, the data key.
+func requestPatch(status metav1.ConditionStatus, reason, message string, since metav1.Time, keyID string, createdAt metav1.Time, blob []byte) *v1alpha1ac.DataKeyRequestApplyConfiguration {
+	apply := v1alpha1ac.DataKeyRequestStatus().
+		WithObservedGeneration(1).
+		WithConditions(metav1ac.Condition().WithType("Ready").WithStatus(status).WithReason(reason).WithMessage(message).
+			WithObservedGeneration(1).WithLastTransitionTime(since))
+	if blob != nil {
+		apply.WithKeyID(keyID).WithKeyVersion(1).WithGeneration(1).WithGenerations(v1alpha1ac.DataKeyGeneration().
+			WithGeneration(1).WithKeyVersion(1).WithCreatedAt(createdAt).WithCiphertextBlob(blob...))
+	}
+	return v1alpha1ac.DataKeyRequest("orders", namespace).WithUID(requestUID).WithResourceVersion("5").WithStatus(apply)
+}
+
+func TestDataKeyRequest(t *testing.T) {
+	const (
+		createdMessage = "Normal Created made generation 1 of the data key, under version 1 of master key " + keyUID
+		adoptedMessage = `Normal Adopted took the data key from Secret "orders", which was there before`
+		brokenMessage  = `neither the status nor the Secret "orders" holds a blob that opens as generation 1 of this data key under master key ` +
+			keyUID + `: restore the Secret; a new data key is never made in its place`
+		refusedMessage = `Secret "orders" exists and holds no blob that opens as generation 1 of this data key under master key ` +
+			keyUID + `: it was not touched; delete it, or make a DataKeyRequest of another name`
+		opaqueMessage = `Secret "orders" exists and has type "Opaque": it was not touched; delete it, or make a DataKeyRequest of another name`
+		crossMessage  = `spec.masterKeyRef.namespace is "team-b": a MasterKey of another namespace cannot be used; ` +
+			`make a DataKeyRequest in that namespace, or a MasterKey in "team-a"`
+		changedMessage = "this data key was wrapped by master key " + otherUID + ", but MasterKey team-a/orders-key is master key " + keyUID +
+			" now: nothing was touched; restore the MasterKey with its annotation datakeys.io/key-id"
+		immutableMessage = `Secret "orders" does not hold this data key as it has to and is immutable: delete it, and it is written again`
+		notLookedAt      = "MasterKey team-a/orders-key was not looked at yet as it is now"
+		unavailable      = "the key service cannot work on this data key now; it is tried again"
+	)
+	var (
+		first, second = blobOf(t, keyUID, 1), blobOf(t, keyUID, 2)
+		shorter       = blobOf(t, keyUID, 1, func(key *controllers.DataKey) { key.Length = 16 })
+		otherContext  = blobOf(t, keyUID, 1, func(key *controllers.DataKey) { key.EncryptionContext = nil })
+		ofOtherKey    = blobOf(t, otherUID, 1)
+		ownMaterial   = material(keyUID, namespace, "orders-key")
+		opaque        = secretWith(keyUID, first, func(s *corev1.Secret) { s.Type = corev1.SecretTypeOpaque })
+		immutable     = func(s *corev1.Secret) { s.Immutable = ptr.To(true) }
+		theirs        = func(s *corev1.Secret) {
+			s.Data["note"] = []byte("mine")
+			s.Labels["team"] = "a"
+			s.Annotations = map[string]string{"note": "mine"}
+		}
+		ready = func(since, createdAt metav1.Time, blob []byte) *v1alpha1ac.DataKeyRequestApplyConfiguration {
+			return requestPatch(metav1.ConditionTrue, "Ready", readyRequestMessage, since, keyUID, createdAt, blob)
+		}
+		notReady = func(reason, message string) *v1alpha1ac.DataKeyRequestApplyConfiguration {
+			return requestPatch(metav1.ConditionFalse, reason, message, now, "", now, nil)
+		}
+		stillHas = func(reason, message, keyID string, blob []byte) *v1alpha1ac.DataKeyRequestApplyConfiguration {
+			return requestPatch(metav1.ConditionFalse, reason, message, now, keyID, earlier, blob)
+		}
+	)
+
+	for name, tc := range map[string]struct {
+		objects []client.Object
+		// stale is what the cache still says.
+		stale []client.Object
+		// meanwhile is what another manager creates just before this one does.
+		meanwhile *corev1.Secret
+		keyErr    error
+
+		wantPatch    runtime.ApplyConfiguration
+		wantEvents   []string
+		wantErr      func(error) bool
+		wantTerminal bool
+		wantWrites   []string
+		// wantSecret is the Secret afterwards, nil for none.
+		wantSecret *corev1.Secret
+		// wantFinalizers are those of the request afterwards.
+		wantFinalizers []string
+	}{
+		"a request that is gone needs nothing": {},
+		"with nothing there, make the Secret first and then tell of it": {
+			objects:    []client.Object{request(), masterKey(readyKey), ownMaterial},
+			wantPatch:  ready(now, now, first),
+			wantEvents: []string{createdMessage},
+			wantWrites: []string{"create Secret"},
+			wantSecret: secretWith(keyUID, first),
+		},
+		"without an encryption context there is no entry for it": {
+			objects:    []client.Object{request(func(r *v1alpha1.DataKeyRequest) { r.Spec.EncryptionContext = nil }), masterKey(readyKey), ownMaterial},
+			wantPatch:  ready(now, now, otherContext),
+			wantEvents: []string{createdMessage},
+			wantWrites: []string{"create Secret"},
+			wantSecret: secretWith(keyUID, otherContext, withoutEntry("encryptionContext")),
+		},
+		"with the policy Delete, the finalizer comes before the Secret": {
+			objects:    []client.Object{request(withPolicy("Delete")), masterKey(readyKey), ownMaterial},
+			wantPatch:  ready(now, now, first).WithResourceVersion("6"),
+			wantEvents: []string{createdMessage},
+			wantWrites: []string{"patch DataKeyRequest", "create Secret"},
+			wantSecret: secretWith(keyUID, first), wantFinalizers: []string{"datakeys.io/data-key-secret"},
+		},
+		"when the policy turns to Retain, the finalizer goes": {
+			objects:    []client.Object{request(withBlob(keyUID, first), withFinalizer), masterKey(readyKey), ownMaterial, secretWith(keyUID, first)},
+			wantWrites: []string{"patch DataKeyRequest"},
+			wantSecret: secretWith(keyUID, first),
+		},
+		"a MasterKey of another namespace is refused": {
+			objects: []client.Object{request(func(r *v1alpha1.DataKeyRequest) { r.Spec.MasterKeyRef.Namespace = "team-b" }),
+				masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Namespace = "team-b" })},
+			wantPatch:    notReady("CrossNamespaceReference", crossMessage),
+			wantEvents:   []string{"Warning CrossNamespaceReference " + crossMessage},
+			wantTerminal: true,
+		},
+		"a MasterKey named with the own namespace is used": {
+			objects: []client.Object{request(func(r *v1alpha1.DataKeyRequest) { r.Spec.MasterKeyRef.Namespace = namespace }),
+				masterKey(readyKey), ownMaterial},
+			wantPatch:  ready(now, now, first),
+			wantEvents: []string{createdMessage},
+			wantWrites: []string{"create Secret"},
+			wantSecret: secretWith(keyUID, first),
+		},
+		"without a MasterKey, wait for it": {
+			objects:    []client.Object{request()},
+			wantPatch:  notReady("MasterKeyNotFound", "MasterKey team-a/orders-key does not exist"),
+			wantEvents: []string{"Warning MasterKeyNotFound MasterKey team-a/orders-key does not exist"},
+		},
+		"a MasterKey that nobody looked at yet is waited for": {
+			objects:    []client.Object{request(), masterKey()},
+			wantPatch:  notReady("MasterKeyNotReady", notLookedAt),
+			wantEvents: []string{"Warning MasterKeyNotReady " + notLookedAt},
+		},
+		"a MasterKey that is not Ready is waited for": {
+			objects: []client.Object{request(), masterKey(readyKey, func(k *v1alpha1.MasterKey) {
+				meta.SetStatusCondition(&k.Status.Conditions, metav1.Condition{Type: "Ready", Status: "False", Reason: "MaterialBroken", Message: "it does not open"})
+			})},
+			wantPatch:  notReady("MasterKeyNotReady", "MasterKey team-a/orders-key is not Ready: MaterialBroken: it does not open"),
+			wantEvents: []string{"Warning MasterKeyNotReady MasterKey team-a/orders-key is not Ready: MaterialBroken: it does not open"},
+		},
+		"a MasterKey that is being deleted is waited for": {
+			objects: []client.Object{request(), masterKey(readyKey, func(k *v1alpha1.MasterKey) {
+				k.DeletionTimestamp, k.Finalizers = &earlier, []string{"example.com/hold"}
+			})},
+			wantPatch:  notReady("MasterKeyNotReady", "MasterKey team-a/orders-key is being deleted"),
+			wantEvents: []string{"Warning MasterKeyNotReady MasterKey team-a/orders-key is being deleted"},
+		},
+		"a MasterKey that says Ready of an older spec makes no data key": {
+			objects:    []client.Object{request(), masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Generation = 2 }), ownMaterial},
+			wantPatch:  notReady("MasterKeyNotReady", notLookedAt),
+			wantEvents: []string{"Warning MasterKeyNotReady " + notLookedAt},
+		},
+		"a MasterKey that says Ready of an older spec unsettles no data key": {
+			objects: []client.Object{request(withBlob(keyUID, first)), masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Generation = 2 }),
+				ownMaterial, secretWith(keyUID, first)},
+			wantSecret: secretWith(keyUID, first),
+		},
+		"a MasterKey that says Ready of another key ID is waited for": {
+			objects:    []client.Object{request(), masterKey(readyKey, withKeyID(otherUID)), ownMaterial},
+			wantPatch:  notReady("MasterKeyNotReady", notLookedAt),
+			wantEvents: []string{"Warning MasterKeyNotReady " + notLookedAt},
+		},
+		"a cache that does not know yet that the MasterKey is another key makes no data key": {
+			objects:    []client.Object{request(), masterKey(withKeyID(otherUID), readyKey), ownMaterial},
+			stale:      []client.Object{masterKey(readyKey)},
+			wantPatch:  notReady("MasterKeyNotReady", notLookedAt),
+			wantEvents: []string{"Warning MasterKeyNotReady " + notLookedAt},
+		},
+		"a cache that does not know the status yet makes no second data key": {
+			objects:    []client.Object{request(withBlob(keyUID, first)), masterKey(readyKey), ownMaterial},
+			stale:      []client.Object{request()},
+			wantEvents: []string{`Normal Repaired wrote Secret "orders" again, which was gone`},
+			wantWrites: []string{"create Secret"},
+			wantSecret: secretWith(keyUID, first),
+		},
+		"a cache that does not know yet that the request is gone makes no data key": {
+			objects: []client.Object{masterKey(readyKey), ownMaterial},
+			stale:   []client.Object{request()},
+		},
+		"in the steady state nothing is written and nothing told": {
+			objects:    []client.Object{request(withBlob(keyUID, first)), masterKey(readyKey), ownMaterial, secretWith(keyUID, first, theirs)},
+			wantSecret: secretWith(keyUID, first, theirs),
+		},
+		"a Secret that is gone is written again": {
+			objects:    []client.Object{request(withBlob(keyUID, second)), masterKey(readyKey), ownMaterial},
+			wantEvents: []string{`Normal Repaired wrote Secret "orders" again, which was gone`},
+			wantWrites: []string{"create Secret"},
+			wantSecret: secretWith(keyUID, second),
+		},
+		"a Secret with another blob, even one that opens, is brought back": {
+			objects:    []client.Object{request(withBlob(keyUID, second)), masterKey(readyKey), ownMaterial, secretWith(keyUID, first, theirs)},
+			wantEvents: []string{`Normal Repaired repaired Secret "orders", which had been changed`},
+			wantWrites: []string{"update Secret"},
+			wantSecret: secretWith(keyUID, second, theirs),
+		},
+		"a spoilt Secret is repaired, and what is not ours in it is kept": {
+			objects: []client.Object{request(withBlob(keyUID, first)), masterKey(readyKey), ownMaterial, secretWith(keyUID, first, theirs,
+				withEntry("ciphertextBlob", "spoilt"), withEntry("keyVersion", "9"), withoutEntry("iv"), withoutEntry("encryptionContext"))},
+			wantEvents: []string{`Normal Repaired repaired Secret "orders", which had been changed`},
+			wantWrites: []string{"update Secret"},
+			wantSecret: secretWith(keyUID, first, theirs),
+		},
+		"an entry of ours that does not belong there is taken out": {
+			objects: []client.Object{request(withBlob(keyUID, otherContext), func(r *v1alpha1.DataKeyRequest) { r.Spec.EncryptionContext = nil }),
+				masterKey(readyKey), ownMaterial, secretWith(keyUID, otherContext)},
+			wantEvents: []string{`Normal Repaired repaired Secret "orders", which had been changed`},
+			wantWrites: []string{"update Secret"},
+			wantSecret: secretWith(keyUID, otherContext, withoutEntry("encryptionContext")),
+		},
+		"a Secret without the label gets it back": {
+			objects:    []client.Object{request(withBlob(keyUID, first)), masterKey(readyKey), ownMaterial, secretWith(keyUID, first, func(s *corev1.Secret) { s.Labels = nil })},
+			wantEvents: []string{`Normal Repaired repaired Secret "orders", which had been changed`},
+			wantWrites: []string{"update Secret"},
+			wantSecret: secretWith(keyUID, first),
+		},
+		"an immutable Secret that is right is fine": {
+			objects:    []client.Object{request(withBlob(keyUID, first)), masterKey(readyKey), ownMaterial, secretWith(keyUID, first, immutable)},
+			wantSecret: secretWith(keyUID, first, immutable),
+		},
+		"an immutable Secret that is spoilt cannot be repaired": {
+			objects: []client.Object{request(withBlob(keyUID, first)), masterKey(readyKey), ownMaterial,
+				secretWith(keyUID, first, immutable, withEntry("iv", "spoilt"))},
+			wantPatch:    stillHas("SecretConflict", immutableMessage, keyUID, first),
+			wantEvents:   []string{"Warning SecretConflict " + immutableMessage},
+			wantTerminal: true,
+			wantSecret:   secretWith(keyUID, first, immutable, withEntry("iv", "spoilt")),
+		},
+		"a Secret of another type takes the place of a known data key": {
+			objects:      []client.Object{request(withBlob(keyUID, first)), masterKey(readyKey), ownMaterial, opaque},
+			wantPatch:    stillHas("SecretConflict", opaqueMessage, keyUID, first),
+			wantEvents:   []string{"Warning SecretConflict " + opaqueMessage},
+			wantTerminal: true,
+			wantSecret:   opaque,
+		},
+		"without a status, a Secret that opens is adopted": {
+			objects:    []client.Object{request(), masterKey(readyKey), ownMaterial, secretWith(keyUID, second)},
+			wantPatch:  ready(now, now, second),
+			wantEvents: []string{adoptedMessage},
+			wantSecret: secretWith(keyUID, second),
+		},
+		"an adopted Secret gets the entries that it lacks": {
+			objects: []client.Object{request(), masterKey(readyKey), ownMaterial,
+				secretWith(keyUID, second, withoutEntry("iv"), withoutEntry("keyId"), func(s *corev1.Secret) { s.Labels = nil })},
+			wantPatch:  ready(now, now, second),
+			wantEvents: []string{adoptedMessage},
+			wantWrites: []string{"update Secret"},
+			wantSecret: secretWith(keyUID, second),
+		},
+		"without a status, a Secret of another length is left alone": {
+			objects:      []client.Object{request(), masterKey(readyKey), ownMaterial, secretWith(keyUID, shorter)},
+			wantPatch:    notReady("SecretConflict", refusedMessage),
+			wantEvents:   []string{"Warning SecretConflict " + refusedMessage},
+			wantTerminal: true,
+			wantSecret:   secretWith(keyUID, shorter),
+		},
+		"without a status, a Secret of another encryption context is left alone": {
+			objects:      []client.Object{request(), masterKey(readyKey), ownMaterial, secretWith(keyUID, otherContext)},
+			wantPatch:    notReady("SecretConflict", refusedMessage),
+			wantEvents:   []string{"Warning SecretConflict " + refusedMessage},
+			wantTerminal: true,
+			wantSecret:   secretWith(keyUID, otherContext),
+		},
+		"without a status, a Secret of another type is left alone": {
+			objects:      []client.Object{request(), masterKey(readyKey), ownMaterial, opaque},
+			wantPatch:    notReady("SecretConflict", opaqueMessage),
+			wantEvents:   []string{"Warning SecretConflict " + opaqueMessage},
+			wantTerminal: true,
+			wantSecret:   opaque,
+		},
+		"a spoilt status is mended from a Secret that opens": {
+			objects:    []client.Object{request(withBlob(keyUID, []byte("spoilt"))), masterKey(readyKey), ownMaterial, secretWith(keyUID, first)},
+			wantPatch:  ready(earlier, now, first),
+			wantEvents: []string{adoptedMessage},
+			wantSecret: secretWith(keyUID, first),
+		},
+		"a status that lost its blob makes no second data key": {
+			objects: []client.Object{request(withBlob(keyUID, first), func(r *v1alpha1.DataKeyRequest) { r.Status.Generations = nil }),
+				masterKey(readyKey), ownMaterial},
+			wantPatch: func() runtime.ApplyConfiguration {
+				patch := notReady("DataKeyBroken", brokenMessage)
+				patch.Status.WithKeyID(keyUID).WithKeyVersion(1).WithGeneration(1)
+				return patch
+			}(),
+			wantEvents:   []string{"Warning DataKeyBroken " + brokenMessage},
+			wantTerminal: true,
+		},
+		"with a spoilt status and no Secret there is never a new data key": {
+			objects:      []client.Object{request(withBlob(keyUID, []byte("spoilt"))), masterKey(readyKey), ownMaterial},
+			wantPatch:    stillHas("DataKeyBroken", brokenMessage, keyUID, []byte("spoilt")),
+			wantEvents:   []string{"Warning DataKeyBroken " + brokenMessage},
+			wantTerminal: true,
+		},
+		"with a spoilt status and a spoilt Secret nothing is touched": {
+			objects: []client.Object{request(withBlob(keyUID, []byte("spoilt"))), masterKey(readyKey), ownMaterial,
+				secretWith(keyUID, []byte("spoilt too"))},
+			wantPatch:    stillHas("DataKeyBroken", brokenMessage, keyUID, []byte("spoilt")),
+			wantEvents:   []string{"Warning DataKeyBroken " + brokenMessage},
+			wantTerminal: true,
+			wantSecret:   secretWith(keyUID, []byte("spoilt too")),
+		},
+		"when the MasterKey is another key, nothing is touched": {
+			objects:      []client.Object{request(withBlob(otherUID, ofOtherKey)), masterKey(readyKey), ownMaterial},
+			wantPatch:    stillHas("MasterKeyChanged", changedMessage, otherUID, ofOtherKey),
+			wantEvents:   []string{"Warning MasterKeyChanged " + changedMessage},
+			wantTerminal: true,
+		},
+		"a Secret that another manager made meanwhile is adopted": {
+			objects:    []client.Object{request(), masterKey(readyKey), ownMaterial},
+			meanwhile:  secretWith(keyUID, second),
+			wantPatch:  ready(now, now, second),
+			wantEvents: []string{adoptedMessage},
+			wantWrites: []string{"create Secret"},
+			wantSecret: secretWith(keyUID, second),
+		},
+		"a foreign Secret that was made meanwhile is left alone": {
+			objects:      []client.Object{request(), masterKey(readyKey), ownMaterial},
+			meanwhile:    opaque,
+			wantPatch:    notReady("SecretConflict", opaqueMessage),
+			wantEvents:   []string{"Warning SecretConflict " + opaqueMessage},
+			wantTerminal: true,
+			wantWrites:   []string{"create Secret"},
+			wantSecret:   opaque,
+		},
+		"a key service that cannot work is tried again, and its error stays in the log": {
+			objects:    []client.Object{request(), masterKey(readyKey), ownMaterial},
+			keyErr:     errors.New("dial 10.0.0.1: detail"),
+			wantPatch:  notReady("KeyServiceUnavailable", unavailable),
+			wantEvents: []string{"Warning KeyServiceUnavailable " + unavailable},
+			wantErr:    func(err error) bool { return strings.Contains(err.Error(), "detail") },
+		},
+		"a key service that cannot work costs no blob": {
+			objects:    []client.Object{request(withBlob(keyUID, first)), masterKey(readyKey), ownMaterial},
+			keyErr:     errors.New("down"),
+			wantPatch:  stillHas("KeyServiceUnavailable", unavailable, keyUID, first),
+			wantEvents: []string{"Warning KeyServiceUnavailable " + unavailable},
+			wantErr:    func(err error) bool { return strings.Contains(err.Error(), "down") },
+		},
+		"material that is missing is its MasterKey's to tell of, and is tried again": {
+			objects:    []client.Object{request(), masterKey(readyKey)},
+			wantPatch:  notReady("MasterKeyNotReady", "MasterKey team-a/orders-key: there is no material of that key ID"),
+			wantEvents: []string{"Warning MasterKeyNotReady MasterKey team-a/orders-key: there is no material of that key ID"},
+			wantErr:    func(err error) bool { return errors.Is(err, controllers.ErrMaterialMissing) },
+		},
+		"a request that is deleted with Retain leaves its Secret": {
+			objects:    []client.Object{request(withBlob(keyUID, first), beingDeleted, withFinalizer), masterKey(readyKey), ownMaterial, secretWith(keyUID, first)},
+			wantWrites: []string{"patch DataKeyRequest"},
+			wantSecret: secretWith(keyUID, first),
+		},
+		"a request that is deleted and held by somebody else needs nothing": {
+			objects:        []client.Object{request(beingDeleted, func(r *v1alpha1.DataKeyRequest) { r.Finalizers = []string{"example.com/hold"} }), masterKey(readyKey), ownMaterial},
+			wantFinalizers: []string{"example.com/hold"},
+		},
+		"a request that is deleted with Delete takes its Secret along": {
+			objects:    []client.Object{request(withPolicy("Delete"), withBlob(keyUID, first), beingDeleted, withFinalizer), masterKey(readyKey), ownMaterial, secretWith(keyUID, first)},
+			wantWrites: []string{"delete Secret", "patch DataKeyRequest"},
+		},
+		"its Secret goes without a status and a MasterKey object too, if it opens": {
+			objects:    []client.Object{request(withPolicy("Delete"), beingDeleted, withFinalizer), ownMaterial, secretWith(keyUID, first)},
+			wantWrites: []string{"delete Secret", "patch DataKeyRequest"},
+		},
+		"a Secret that is gone already holds nothing up": {
+			objects:    []client.Object{request(withPolicy("Delete"), withBlob(keyUID, first), beingDeleted, withFinalizer), masterKey(readyKey), ownMaterial},
+			wantWrites: []string{"patch DataKeyRequest"},
+		},
+		"a Secret that is not the request's outlives it": {
+			objects:    []client.Object{request(withPolicy("Delete"), beingDeleted, withFinalizer), masterKey(readyKey), ownMaterial, secretWith(keyUID, shorter)},
+			wantEvents: []string{`Warning SecretConflict Secret "orders" is kept: it does not hold the data key of this request`},
+			wantWrites: []string{"patch DataKeyRequest"},
+			wantSecret: secretWith(keyUID, shorter),
+		},
+		"a Secret of another type outlives the request, whatever it holds": {
+			objects:    []client.Object{request(withPolicy("Delete"), withBlob(keyUID, first), beingDeleted, withFinalizer), masterKey(readyKey), ownMaterial, opaque},
+			wantEvents: []string{`Warning SecretConflict Secret "orders" is kept: it does not hold the data key of this request`},
+			wantWrites: []string{"patch DataKeyRequest"},
+			wantSecret: opaque,
+		},
+		"nothing is deleted while the key service cannot say whose it is": {
+			objects: []client.Object{request(withPolicy("Delete"), beingDeleted, withFinalizer), masterKey(readyKey), ownMaterial, secretWith(keyUID, first)},
+			keyErr:  errors.New("down"), wantErr: func(err error) bool { return strings.Contains(err.Error(), "down") },
+			wantSecret: secretWith(keyUID, first), wantFinalizers: []string{"datakeys.io/data-key-secret"},
+		},
+		"a cache that does not know yet of the turn to Retain deletes no Secret": {
+			objects:    []client.Object{request(withBlob(keyUID, first), beingDeleted, withFinalizer), masterKey(readyKey), ownMaterial, secretWith(keyUID, first)},
+			stale:      []client.Object{request(withPolicy("Delete"), withBlob(keyUID, first), beingDeleted, withFinalizer)},
+			wantWrites: []string{"patch DataKeyRequest"},
+			wantSecret: secretWith(keyUID, first),
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			newReconciler := func() (*world, controllers.Reconciler, *events.FakeRecorder) {
+				w := newWorld(t, tc.objects, tc.stale)
+				w.keys.Err = tc.keyErr
+				recorder := events.NewFakeRecorder(10)
+				c := interceptor.NewClient(w.client, interceptor.Funcs{
+					Create: func(ctx context.Context, c client.WithWatch, object client.Object, options ...client.CreateOption) error {
+						if tc.meanwhile != nil {
+							if err := w.direct.Create(ctx, tc.meanwhile.DeepCopy()); err != nil {
+								t.Fatal(err)
+							}
+						}
+						return c.Create(ctx, object, options...)
+					},
+				})
+				return w, controllers.NewDataKeyRequestReconciler(c, w.direct, w.keys, w.clock, recorder), recorder
+			}
+
+			// The inner function: what it returns, what it wrote, and that it wrote no status.
+			w, reconciler, _ := newReconciler()
+			result, patch, told, err := reconciler.Inner(t.Context(), dataKeyRequest)
+			if diff := cmp.Diff(ctrl.Result{}, result); diff != "" {
+				t.Errorf("result (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tc.wantPatch, patch); diff != "" {
+				t.Errorf("patch (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tc.wantEvents, told); diff != "" {
+				t.Errorf("events (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tc.wantWrites, w.faults.Writes()); diff != "" {
+				t.Errorf("writes (-want +got):\n%s", diff)
+			}
+			switch {
+			case errors.Is(err, reconcile.TerminalError(nil)) != tc.wantTerminal:
+				t.Errorf("got error %v, want terminal: %t", err, tc.wantTerminal)
+			case tc.wantErr != nil && (err == nil || !tc.wantErr(err)):
+				t.Errorf("got error %v, want another", err)
+			case tc.wantErr == nil && !tc.wantTerminal && err != nil:
+				t.Errorf("got error %v, want none", err)
+			}
+			checkSecret(t, w.direct, tc.wantSecret)
+			checkFinalizers(t, w.direct, tc.wantFinalizers)
+
+			// The outer function: the same, with the status written and then the events; and a second run that finds all done.
+			w, reconciler, recorder := newReconciler()
+			_, err = reconciler.Reconcile(t.Context(), dataKeyRequest)
+			wantWrites := tc.wantWrites
+			if tc.wantPatch != nil {
+				wantWrites = append(wantWrites[:len(wantWrites):len(wantWrites)], "apply status DataKeyRequest")
+			}
+			if diff := cmp.Diff(wantWrites, w.faults.Writes()); diff != "" {
+				t.Errorf("writes of Reconcile (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tc.wantEvents, drain(recorder.Events)); diff != "" {
+				t.Errorf("events of Reconcile (-want +got):\n%s", diff)
+			}
+			if (err != nil) != (tc.wantErr != nil || tc.wantTerminal) {
+				t.Errorf("Reconcile: got error %v", err)
+			}
+			if tc.stale != nil || tc.meanwhile != nil {
+				return
+			}
+			if _, err := reconciler.Reconcile(t.Context(), dataKeyRequest); (err != nil) != (tc.wantErr != nil || tc.wantTerminal) {
+				t.Errorf("second Reconcile: got error %v", err)
+			}
+			if diff := cmp.Diff(wantWrites, w.faults.Writes()); diff != "" {
+				t.Errorf("writes after a second run (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff([]string(nil), drain(recorder.Events)); diff != "" {
+				t.Errorf("events of a second run (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func checkSecret(t *testing.T, reader client.Reader, want *corev1.Secret) {
+	t.Helper()
+	got := &corev1.Secret{}
+	err := reader.Get(t.Context(), dataKeyRequest.NamespacedName, got)
+	switch {
+	case want == nil:
+		if !apierrors.IsNotFound(err) {
+			t.Errorf("got Secret %v (error %v), want none", got, err)
+		}
+		return
+	case err != nil:
+		t.Errorf("read the Secret: %v", err)
+		return
+	}
+	text := func(data map[string][]byte) map[string]string {
+		out := map[string]string{}
+		for name, value := range maps.All(data) {
+			out[name] = string(value)
+		}
+		return out
+	}
+	if diff := cmp.Diff(text(want.Data), text(got.Data)); diff != "" {
+		t.Errorf("Secret data (-want +got):\n%s", diff)
+	}
+	if want.Type != got.Type {
+		t.Errorf("got Secret type %q, want %q", got.Type, want.Type)
+	}
+	wantMeta := metav1.ObjectMeta{Labels: want.Labels, Annotations: want.Annotations}
+	gotMeta := metav1.ObjectMeta{Labels: got.Labels, Annotations: got.Annotations, OwnerReferences: got.OwnerReferences, Finalizers: got.Finalizers}
+	if diff := cmp.Diff(wantMeta, gotMeta); diff != "" {
+		t.Errorf("Secret metadata (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(want.Immutable, got.Immutable); diff != "" {
+		t.Errorf("Secret immutable (-want +got):\n%s", diff)
+	}
+}
+
+func checkFinalizers(t *testing.T, reader client.Reader, want []string) {
+	t.Helper()
+	got := &v1alpha1.DataKeyRequest{}
+	if err := reader.Get(t.Context(), dataKeyRequest.NamespacedName, got); client.IgnoreNotFound(err) != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got.Finalizers); diff != "" {
+		t.Errorf("finalizers of the request (-want +got):\n%s", diff)
+	}
+}

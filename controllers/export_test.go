@@ -1,0 +1,52 @@
+package controllers
+
+import (
+	"context"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// Reconciler is the two functions of a controller.
+type Reconciler interface {
+	Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error)
+	Inner(ctx context.Context, req ctrl.Request) (ctrl.Result, runtime.ApplyConfiguration, []string, error)
+}
+
+func NewMasterKeyReconciler(c client.Client, reader client.Reader, keyService KeyService, clock clock.PassiveClock, recorder events.EventRecorder) Reconciler {
+	return &masterKeyReconciler{c, reader, keyService, clock, recorder}
+}
+
+func NewDataKeyRequestReconciler(c client.Client, reader client.Reader, keyService KeyService, clock clock.PassiveClock, recorder events.EventRecorder) Reconciler {
+	return &dataKeyRequestReconciler{c, reader, keyService, clock, recorder}
+}
+
+func NewPodReconciler(c client.Client, recorder events.EventRecorder) Reconciler {
+	return &podReconciler{client: c, recorder: recorder}
+}
+
+func (r *masterKeyReconciler) Inner(ctx context.Context, req ctrl.Request) (ctrl.Result, runtime.ApplyConfiguration, []string, error) {
+	result, patch, told, err := r.reconcile(ctx, req)
+	return result, patch, lines(told), err
+}
+
+func (r *dataKeyRequestReconciler) Inner(ctx context.Context, req ctrl.Request) (ctrl.Result, runtime.ApplyConfiguration, []string, error) {
+	result, patch, told, err := r.reconcile(ctx, req)
+	return result, patch, lines(told), err
+}
+
+func (r *podReconciler) Inner(ctx context.Context, req ctrl.Request) (ctrl.Result, runtime.ApplyConfiguration, []string, error) {
+	told, err := r.reconcile(ctx, req)
+	return ctrl.Result{}, nil, lines(told), err
+}
+
+func lines(told []notice) []string {
+	var out []string
+	for _, n := range told {
+		out = append(out, n.kind+" "+n.reason+" "+n.message)
+	}
+	return out
+}

@@ -1,0 +1,352 @@
+package controllers_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/datakeys/datakeys/api/v1alpha1"
+	v1alpha1ac "github.com/datakeys/datakeys/api/v1alpha1/applyconfiguration/api/v1alpha1"
+	"github.com/datakeys/datakeys/controllers"
+	"github.com/datakeys/datakeys/controllers/controllerstest"
+)
+
+func TestMasterKey(t *testing.T) {
+	const (
+		readyMessage   = "version 1 is the primary version"
+		createdMessage = "Normal Created made version 1 of master key " + keyUID
+		missingMessage = "there is no material of master key " + otherUID + `: restore the Secret "` + otherUID +
+			`" in the namespace of the manager; a new key is never made in its place`
+		conflictMessage = "the material of master key " + otherUID + " belongs to a MasterKey of another namespace or name: this one cannot use it"
+		brokenMessage   = "the material of master key " + otherUID + ` does not open: restore the Secret "` + otherUID +
+			`" in the namespace of the manager, and the sealing keys that sealed it; nothing was changed`
+		invalidMessage  = `the annotation datakeys.io/key-id is "11111111-1111-4111-8111-11111111111A", which is not a lower-case UUID: set it to the key ID of this master key`
+		strippedMessage = "the annotation datakeys.io/key-id is gone, but this was master key " + otherUID + ": set the annotation to that key ID"
+		unavailable     = "the key service cannot read its material now; it is tried again"
+	)
+	condition := func(status metav1.ConditionStatus, reason, message string) *v1alpha1ac.MasterKeyStatusApplyConfiguration {
+		return v1alpha1ac.MasterKeyStatus().WithObservedGeneration(1).WithConditions(metav1ac.Condition().WithType("Ready").
+			WithStatus(status).WithReason(reason).WithMessage(message).WithObservedGeneration(1).WithLastTransitionTime(now))
+	}
+	withKey := func(status *v1alpha1ac.MasterKeyStatusApplyConfiguration, keyID string) *v1alpha1ac.MasterKeyStatusApplyConfiguration {
+		return status.WithKeyID(keyID).WithARN("arn:datakeys:kms:fake:team-a:key/" + keyID).WithPrimaryVersion(1).WithVersionCount(1).
+			WithVersions(v1alpha1ac.MasterKeyVersion().WithVersion(1).WithCreatedAt(metav1.NewTime(controllerstest.MadeAt)))
+	}
+	patchOf := func(resourceVersion string, status *v1alpha1ac.MasterKeyStatusApplyConfiguration) *v1alpha1ac.MasterKeyApplyConfiguration {
+		return v1alpha1ac.MasterKey("orders-key", namespace).WithUID(keyUID).WithResourceVersion(resourceVersion).WithStatus(status)
+	}
+	broken := material(otherUID, namespace, "orders-key")
+	broken.Data = nil
+
+	for name, tc := range map[string]struct {
+		objects []client.Object
+		stale   []client.Object
+		keyErr  error
+
+		wantPatch    runtime.ApplyConfiguration
+		wantEvents   []string
+		wantErr      string
+		wantTerminal bool
+		wantWrites   []string
+		// wantKeyID is the annotation afterwards.
+		wantKeyID string
+		// wantMaterial are the names of the material Secrets afterwards.
+		wantMaterial []string
+	}{
+		"a MasterKey that is gone needs nothing, and its material stays": {
+			objects:      []client.Object{material(keyUID, namespace, "orders-key")},
+			wantMaterial: []string{keyUID},
+		},
+		"a MasterKey that is being deleted gets no material": {
+			objects: []client.Object{masterKey(func(k *v1alpha1.MasterKey) {
+				k.DeletionTimestamp, k.Finalizers = &earlier, []string{"example.com/hold"}
+			})},
+		},
+		"a new MasterKey gets material, then its annotation, then its status": {
+			objects:      []client.Object{masterKey()},
+			wantPatch:    patchOf("8", withKey(condition("True", "Ready", readyMessage), keyUID)),
+			wantEvents:   []string{createdMessage},
+			wantWrites:   []string{"patch MasterKey"},
+			wantKeyID:    keyUID,
+			wantMaterial: []string{keyUID},
+		},
+		"material that was made before a crash is found again": {
+			objects:      []client.Object{masterKey(), material(keyUID, namespace, "orders-key")},
+			wantPatch:    patchOf("8", withKey(condition("True", "Ready", readyMessage), keyUID)),
+			wantEvents:   []string{"Normal Ready " + readyMessage},
+			wantWrites:   []string{"patch MasterKey"},
+			wantKeyID:    keyUID,
+			wantMaterial: []string{keyUID},
+		},
+		"a restored MasterKey, without a status and with another UID, finds its material": {
+			objects:      []client.Object{masterKey(withKeyID(otherUID)), material(otherUID, namespace, "orders-key")},
+			wantPatch:    patchOf("7", withKey(condition("True", "Ready", readyMessage), otherUID)),
+			wantEvents:   []string{"Normal Ready " + readyMessage},
+			wantKeyID:    otherUID,
+			wantMaterial: []string{otherUID},
+		},
+		"a cache that does not know the annotation yet makes no second material": {
+			objects:      []client.Object{masterKey(withKeyID(otherUID)), material(otherUID, namespace, "orders-key")},
+			stale:        []client.Object{masterKey()},
+			wantPatch:    patchOf("7", withKey(condition("True", "Ready", readyMessage), otherUID)),
+			wantEvents:   []string{"Normal Ready " + readyMessage},
+			wantKeyID:    otherUID,
+			wantMaterial: []string{otherUID},
+		},
+		"a cache that does not know yet that the MasterKey is gone makes no material": {
+			stale: []client.Object{masterKey()},
+		},
+		"an annotation without material never makes a new key": {
+			objects:      []client.Object{masterKey(withKeyID(otherUID))},
+			wantPatch:    patchOf("7", condition("False", "MaterialMissing", missingMessage).WithKeyID(otherUID)),
+			wantEvents:   []string{"Warning MaterialMissing " + missingMessage},
+			wantTerminal: true,
+			wantKeyID:    otherUID,
+		},
+		"material of another namespace is not inherited": {
+			objects:      []client.Object{masterKey(withKeyID(otherUID)), material(otherUID, "team-b", "orders-key")},
+			wantPatch:    patchOf("7", condition("False", "MaterialConflict", conflictMessage).WithKeyID(otherUID)),
+			wantEvents:   []string{"Warning MaterialConflict " + conflictMessage},
+			wantTerminal: true,
+			wantKeyID:    otherUID,
+			wantMaterial: []string{otherUID},
+		},
+		"material that does not open is told of loudly and left alone": {
+			objects:      []client.Object{masterKey(withKeyID(otherUID)), broken},
+			wantPatch:    patchOf("7", condition("False", "MaterialBroken", brokenMessage).WithKeyID(otherUID)),
+			wantEvents:   []string{"Warning MaterialBroken " + brokenMessage},
+			wantTerminal: true,
+			wantKeyID:    otherUID,
+			wantMaterial: []string{otherUID},
+		},
+		"what was known of a key stays in the status when its material goes": {
+			objects:      []client.Object{masterKey(withKeyID(otherUID), readyKey)},
+			wantPatch:    patchOf("7", withKey(condition("False", "MaterialMissing", missingMessage), otherUID)),
+			wantEvents:   []string{"Warning MaterialMissing " + missingMessage},
+			wantTerminal: true,
+			wantKeyID:    otherUID,
+		},
+		"an annotation that is no canonical UUID names no key": {
+			objects:      []client.Object{masterKey(withKeyID("11111111-1111-4111-8111-11111111111A"))},
+			wantPatch:    patchOf("7", condition("False", "InvalidKeyID", invalidMessage)),
+			wantEvents:   []string{"Warning InvalidKeyID " + invalidMessage},
+			wantTerminal: true,
+			wantKeyID:    "11111111-1111-4111-8111-11111111111A",
+		},
+		"an empty annotation names no key": {
+			objects:      []client.Object{masterKey(withKeyID(""))},
+			wantPatch:    patchOf("7", condition("False", "InvalidKeyID", strings.Replace(invalidMessage, "11111111-1111-4111-8111-11111111111A", "", 1))),
+			wantEvents:   []string{"Warning InvalidKeyID " + strings.Replace(invalidMessage, "11111111-1111-4111-8111-11111111111A", "", 1)},
+			wantTerminal: true,
+		},
+		"a restored MasterKey that lost its annotation gets no new key": {
+			objects: []client.Object{masterKey(withKeyID(otherUID), readyKey, func(k *v1alpha1.MasterKey) { k.Annotations = nil }),
+				material(otherUID, namespace, "orders-key")},
+			wantPatch:    patchOf("7", withKey(condition("False", "InvalidKeyID", strippedMessage), otherUID)),
+			wantEvents:   []string{"Warning InvalidKeyID " + strippedMessage},
+			wantTerminal: true,
+			wantMaterial: []string{otherUID},
+		},
+		"in the steady state nothing is written and nothing told": {
+			objects:      []client.Object{masterKey(readyKey), material(keyUID, namespace, "orders-key")},
+			wantKeyID:    keyUID,
+			wantMaterial: []string{keyUID},
+		},
+		"a status that lies is put right": {
+			objects: []client.Object{masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Status.ARN, k.Status.PrimaryVersion = "arn:wrong", ptr.To[int32](9) }),
+				material(keyUID, namespace, "orders-key")},
+			wantPatch: func() runtime.ApplyConfiguration {
+				patch := patchOf("7", withKey(condition("True", "Ready", readyMessage), keyUID))
+				patch.Status.Conditions[0].WithLastTransitionTime(earlier)
+				return patch
+			}(),
+			wantKeyID:    keyUID,
+			wantMaterial: []string{keyUID},
+		},
+		"a new description moves the observed generation and nothing else": {
+			objects: []client.Object{masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Generation = 2 }), material(keyUID, namespace, "orders-key")},
+			wantPatch: func() runtime.ApplyConfiguration {
+				patch := patchOf("7", withKey(condition("True", "Ready", readyMessage), keyUID).WithObservedGeneration(2))
+				patch.Status.Conditions[0].WithLastTransitionTime(earlier).WithObservedGeneration(2)
+				return patch
+			}(),
+			wantKeyID:    keyUID,
+			wantMaterial: []string{keyUID},
+		},
+		"a key service that cannot work is tried again, and its error stays in the log": {
+			objects:    []client.Object{masterKey()},
+			keyErr:     errors.New("dial 10.0.0.1: detail"),
+			wantPatch:  patchOf("7", condition("False", "KeyServiceUnavailable", unavailable).WithKeyID(keyUID)),
+			wantEvents: []string{"Warning KeyServiceUnavailable " + unavailable},
+			wantErr:    "detail",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			newReconciler := func() (*world, controllers.Reconciler, *events.FakeRecorder) {
+				w := newWorld(t, tc.objects, tc.stale)
+				w.keys.Err = tc.keyErr
+				recorder := events.NewFakeRecorder(10)
+				return w, controllers.NewMasterKeyReconciler(w.client, w.direct, w.keys, w.clock, recorder), recorder
+			}
+
+			w, reconciler, _ := newReconciler()
+			result, patch, told, err := reconciler.Inner(t.Context(), masterKeyRequest)
+			if diff := cmp.Diff(ctrl.Result{}, result); diff != "" {
+				t.Errorf("result (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tc.wantPatch, patch); diff != "" {
+				t.Errorf("patch (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tc.wantEvents, told); diff != "" {
+				t.Errorf("events (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tc.wantWrites, w.faults.Writes()); diff != "" {
+				t.Errorf("writes (-want +got):\n%s", diff)
+			}
+			switch {
+			case errors.Is(err, reconcile.TerminalError(nil)) != tc.wantTerminal:
+				t.Errorf("got error %v, want terminal: %t", err, tc.wantTerminal)
+			case !tc.wantTerminal && (err != nil) != (tc.wantErr != ""), tc.wantErr != "" && !strings.Contains(err.Error(), tc.wantErr):
+				t.Errorf("got error %v, want %q", err, tc.wantErr)
+			}
+			key := &v1alpha1.MasterKey{}
+			if err := w.direct.Get(t.Context(), masterKeyRequest.NamespacedName, key); client.IgnoreNotFound(err) != nil {
+				t.Fatal(err)
+			}
+			if got := key.Annotations[v1alpha1.AnnotationKeyID]; got != tc.wantKeyID {
+				t.Errorf("got annotation %q, want %q", got, tc.wantKeyID)
+			}
+			secrets := &corev1.SecretList{}
+			if err := w.direct.List(t.Context(), secrets); err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, secret := range secrets.Items {
+				got = append(got, secret.Name)
+			}
+			if diff := cmp.Diff(tc.wantMaterial, got); diff != "" {
+				t.Errorf("material (-want +got):\n%s", diff)
+			}
+
+			w, reconciler, recorder := newReconciler()
+			wantFailure := tc.wantErr != "" || tc.wantTerminal
+			if _, err := reconciler.Reconcile(t.Context(), masterKeyRequest); (err != nil) != wantFailure {
+				t.Errorf("Reconcile: got error %v", err)
+			}
+			wantWrites := tc.wantWrites
+			if tc.wantPatch != nil {
+				wantWrites = append(wantWrites[:len(wantWrites):len(wantWrites)], "apply status MasterKey")
+			}
+			if diff := cmp.Diff(wantWrites, w.faults.Writes()); diff != "" {
+				t.Errorf("writes of Reconcile (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tc.wantEvents, drain(recorder.Events)); diff != "" {
+				t.Errorf("events of Reconcile (-want +got):\n%s", diff)
+			}
+			if tc.stale != nil {
+				return
+			}
+			if _, err := reconciler.Reconcile(t.Context(), masterKeyRequest); (err != nil) != wantFailure {
+				t.Errorf("second Reconcile: got error %v", err)
+			}
+			if diff := cmp.Diff(wantWrites, w.faults.Writes()); diff != "" {
+				t.Errorf("writes after a second run (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff([]string(nil), drain(recorder.Events)); diff != "" {
+				t.Errorf("events of a second run (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestMasterKeyShowsItsNewestVersions(t *testing.T) {
+	w := newWorld(t, []client.Object{masterKey(readyKey)}, nil)
+	reconciler := controllers.NewMasterKeyReconciler(w.client, w.direct, manyVersions{w.keys}, w.clock, events.NewFakeRecorder(10))
+	if _, err := reconciler.Reconcile(t.Context(), masterKeyRequest); err != nil {
+		t.Fatal(err)
+	}
+	key := &v1alpha1.MasterKey{}
+	if err := w.direct.Get(t.Context(), masterKeyRequest.NamespacedName, key); err != nil {
+		t.Fatal(err)
+	}
+	if *key.Status.VersionCount != 25 || *key.Status.PrimaryVersion != 25 || len(key.Status.Versions) != 20 || key.Status.Versions[19].Version != 6 {
+		t.Errorf("got status %+v, want versions 25 to 6 of 25", key.Status)
+	}
+}
+
+// manyVersions is a key service whose keys have 25 versions.
+type manyVersions struct{ controllers.KeyService }
+
+func (manyVersions) MasterKey(ctx context.Context, _ controllers.MasterKeyRef) (controllers.MasterKeyInfo, error) {
+	info := controllers.MasterKeyInfo{ARN: "arn", PrimaryVersion: 25}
+	for version := int32(25); version > 0; version-- {
+		info.Versions = append(info.Versions, controllers.MasterKeyVersion{Version: version, CreatedAt: controllerstest.MadeAt})
+	}
+	return info, nil
+}
+
+// A failing write: what is told and what is tried again.
+func TestStatusWriteFails(t *testing.T) {
+	conflict := func(reason, message string) []client.Object {
+		return []client.Object{masterKey(readyKey), request(), secretWith(keyUID, []byte(reason+message))}
+	}
+	for name, tc := range map[string]struct {
+		objects []client.Object
+		at      int
+		wantErr error
+	}{
+		"after a Secret was made, the status is tried again and nothing is told": {
+			objects: []client.Object{masterKey(readyKey), request(), material(keyUID, namespace, "orders-key")},
+			at:      2, wantErr: controllerstest.ErrInjected,
+		},
+		"after a permanent error, the status is tried again all the same": {
+			objects: append(conflict("x", "y"), material(keyUID, namespace, "orders-key")),
+			at:      1, wantErr: controllerstest.ErrInjected,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, tc.objects, nil)
+			w.faults.At, w.faults.Fault = tc.at, controllerstest.FailBefore
+			recorder := events.NewFakeRecorder(10)
+			_, err := controllers.NewDataKeyRequestReconciler(w.client, w.direct, w.keys, w.clock, recorder).Reconcile(t.Context(), dataKeyRequest)
+			if !errors.Is(err, tc.wantErr) || errors.Is(err, reconcile.TerminalError(nil)) {
+				t.Errorf("got error %v, want %v and not terminal", err, tc.wantErr)
+			}
+			if diff := cmp.Diff([]string(nil), drain(recorder.Events)); diff != "" {
+				t.Errorf("events (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A status that was decided from an older reading must not overwrite what another manager wrote meanwhile.
+func TestStatusOfAnOlderReadingIsRefused(t *testing.T) {
+	blob := blobOf(t, keyUID, 1)
+	fresh := request(withBlob(keyUID, blob))
+	w := newWorld(t, []client.Object{masterKey(readyKey), fresh, secretWith(keyUID, blob), material(keyUID, namespace, "orders-key")},
+		[]client.Object{request(withBlob(keyUID, []byte("older")), func(r *v1alpha1.DataKeyRequest) { r.ResourceVersion = "4" })})
+	_, err := controllers.NewDataKeyRequestReconciler(w.client, w.direct, w.keys, w.clock, events.NewFakeRecorder(10)).Reconcile(t.Context(), dataKeyRequest)
+	if !apierrors.IsConflict(err) {
+		t.Errorf("got error %v, want a conflict", err)
+	}
+	got := &v1alpha1.DataKeyRequest{}
+	if err := w.direct.Get(t.Context(), dataKeyRequest.NamespacedName, got); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(fresh.Status.Generations, got.Status.Generations); diff != "" {
+		t.Errorf("generations (-want +got):\n%s", diff)
+	}
+}
