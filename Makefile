@@ -106,7 +106,7 @@ test-unit: ## Run the unit tests and those against a real API server, with the r
 	KUBEBUILDER_ASSETS="$$($(CLUSTER) assets)" go test -race -timeout 20m ./...
 
 .PHONY: test-e2e
-test-e2e: images cluster-up ## Run the end-to-end tests on the local Kubernetes.
+test-e2e: images ## Run the end-to-end tests on a local Kubernetes of their own.
 	go test -tags e2e -v -count=1 -timeout 40m ./test/e2e
 
 .PHONY: bench
