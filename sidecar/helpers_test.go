@@ -31,16 +31,41 @@ func shortDir(t testing.TB) string {
 	return dir
 }
 
-// logs is a log that a test may read while it is written.
+// logs is a log that a test may read, and wait for, while it is written.
 type logs struct {
-	mu sync.Mutex
-	b  bytes.Buffer
+	mu      sync.Mutex
+	b       bytes.Buffer
+	waiting map[string]chan struct{}
 }
 
 func (l *logs) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.b.Write(p)
+	n, err := l.b.Write(p)
+	for text, c := range l.waiting {
+		if strings.Contains(l.b.String(), text) {
+			close(c)
+			delete(l.waiting, text)
+		}
+	}
+	return n, err
+}
+
+// await waits for the text to be logged.
+func (l *logs) await(text string) {
+	l.mu.Lock()
+	logged := strings.Contains(l.b.String(), text)
+	c := make(chan struct{})
+	if l.waiting == nil {
+		l.waiting = map[string]chan struct{}{}
+	}
+	if !logged {
+		l.waiting[text] = c
+	}
+	l.mu.Unlock()
+	if !logged {
+		<-c
+	}
 }
 
 func (l *logs) String() string {

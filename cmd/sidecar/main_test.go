@@ -1,0 +1,232 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/datakeys/datakeys/sidecar/sidecartest"
+)
+
+// What one sidecar may cost; there is one in every pod.
+const (
+	maxBinary   = 14_000_000
+	maxResident = 20_000_000
+)
+
+// build builds the sidecar as it is released and returns its path.
+func build(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "sidecar")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return path
+}
+
+// runBinary runs it to its end and returns the exit code and what it said.
+func runBinary(t *testing.T, env []string, binary string, args ...string) (code int, output string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), binary, args...)
+	cmd.Env = env
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), string(out)
+}
+
+// TestLinksLittle: what is linked is in every pod, and no sidecar has a use for these.
+func TestLinksLittle(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	forbidden := regexp.MustCompile(`^(k8s\.io|sigs\.k8s\.io)/|aws|aliyun|alibaba|hashicorp|azure|cloud\.google\.com|` +
+		`^github\.com/datakeys/datakeys/(controllers|api/v1alpha1|internal/(kms|seal|inject|certs))|^(testing|net/http/pprof|plugin)$`)
+	seen := 0
+	for dep := range strings.Lines(string(out)) {
+		dep = strings.TrimSpace(dep)
+		if forbidden.MatchString(dep) {
+			t.Errorf("the sidecar links %s", dep)
+		}
+		if dep == "github.com/datakeys/datakeys/internal/envelope" || dep == "google.golang.org/grpc" {
+			seen++
+		}
+	}
+	if seen != 2 {
+		t.Error("the list lacks what the sidecar does link")
+	}
+}
+
+// TestBinary runs the sidecar and its commands as the kubelet does.
+func TestBinary(t *testing.T) {
+	binary := build(t)
+	if info, err := os.Stat(binary); err != nil || info.Size() > maxBinary {
+		t.Errorf("the binary has %d bytes, %v: must be at most %d", info.Size(), err, maxBinary)
+	} else {
+		t.Logf("binary: %d bytes", info.Size())
+	}
+
+	service, mount := sidecartest.NewKeyService(t), sidecartest.NewMount(t)
+	dir, err := os.MkdirTemp("", "dk") // a short path, for the socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	socket, token := filepath.Join(dir, "s"), filepath.Join(dir, "token")
+	if err := os.WriteFile(token, []byte("pod-token"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	plaintext := []byte("0123456789abcdef0123456789ABCDEF")
+	mount.Put(t, "orders", map[string][]byte{"ciphertextBlob": service.Seal(t, "orders", 1, plaintext, nil)})
+	mount.Put(t, "denied", map[string][]byte{"ciphertextBlob": service.Seal(t, "denied", 1, plaintext, nil)})
+	service.Refuse("denied", codes.PermissionDenied, "may not decrypt datakeyrequests/denied")
+
+	start := func(names string) (pid int, stop func()) {
+		cmd := exec.CommandContext(context.WithoutCancel(t.Context()), binary, "--data-keys="+names, "--keys-dir="+mount.Dir,
+			"--token-file="+token, "--socket="+socket, "--key-service="+service.Address)
+		cmd.Env = []string{"DATAKEYS_ROOTS=" + string(service.Roots)}
+		var log bytes.Buffer
+		cmd.Stderr = &log
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd.Process.Pid, func() {
+			t.Helper()
+			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Error(err)
+			}
+			if err := cmd.Wait(); err != nil {
+				t.Errorf("after SIGTERM: %v\n%s", err, &log)
+			}
+			if _, err := os.Lstat(socket); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("after SIGTERM the socket is left: %v", err)
+			}
+			if bytes.Contains(log.Bytes(), plaintext) {
+				t.Error("the log holds the plaintext")
+			}
+		}
+	}
+
+	if code, out := runBinary(t, nil, binary, "ready", "--socket="+socket); code != 1 || !strings.Contains(out, "no sidecar answers") {
+		t.Errorf("ready without a sidecar: got %d, %q", code, out)
+	}
+	if code, out := runBinary(t, nil, binary, "wait", "--socket="+socket, "--timeout=50ms"); code != 1 ||
+		!strings.Contains(out, "waited in vain: no sidecar answers") {
+		t.Errorf("wait without a sidecar: got %d, %q", code, out)
+	}
+
+	pid, stop := start("orders")
+	if code, out := runBinary(t, nil, binary, "wait", "--socket="+socket, "--timeout=1m"); code != 0 || out != "" {
+		t.Errorf("wait: got %d, %q", code, out)
+	}
+	if code, out := runBinary(t, nil, binary, "ready", "--socket="+socket); code != 0 || out != "" {
+		t.Errorf("ready: got %d, %q", code, out)
+	}
+	serveSome(t, socket)
+	checkProcess(t, pid)
+	stop()
+
+	_, stop = start("orders,denied")
+	defer stop()
+	if code, out := runBinary(t, nil, binary, "wait", "--socket="+socket, "--timeout=1m"); code != 1 ||
+		!strings.Contains(out, `data key "denied" is not issued (Refused: AccessDenied): may not decrypt datakeyrequests/denied`) {
+		t.Errorf("wait for a refused key: got %d, %q", code, out)
+	}
+	if code, out := runBinary(t, nil, binary, "ready", "--socket="+socket); code != 1 || !strings.Contains(out, "AccessDenied") {
+		t.Errorf("ready with a refused key: got %d, %q", code, out)
+	}
+}
+
+// serveSome asks often enough for memory to show what serving costs.
+func serveSome(t *testing.T, socket string) {
+	t.Helper()
+	for range 20 {
+		c, err := (&net.Dialer{}).DialContext(t.Context(), "unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		in := bufio.NewReader(c)
+		for range 500 {
+			if _, err := c.Write([]byte("GET /v1/data-keys/orders HTTP/1.1\r\nHost: localhost\r\n\r\n")); err != nil {
+				t.Fatal(err)
+			}
+			response, err := http.ReadResponse(in, nil)
+			if err != nil || response.StatusCode != http.StatusOK {
+				t.Fatalf("got %v, %v", response, err)
+			}
+			if _, err := in.Discard(int(response.ContentLength)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// checkProcess looks at a sidecar that serves, from outside.
+func checkProcess(t *testing.T, pid int) {
+	t.Helper()
+	proc := filepath.Join("/proc", strconv.Itoa(pid))
+	status, err := os.ReadFile(filepath.Join(proc, "status"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	match := regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindSubmatch(status)
+	if match == nil {
+		t.Fatalf("no VmRSS in\n%s", status)
+	}
+	resident, err := strconv.Atoi(string(match[1]))
+	if err != nil || resident*1024 > maxResident {
+		t.Errorf("resident: %d bytes: must be at most %d", resident*1024, maxResident)
+	}
+	t.Logf("resident: %d bytes", resident*1024)
+	limits, err := os.ReadFile(filepath.Join(proc, "limits"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !regexp.MustCompile(`Max core file size\s+0\s+0\s`).Match(limits) {
+		t.Errorf("a core may be dumped:\n%s", limits)
+	}
+}
+
+func TestUsage(t *testing.T) {
+	binary := build(t)
+	for name, test := range map[string]struct {
+		args []string
+		code int
+		want string
+	}{
+		"help":                     {[]string{"--help"}, 0, "-key-service host:port"},
+		"no flags":                 {nil, 1, `data keys: "": must be the name of a DataKeyRequest`},
+		"an unknown flag":          {[]string{"--verbose"}, 1, "flag provided but not defined: -verbose"},
+		"an unknown command":       {[]string{"watch"}, 1, `"watch": is neither a flag nor a command`},
+		"wait without a socket":    {[]string{"wait"}, 1, "--socket: must be the path"},
+		"ready for no time":        {[]string{"ready", "--socket=/s", "--timeout=0s"}, 1, "--timeout: must be more than 0"},
+		"wait with something more": {[]string{"wait", "--socket=/s", "orders"}, 1, `"orders": is neither`},
+		"a log level that is none": {[]string{"--log-level=LOUD"}, 1, "log-level"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if code, out := runBinary(t, nil, binary, test.args...); code != test.code || !strings.Contains(out, test.want) {
+				t.Errorf("got %d, want %d with %q:\n%s", code, test.code, test.want, out)
+			}
+		})
+	}
+}

@@ -1,0 +1,219 @@
+package sidecar
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/datakeys/datakeys/sidecar/sidecartest"
+)
+
+// pod is a sidecar with what surrounds it.
+type pod struct {
+	service *sidecartest.KeyService
+	mount   *sidecartest.Mount
+	logs    *logs
+	config  Config
+	stop    context.CancelFunc
+	done    chan error
+}
+
+func newPod(t testing.TB, names ...string) *pod {
+	t.Helper()
+	p := &pod{service: sidecartest.NewKeyService(t), mount: sidecartest.NewMount(t), logs: &logs{}}
+	dir := shortDir(t)
+	writeToken(t, filepath.Join(dir, "token"), "pod-token")
+	p.config = Config{
+		DataKeys: names, KeysDir: p.mount.Dir, TokenFile: filepath.Join(dir, "token"), Socket: filepath.Join(dir, "s"),
+		KeyService: p.service.Address, Roots: p.service.Roots, Logger: p.logs.logger(),
+	}
+	return p
+}
+
+func (p *pod) put(t testing.TB, name string, generation uint32, plaintext []byte) {
+	t.Helper()
+	bound := map[string]string{"tenant": "a"}
+	p.mount.Put(t, name, map[string][]byte{
+		"ciphertextBlob":    p.service.Seal(t, name, generation, plaintext, bound),
+		"encryptionContext": []byte(`{"tenant":"a"}`),
+	})
+}
+
+func (p *pod) start(t testing.TB) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	p.stop, p.done = cancel, make(chan error, 1)
+	go func() { p.done <- Run(ctx, p.config) }()
+	t.Cleanup(cancel)
+}
+
+// key reads a data key as an application does.
+func (p *pod) key(t testing.TB, name string) (status int, plaintext []byte) {
+	t.Helper()
+	response, body := roundTrip(t, p.config.Socket, get("/v1/data-keys/"+name, "Accept: "+mediaBytes))
+	return response.StatusCode, body
+}
+
+func (p *pod) wait(t testing.TB) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // only a failure takes so long
+	defer cancel()
+	return Wait(ctx, p.config.Socket)
+}
+
+func TestRun(t *testing.T) {
+	p := newPod(t, "orders", "payments")
+	p.put(t, "orders", 1, testPlaintext)
+	p.put(t, "payments", 1, []byte("another"))
+	p.start(t)
+	if err := p.wait(t); err != nil {
+		t.Fatal(err)
+	}
+	if status, plaintext := p.key(t, "orders"); status != http.StatusOK || !bytes.Equal(plaintext, testPlaintext) {
+		t.Errorf("got %d", status)
+	}
+	if tokens := p.service.Tokens(); len(tokens) != 1 || tokens[0] != "Bearer pod-token" {
+		t.Errorf("got %d calls, want one with the pod's token", len(tokens))
+	}
+	p.stop()
+	if err := <-p.done; err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(p.config.Socket); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the socket is left: %v", err)
+	}
+}
+
+func TestRunPicksUpALateSecret(t *testing.T) {
+	p := newPod(t, "orders")
+	p.mount.Put(t, "orders", nil)
+	p.start(t)
+	waited := make(chan error, 1)
+	go func() { waited <- p.wait(t) }()
+	p.logs.await(ReasonSecretNotFound)
+	if status, _ := p.key(t, "orders"); status != http.StatusServiceUnavailable {
+		t.Errorf("before: got %d", status)
+	}
+	p.put(t, "orders", 1, testPlaintext)
+	if err := <-waited; err != nil {
+		t.Fatal(err)
+	}
+	if _, plaintext := p.key(t, "orders"); !bytes.Equal(plaintext, testPlaintext) {
+		t.Error("after: got something else")
+	}
+}
+
+func TestRunReportsARefusalAtOnce(t *testing.T) {
+	p := newPod(t, "orders", "payments")
+	p.put(t, "orders", 1, testPlaintext)
+	p.put(t, "payments", 1, testPlaintext)
+	p.service.Refuse("payments", codes.PermissionDenied, "may not decrypt datakeyrequests/payments in team-a")
+	p.start(t)
+	err := p.wait(t)
+	for _, want := range []string{`"payments"`, "Refused: AccessDenied", "may not decrypt datakeyrequests/payments"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+	if status, _ := p.key(t, "payments"); status != http.StatusForbidden {
+		t.Errorf("the refused one: got %d", status)
+	}
+	if status, _ := p.key(t, "orders"); status != http.StatusOK {
+		t.Errorf("the other one: got %d", status)
+	}
+}
+
+func TestRunWaitsForTheKeyService(t *testing.T) {
+	p := newPod(t, "orders")
+	p.put(t, "orders", 1, testPlaintext)
+	p.service.Stop()
+	p.start(t)
+	p.logs.await(`"msg":"serving"`) // the socket is there before the key service is
+	if response, _ := roundTrip(t, p.config.Socket, get("/healthz")); response.StatusCode != http.StatusOK {
+		t.Errorf("/healthz: got %s", response.Status)
+	}
+	if err := Ready(t.Context(), p.config.Socket); err == nil || !strings.Contains(err.Error(), `data key "orders"`) {
+		t.Errorf("Ready: got %v", err)
+	}
+	p.service.Start(t)
+	if err := p.wait(t); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRunLogsNoPlaintext logs everything that there is to log, at the lowest level, and searches it.
+func TestRunLogsNoPlaintext(t *testing.T) {
+	p := newPod(t, "orders", "denied")
+	p.put(t, "orders", 1, testPlaintext)
+	p.put(t, "denied", 1, testPlaintext)
+	p.service.Refuse("denied", codes.PermissionDenied, "no")
+	p.start(t)
+	if err := p.wait(t); err == nil {
+		t.Fatal("nothing was refused")
+	}
+	for _, request := range []string{
+		get("/v1/data-keys/orders"), get("/v1/data-keys/orders", "Accept: "+mediaBytes), get("/v1/data-keys"), "junk\r\n\r\n",
+	} {
+		roundTrip(t, p.config.Socket, request)
+	}
+	second := bytes.ToUpper(testPlaintext)
+	p.put(t, "orders", 2, second)
+	p.logs.await(`"generation":2`)
+	p.stop()
+	if err := <-p.done; err != nil {
+		t.Error(err)
+	}
+	logged := p.logs.String()
+	for _, want := range []string{"data key issued", "data key not issued", "stopped"} {
+		if !strings.Contains(logged, want) {
+			t.Errorf("the log lacks %q:\n%s", want, logged)
+		}
+	}
+	checkHides(t, "the log", logged, testPlaintext)
+	checkHides(t, "the log", logged, second)
+	checkHides(t, "the log", logged, []byte("pod-token"))
+}
+
+func TestRunRefusesWhatCannotWork(t *testing.T) {
+	for name, test := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"no names":            {func(c *Config) { c.DataKeys = nil }, "data keys: 0 names: must be 1 to 100"},
+		"101 names":           {func(c *Config) { c.DataKeys = make([]string, 101) }, "101 names: must be 1 to 100"},
+		"a name with a slash": {func(c *Config) { c.DataKeys = []string{"../orders"} }, `"../orders": must be the name`},
+		"a name in capitals":  {func(c *Config) { c.DataKeys = []string{"Orders"} }, `"Orders": must be the name`},
+		"an empty name":       {func(c *Config) { c.DataKeys = []string{"orders", ""} }, `"": must be the name`},
+		"a long name": {
+			func(c *Config) { c.DataKeys = []string{strings.Repeat("a", 254)} }, "at most 253 bytes",
+		},
+		"a name twice":         {func(c *Config) { c.DataKeys = []string{"orders", "orders"} }, `"orders" is named twice`},
+		"no keys directory":    {func(c *Config) { c.KeysDir = "" }, `keys directory "": must be an absolute path`},
+		"no token file":        {func(c *Config) { c.TokenFile = "token" }, `token file "token": must be an absolute path`},
+		"an abstract socket":   {func(c *Config) { c.Socket = "@s" }, "abstract"},
+		"no port":              {func(c *Config) { c.KeyService = "localhost" }, `"localhost": must be host:port`},
+		"a port by its name":   {func(c *Config) { c.KeyService = "localhost:https" }, "numeric port"},
+		"no host":              {func(c *Config) { c.KeyService = ":8443" }, "must be host:port"},
+		"no roots":             {func(c *Config) { c.Roots = nil }, "at least one certificate in PEM"},
+		"roots that are none":  {func(c *Config) { c.Roots = []byte("PEM") }, "at least one certificate in PEM"},
+		"no directory to bind": {func(c *Config) { c.Socket = "/no/such/directory/s" }, "its directory must exist"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPod(t, "orders")
+			test.change(&p.config)
+			err := Run(t.Context(), p.config)
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+		})
+	}
+}
