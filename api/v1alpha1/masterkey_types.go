@@ -28,7 +28,7 @@ type MasterKey struct {
 	metav1.ObjectMeta `json:"metadata,omitzero"`
 	// spec is the desired master key.
 	// +optional
-	// +kubebuilder:default={}
+	// +kubebuilder:default={keySpec: AES_256}
 	Spec MasterKeySpec `json:"spec,omitzero"`
 	// status is what is known of the master key.
 	// +optional

@@ -125,7 +125,8 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: spec
       type:
         namedType: com.github.datakeys.datakeys.api.v1alpha1.MasterKeySpec
-      default: {}
+      default:
+        keySpec: AES_256
     - name: status
       type:
         namedType: com.github.datakeys.datakeys.api.v1alpha1.MasterKeyStatus
