@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -243,12 +244,8 @@ func (n *node) ensureNetwork(ctx context.Context) (*network, error) {
 
 // ensure starts a daemon unless it runs, just so.
 func (n *node) ensure(ctx context.Context, w *network, d daemon) (fresh bool, err error) {
-	h := sha256.New()
-	fmt.Fprintf(h, "%q\n", d.args)
-	h.Write(d.inputs)
-	digest := hex.EncodeToString(h.Sum(nil))
 	if r, ok := readRecord(n.records(), d.name); ok {
-		if r.Config == digest {
+		if r.Config == d.digest() {
 			return false, nil
 		}
 		n.say("%s is to run in another way: starting it again", d.name)
@@ -256,7 +253,7 @@ func (n *node) ensure(ctx context.Context, w *network, d daemon) (fresh bool, er
 			return false, err
 		}
 	}
-	return true, w.within(func() error { return d.launch(ctx, n.records(), n.state, digest) })
+	return true, w.within(func() error { return d.launch(ctx, n.records(), n.state) })
 }
 
 // daemonGrace is how long a daemon may take to end by itself.
@@ -277,7 +274,9 @@ func (n *node) endStrays() error {
 		return err
 	}
 	for _, p := range strays {
-		n.say("ending %s, process %d, which an earlier up left without a record", p.binary(), p.PID)
+		if name := p.binary(); p.alive() {
+			n.say("ending %s, process %d, which an earlier up left without a record", name, p.PID)
+		}
 		if err := p.end(daemonGrace); err != nil {
 			return err
 		}
@@ -312,13 +311,34 @@ func (n *node) await(ctx context.Context, what string, limit time.Duration, chec
 	}
 }
 
+// How much of a log an error shows.
+const (
+	shownLines  = 12
+	shownLength = 400
+)
+
+// fatalLine is how the components begin to say why they end: klog's level F, etcd's and Go's panics, and flags refused.
+var fatalLine = regexp.MustCompile(`^F\d{4} |"level":"(fatal|panic)"|^panic: |^fatal error: |^[Ee]rror: |^Error `)
+
+// logTail is the end of a log, from the last reason on that a component gave for its end.
 func logTail(path string) string {
 	content, err := os.ReadFile(path)
 	if err != nil {
 		return err.Error()
 	}
 	lines := strings.Split(strings.TrimSpace(string(content)), "\n")
-	return strings.Join(lines[max(0, len(lines)-12):], "\n")
+	first := max(0, len(lines)-shownLines)
+	for i, line := range slices.Backward(lines) {
+		if fatalLine.MatchString(line) {
+			first = i
+			break
+		}
+	}
+	lines = lines[first:min(first+shownLines, len(lines))]
+	for i, line := range lines {
+		lines[i] = line[:min(len(line), shownLength)]
+	}
+	return strings.Join(lines, "\n")
 }
 
 // pauseImage is named by its content, so that the node takes notice of a new one.

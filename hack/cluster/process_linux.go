@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -158,6 +160,14 @@ type daemon struct {
 	log    string   // appended to
 }
 
+// digest tells one way to run a daemon from another.
+func (d daemon) digest() string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%q\n", d.args)
+	h.Write(d.inputs)
+	return hex.EncodeToString(h.Sum(nil))
+}
+
 // A record is what is kept of a running daemon.
 type record struct {
 	process
@@ -177,7 +187,7 @@ func readRecord(dir, name string) (record, bool) {
 }
 
 // launch starts the daemon in the current thread's namespaces and records it.
-func (d daemon) launch(ctx context.Context, dir, state, digest string) error {
+func (d daemon) launch(ctx context.Context, dir, state string) error {
 	log, err := os.OpenFile(d.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
@@ -201,7 +211,7 @@ func (d daemon) launch(ctx context.Context, dir, state, digest string) error {
 	if err != nil {
 		return fmt.Errorf("start %s: it ended at once; see %s: %w", d.name, d.log, err)
 	}
-	content, err := json.Marshal(record{process: p, Config: digest})
+	content, err := json.Marshal(record{process: p, Config: d.digest()})
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestCommandLine(t *testing.T) {
+	tests := map[string]struct {
+		args []string
+		want error
+	}{
+		"help is asked for":          {args: []string{"-h"}, want: flag.ErrHelp},
+		"no verb":                    {want: errUsage},
+		"an unknown verb":            {args: []string{"restart"}, want: errUsage},
+		"an unknown flag":            {args: []string{"-force", "up"}, want: errUsage},
+		"up with something after it": {args: []string{"up", "now"}, want: errUsage},
+		"load without an archive":    {args: []string{"load"}, want: errUsage},
+		"bin without a name":         {args: []string{"bin"}, want: errUsage},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			var out, errOut bytes.Buffer
+			if err := run(t.Context(), tt.args, &out, &errOut); !errors.Is(err, tt.want) {
+				t.Errorf("error %v, want %v", err, tt.want)
+			}
+			if !strings.Contains(errOut.String(), "usage: go run ./hack/cluster") {
+				t.Errorf("no usage in %q", errOut.String())
+			}
+			if out.Len() > 0 {
+				t.Errorf("results where there are none: %q", out.String())
+			}
+		})
+	}
+}
+
+func TestKubectlWithoutAClusterSaysHowToStartOne(t *testing.T) {
+	err := kubectl(t.Context(), "kubectl", filepath.Join(t.TempDir(), "kubeconfig"), nil)
+	if err == nil || !strings.Contains(err.Error(), "go run ./hack/cluster up") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestFindRoot(t *testing.T) {
+	dir := t.TempDir()
+	for path, content := range map[string]string{
+		"checkout/go.mod":                   "// the module\nmodule github.com/datakeys/datakeys\n",
+		"checkout/hack/cluster/etcd/go.mod": "module github.com/datakeys/datakeys/hack/cluster/etcd\n",
+		"other/go.mod":                      "module example.com/other\n",
+	} {
+		if err := writeFile(filepath.Join(dir, path), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tests := map[string]struct{ from, want string }{
+		"at the root":                 {from: "checkout", want: "checkout"},
+		"deep in a module of its own": {from: "checkout/hack/cluster/etcd", want: "checkout"},
+		"in another module":           {from: "other"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := findRoot(filepath.Join(dir, tt.from))
+			if tt.want == "" {
+				if err == nil {
+					t.Errorf("found %s", got)
+				}
+				return
+			}
+			if want := filepath.Join(dir, tt.want); err != nil || got != want {
+				t.Errorf("got %s, %v; want %s", got, err, want)
+			}
+		})
+	}
+}
+
+func TestSiteIsKnownByItsFolder(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(dir, filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	one, err := findSite(filepath.Join(dir, "one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	same, err := findSite(filepath.Join(dir, "link", "one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := findSite(filepath.Join(dir, "two"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if one != same {
+		t.Errorf("the same folder is two sites: %+v and %+v", one, same)
+	}
+	if one.id == two.id {
+		t.Errorf("two folders share the ID %s", one.id)
+	}
+	if want := filepath.Join(dir, "one", "kubeconfig"); one.kubeconfig() != want {
+		t.Errorf("kubeconfig %s, want %s", one.kubeconfig(), want)
+	}
+}
