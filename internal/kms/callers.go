@@ -151,7 +151,7 @@ func (s *Service) keyToUse(ctx context.Context, caller Caller, name keyName, tex
 			return nil, &Error{Code: CodeFailedPrecondition, Message: fmt.Sprintf(
 				"MasterKey %s/%s has no valid key ID: see its conditions", caller.Namespace, name.name), Err: err}
 		}
-		k, err := s.freshKey(ctx, caller, name.id)
+		k, err := s.ring.getPrimary(ctx, caller.Namespace, name.id)
 		switch {
 		case err != nil:
 			return nil, outward(err)
@@ -162,7 +162,7 @@ func (s *Service) keyToUse(ctx context.Context, caller Caller, name keyName, tex
 		return k, nil
 	}
 
-	k, err := s.freshKey(ctx, caller, name.id)
+	k, err := s.ring.getPrimary(ctx, caller.Namespace, name.id)
 	if err != nil && !absent(err) {
 		return nil, outward(err)
 	}
@@ -184,14 +184,6 @@ func (s *Service) keyToUse(ctx context.Context, caller Caller, name keyName, tex
 		return nil, notFound
 	}
 	return k, nil
-}
-
-// freshKey returns a key fresh enough to make data keys with.
-func (s *Service) freshKey(ctx context.Context, caller Caller, id envelope.KeyID) (*key, error) {
-	if _, err := s.ring.get(ctx, caller.Namespace, id); err != nil {
-		return nil, err
-	}
-	return s.ring.getPrimary(ctx, id)
 }
 
 // absent reports whether a key cannot be had because its material is missing or does not open. Without material it is

@@ -99,7 +99,7 @@ func newKeyring(s *seal.Keyring, store KeyStore, c clock.PassiveClock) *keyring 
 		clock: c,
 		keys:  map[envelope.KeyID]*key{},
 		misses: misses{
-			seen:    map[miss]time.Time{},
+			seen:    map[miss]answer{},
 			budgets: map[string]*rate.Limiter{},
 		},
 	}
@@ -141,36 +141,38 @@ func (r *keyring) getFor(ctx context.Context, namespace string, h envelope.Heade
 	return k.find(h), nil
 }
 
-// getPrimary returns a key as it was at most primaryAge ago, for making data keys.
-func (r *keyring) getPrimary(ctx context.Context, id envelope.KeyID) (*key, error) {
+// getPrimary returns a key as it was at most primaryAge ago, for making data keys. The errors are those of get.
+func (r *keyring) getPrimary(ctx context.Context, namespace string, id envelope.KeyID) (*key, error) {
 	if k := r.known(id); k != nil && r.clock.Since(k.loadedAt) < primaryAge {
 		return k, nil
 	}
-	k, _, err := r.load(ctx, id)
-	return k, err
+	return r.look(ctx, namespace, miss{keyID: id}, func(*key) bool { return true })
 }
 
 // look loads a key and returns it if it is as wanted. Only a load that began after the call may say that it is not.
 func (r *keyring) look(ctx context.Context, namespace string, m miss, wanted func(*key) bool) (*key, error) {
-	if r.misses.recent(m, r.clock.Now()) {
-		return nil, ErrMaterialMissing
+	if err := r.misses.recent(m, r.clock.Now()); err != nil {
+		return nil, err
 	}
 	if !r.misses.allowed(namespace, r.clock.Now()) {
 		return nil, errBudget
 	}
-	k, shared, err := r.load(ctx, m.keyID)
-	if shared && (errors.Is(err, ErrMaterialMissing) || err == nil && !wanted(k)) {
+	load := func() (k *key, shared bool, err error) {
+		k, shared, err = r.load(ctx, m.keyID)
+		if err == nil && !wanted(k) {
+			k, err = nil, ErrMaterialMissing
+		}
+		return k, shared, err
+	}
+	k, shared, err := load()
+	if shared && errors.Is(err, ErrMaterialMissing) {
 		// The others' load may have begun before the material was made; the next begins after this call.
-		k, _, err = r.load(ctx, m.keyID)
+		k, _, err = load()
 	}
-	if err == nil && wanted(k) {
-		return k, nil
+	if absent(err) {
+		r.misses.add(namespace, m, err, r.clock.Now())
 	}
-	if err != nil && !errors.Is(err, ErrMaterialMissing) {
-		return nil, err
-	}
-	r.misses.add(namespace, m, r.clock.Now())
-	return nil, ErrMaterialMissing
+	return k, err
 }
 
 // load loads a key, together with all who ask for it at this moment; shared says that there were others.

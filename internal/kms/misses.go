@@ -25,17 +25,25 @@ type miss struct {
 // budget.
 type misses struct {
 	mu      sync.Mutex
-	seen    map[miss]time.Time // until when
+	seen    map[miss]answer
 	budgets map[string]*rate.Limiter
 }
 
-// recent reports whether m was looked for in vain a moment ago. No blob can be made before its version is in the store,
-// so this hides nothing from an honest caller.
-func (s *misses) recent(m miss, now time.Time) bool {
+// answer is what came of looking, and until when it counts.
+type answer struct {
+	err   error
+	until time.Time
+}
+
+// recent returns what came of looking for m a moment ago, or nil. No blob can be made before its version is in the
+// store, so this hides nothing from an honest caller.
+func (s *misses) recent(m miss, now time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	until, ok := s.seen[m]
-	return ok && now.Before(until)
+	if a, ok := s.seen[m]; ok && now.Before(a.until) {
+		return a.err
+	}
+	return nil
 }
 
 // allowed reports whether callers of the namespace may make the key service look.
@@ -46,19 +54,19 @@ func (s *misses) allowed(namespace string, now time.Time) bool {
 	return !ok || b.TokensAt(now) >= 1
 }
 
-// add remembers m and takes it from the budget of the namespace.
-func (s *misses) add(namespace string, m miss, now time.Time) {
+// add remembers what came of looking for m, and takes it from the budget of the namespace.
+func (s *misses) add(namespace string, m miss, err error, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.seen) >= maxMisses {
-		for old, until := range s.seen {
-			if !now.Before(until) {
+		for old, a := range s.seen {
+			if !now.Before(a.until) {
 				delete(s.seen, old)
 			}
 		}
 	}
 	if len(s.seen) < maxMisses {
-		s.seen[m] = now.Add(missAge)
+		s.seen[m] = answer{err: err, until: now.Add(missAge)}
 	}
 	b, ok := s.budgets[namespace]
 	if !ok {

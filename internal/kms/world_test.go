@@ -86,14 +86,21 @@ func newWorld(t testing.TB) *world {
 func replica(t testing.TB, of *world) *world {
 	t.Helper()
 	w := *of
-	w.metrics = prometheus.NewRegistry()
+	w.Service = serviceOver(t, &w, w.store)
+	return &w
+}
+
+// serviceOver returns a key service in a world, with a store of its own.
+func serviceOver(t testing.TB, w *world, store kms.KeyStore) *kms.Service {
+	t.Helper()
 	ring, err := seal.Open(t.Context(), seal.DefaultRootKey, w.store)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.Service, err = kms.New(kms.Config{
+	w.metrics = prometheus.NewRegistry()
+	service, err := kms.New(kms.Config{
 		Seal:          ring,
-		Keys:          w.store,
+		Keys:          store,
 		MasterKeys:    w.objects,
 		Authenticator: w.tokens,
 		Authorizer:    w.rbac,
@@ -106,7 +113,7 @@ func replica(t testing.TB, of *world) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &w
+	return service
 }
 
 // Callers of a settled world, each by a token of the same name.

@@ -1,0 +1,311 @@
+package kms_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/seal"
+	"github.com/datakeys/datakeys/internal/seal/sealtest"
+)
+
+// gets counts the reads of a key's Secret so far.
+func gets(w *world, name string) (n int) {
+	for _, c := range w.store.Calls() {
+		if c.Method == "Get" && (name == "" || c.Name == name) {
+			n++
+		}
+	}
+	return n
+}
+
+func TestAReplicaFetchesWhatItHasNotSeenBeforeItSaysNo(t *testing.T) {
+	w := settled(t)
+	late := replica(t, w)
+	open := func(d kms.DataKey, blob []byte) {
+		t.Helper()
+		if _, err := late.Decrypt(t.Context(), keyUser, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: d.EncryptionContext}); err != nil {
+			t.Error(err)
+		}
+	}
+	open(orders(), w.sealed(t, orders())) // a key that it has not seen
+	w.addVersion(t, ordersKey, 2)
+	open(orders(), w.sealed(t, orders())) // a version that it has not seen
+	before := gets(w, ordersKey.KeyID)
+	open(orders(), w.sealed(t, orders()))
+	if got := gets(w, ordersKey.KeyID) - before; got != 1 { // by the one that made the data key
+		t.Errorf("a version that is known was read %d times, want 0", got-1)
+	}
+}
+
+func TestANewPrimaryVersionIsUsedByEveryReplicaAfterTenSeconds(t *testing.T) {
+	w := settled(t)
+	generate := func() int32 {
+		t.Helper()
+		made, err := w.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return made.KeyVersion
+	}
+	if got := generate(); got != 1 {
+		t.Fatalf("got version %d, want 1", got)
+	}
+	w.addVersion(t, ordersKey, 2)
+	before := gets(w, ordersKey.KeyID)
+	for range 5 {
+		generate()
+	}
+	if got := gets(w, ordersKey.KeyID) - before; got != 0 {
+		t.Errorf("the key was read %d times within ten seconds, want 0", got)
+	}
+	w.clock.SetTime(begin.Add(10 * time.Second))
+	if got := generate(); got != 2 {
+		t.Errorf("got version %d after ten seconds, want 2", got)
+	}
+}
+
+func TestAllWhoAskForAKeyAtOnceReadItOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := settled(t)
+		blob := w.sealed(t, orders())
+		w = replica(t, w)
+		gate := make(chan struct{})
+		w.store.Hook = func(int, sealtest.Call) sealtest.Fault { <-gate; return sealtest.None }
+		before := gets(w, ordersKey.KeyID)
+
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() {
+				_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait() // all of them wait for the store
+		if got := gets(w, ordersKey.KeyID) - before; got != 1 {
+			t.Errorf("the key is read %d times, want once", got)
+		}
+		close(gate)
+		all.Wait()
+	})
+}
+
+func TestOneWhoGivesUpDoesNotSpoilTheOthersLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := settled(t)
+		blob := w.sealed(t, orders())
+		w = replica(t, w)
+		gate := make(chan struct{})
+		w.store.Hook = func(int, sealtest.Call) sealtest.Fault { <-gate; return sealtest.None }
+		decrypt := func(ctx context.Context) error {
+			_, err := w.Decrypt(ctx, app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext})
+			return err
+		}
+
+		ctx, cancel := context.WithCancel(t.Context())
+		first, second := make(chan error, 1), make(chan error, 1)
+		go func() { first <- decrypt(ctx) }()
+		synctest.Wait()
+		go func() { second <- decrypt(t.Context()) }()
+		synctest.Wait()
+		cancel()
+		if err := <-first; kms.CodeOf(err) != kms.CodeUnavailable || !errors.Is(err, context.Canceled) {
+			t.Errorf("who gave up: got %v", err)
+		}
+		close(gate)
+		if err := <-second; err != nil {
+			t.Errorf("who waited: got %v", err)
+		}
+	})
+}
+
+func TestNobodyWaitsForAnotherKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := settled(t)
+		slow, cold := w.sealed(t, orders()), forgedFor(t, w, otherKey)
+		w = replica(t, w)
+		gate := make(chan struct{})
+		w.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+			if c.Name == ordersKey.KeyID {
+				<-gate
+			}
+			return sealtest.None
+		}
+		done := make(chan error, 1)
+		go func() {
+			_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: slow, EncryptionContext: orders().EncryptionContext})
+			done <- err
+		}()
+		synctest.Wait()
+		for range 2 { // loaded, and known
+			if _, err := w.Decrypt(t.Context(), allKeys, kms.DecryptRequest{CiphertextBlob: cold}); err != nil {
+				t.Error(err)
+			}
+		}
+		select {
+		case err := <-done:
+			t.Errorf("the slow key was not slow: %v", err)
+		default:
+		}
+		close(gate)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// forgedFor makes an unscoped blob under version 1 of a master key.
+func forgedFor(t *testing.T, w *world, ref kms.MasterKeyRef) []byte {
+	t.Helper()
+	id, m := w.material(t, ref)
+	return forged(t, envelope.Header{Kind: envelope.KindAWS, KeyID: keyID(t, ref.KeyID), KeyVersion: 1, MaterialID: id}, m)
+}
+
+// lateAnswers is a store whose first answer is kept back: what it says was true when it was asked.
+type lateAnswers struct {
+	*sealtest.Store
+	first sync.Once
+	gate  chan struct{}
+}
+
+func (s *lateAnswers) Get(ctx context.Context, name string) (seal.Secret, error) {
+	secret, err := s.Store.Get(ctx, name)
+	s.first.Do(func() { <-s.gate })
+	return secret, err
+}
+
+func TestALoadThatBeganTooEarlyDoesNotSayNo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := settled(t)
+		w.store.Delete(ordersKey.KeyID) // it is not made yet
+		slow := &lateAnswers{Store: w.store, gate: make(chan struct{})}
+		late := serviceOver(t, w, slow)
+		decrypt := func(blob []byte) chan error {
+			answer := make(chan error, 1)
+			go func() {
+				_, err := late.Decrypt(t.Context(), allKeys, kms.DecryptRequest{CiphertextBlob: blob})
+				answer <- err
+			}()
+			synctest.Wait()
+			return answer
+		}
+		early := decrypt(forged(t, envelope.Header{
+			Kind: envelope.KindAWS, KeyID: keyID(t, ordersKey.KeyID), KeyVersion: 1, MaterialID: envelope.NewMaterialID(),
+		}, envelope.NewMaterial()))
+		if _, err := w.EnsureMasterKey(t.Context(), ordersKey); err != nil {
+			t.Fatal(err)
+		}
+		joined := decrypt(forgedFor(t, w, ordersKey))
+		if got := gets(w, ordersKey.KeyID); got < 1 {
+			t.Fatal("nothing was read")
+		}
+		close(slow.gate)
+		if err := <-joined; err != nil {
+			t.Errorf("who asked after the key was made was told %v", err)
+		}
+		if got := kms.CodeOf(<-early); got != kms.CodeNotFound {
+			t.Errorf("a made-up blob: got %v, want NotFound", got)
+		}
+	})
+}
+
+func TestHostileBlobsDoNotHammerTheStore(t *testing.T) {
+	w := settled(t)
+	good := w.sealed(t, orders())
+	w = replica(t, w)
+	ask := func(token string, h envelope.Header) kms.Code {
+		h.Kind = envelope.KindAWS
+		_, err := w.Decrypt(t.Context(), token, kms.DecryptRequest{CiphertextBlob: forged(t, h, envelope.NewMaterial())})
+		return kms.CodeOf(err)
+	}
+	header := func(id envelope.KeyID) envelope.Header {
+		return envelope.Header{KeyID: id, KeyVersion: 1, MaterialID: envelope.NewMaterialID()}
+	}
+
+	one := header(keyID(t, goneID))
+	for range 50 {
+		if got := ask(nobody, one); got != kms.CodeDenied {
+			t.Fatalf("got %v, want Denied", got)
+		}
+	}
+	if got := gets(w, goneID); got != 1 {
+		t.Errorf("one unknown key was looked for %d times, want once", got)
+	}
+	w.clock.SetTime(begin.Add(2 * time.Second))
+	ask(nobody, one)
+	if got := gets(w, goneID); got != 2 {
+		t.Errorf("after two seconds it was looked for %d times in all, want twice", got)
+	}
+
+	before, codes := gets(w, ""), map[kms.Code]int{}
+	for range 1000 {
+		codes[ask(nobody, header(envelope.NewKeyID()))]++
+	}
+	if got := gets(w, "") - before; got > 100 || got < 50 {
+		t.Errorf("1000 made-up keys were looked for %d times, want at most 100", got)
+	}
+	if codes[kms.CodeDenied] > 100 || codes[kms.CodeDenied]+codes[kms.CodeUnavailable] != 1000 {
+		t.Errorf("got codes %v", codes)
+	}
+	// The rest of the world goes on: other namespaces at once, and this one with the keys that are known.
+	if got := ask(stranger, header(envelope.NewKeyID())); got != kms.CodeDenied {
+		t.Errorf("another namespace: got %v, want Denied", got)
+	}
+	w.clock.SetTime(begin.Add(3 * time.Second))
+	if _, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: good, EncryptionContext: orders().EncryptionContext}); err != nil {
+		t.Errorf("a second later, an honest caller: %v", err)
+	}
+	// Made-up versions of a key that is there count too.
+	before = gets(w, "")
+	for v := range uint32(500) {
+		h := header(keyID(t, ordersKey.KeyID))
+		h.KeyVersion = v + 2
+		ask(keyUser, h)
+	}
+	if got := gets(w, "") - before; got > 20 {
+		t.Errorf("500 made-up versions were looked for %d times, want what is left of the budget", got)
+	}
+}
+
+func TestAStoreThatFailsIsUnavailableAndNotRemembered(t *testing.T) {
+	w := settled(t)
+	blob := w.sealed(t, orders())
+	w = replica(t, w)
+	req := kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext}
+	w.store.Hook = func(int, sealtest.Call) sealtest.Fault { return sealtest.Fail }
+	for range 200 { // more than the budget of unknown keys
+		if _, err := w.Decrypt(t.Context(), app, req); kms.CodeOf(err) != kms.CodeUnavailable {
+			t.Fatalf("got %v, want Unavailable", err)
+		}
+	}
+	w.store.Hook = nil
+	if _, err := w.Decrypt(t.Context(), app, req); err != nil {
+		t.Errorf("when the store is back: %v", err)
+	}
+	w.store.Hook = func(int, sealtest.Call) sealtest.Fault { return sealtest.Fail }
+	if _, err := w.Decrypt(t.Context(), app, req); err != nil {
+		t.Errorf("a key that is known needs no store: %v", err)
+	}
+}
+
+func TestAPanicOfTheStoreIsAnError(t *testing.T) {
+	w := settled(t)
+	blob := w.sealed(t, orders())
+	w = replica(t, w)
+	w.store.Hook = func(int, sealtest.Call) sealtest.Fault { panic("sesame") }
+	_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext})
+	if got := kms.CodeOf(err); got != kms.CodeInternal {
+		t.Errorf("got %v, want Internal", err)
+	}
+	if got := fmt.Sprint(err); got != "Internal: internal error: panic with a string" {
+		t.Errorf("got %q: the value of a panic may be anything", got)
+	}
+}
