@@ -7,12 +7,21 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/datakeys/datakeys/api/v1alpha1"
+	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
 )
 
 // spellings are the ways in which a secret may stand in a file: raw, hex in both cases, and base64 in both alphabets at each of the
@@ -73,6 +82,79 @@ func search(folders []string, secrets map[string][]byte) (found []string, bytesR
 		}
 	}
 	return found, bytesRead, nil
+}
+
+// nothingLeaked searches what etcd stores, all logs and all API objects of the run for every data key that a test has opened and
+// every master key, and finds a random value that was planted in them.
+func nothingLeaked(t *testing.T) {
+	secrets := map[string][]byte{}
+	seenPlaintexts.Range(func(name, key any) bool {
+		secrets[name.(string)] = key.([]byte)
+		return true
+	})
+	dataKeys := len(secrets)
+	var materials corev1.SecretList
+	if err := kube.client.List(t.Context(), &materials, client.InNamespace(systemNamespace), client.MatchingFields{"type": string(v1alpha1.SecretTypeMasterKey)}); err != nil {
+		t.Fatal(err)
+	}
+	for _, material := range materials.Items {
+		_, key := masterKeyMaterial(t, kube, material.Name)
+		secrets["master key "+material.Name] = key.Bytes(insecuresecret.Token{})
+	}
+	if dataKeys < 10 || len(materials.Items) < 5 {
+		t.Fatalf("only %d data keys and %d master keys to look for: the other tests have to run first", dataKeys, len(materials.Items))
+	}
+
+	planted := make([]byte, 32)
+	if _, err := rand.Read(planted); err != nil {
+		t.Fatal(err)
+	}
+	namespace := kube.namespace(t, "restricted")
+	kube.create(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "planted"}, Data: map[string][]byte{"raw": planted}})
+	talkative := pod(namespace, "talkative", "none")
+	talkative.Labels = nil
+	talkative.Spec = podSpec("sleep", base64.StdEncoding.EncodeToString(planted)) // the reader complains about it in its log
+	talkative.Spec.ServiceAccountName = "default"
+	kube.create(t, talkative)
+	kube.waitPod(t, namespace, talkative.Name, "has spoken", func(p *corev1.Pod) bool {
+		return len(p.Status.ContainerStatuses) > 0 && (p.Status.ContainerStatuses[0].State.Terminated != nil || p.Status.ContainerStatuses[0].LastTerminationState.Terminated != nil)
+	})
+
+	stored, logged := filepath.Join(root, state, "etcd"), []string{filepath.Join(root, state, "log"), filepath.Join(root, state, "podlogs")}
+	for what, folders := range map[string][]string{"etcd": {stored}, "the logs": logged} {
+		found, read, err := search(folders, map[string][]byte{"the planted value": planted})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(found) == 0 {
+			t.Errorf("the value that was planted in %s is not found in %d bytes: this search finds nothing", what, read)
+		}
+	}
+
+	found, read, err := search(append(logged, stored), secrets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := &eventsv1.EventList{}
+	if err := kube.client.List(t.Context(), events); err != nil {
+		t.Fatal(err)
+	}
+	dump := filepath.Join(t.TempDir(), "events")
+	text, err := json.Marshal(events)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dump, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	inEvents, _, err := search([]string{filepath.Dir(dump)}, secrets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, leak := range append(found, inEvents...) {
+		t.Error(leak)
+	}
+	t.Logf("looked for %d data keys and %d master keys in %d MB of etcd and logs and in %d events", dataKeys, len(materials.Items), read>>20, len(events.Items))
 }
 
 func TestSearchFindsEverySpelling(t *testing.T) {
