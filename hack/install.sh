@@ -14,7 +14,10 @@ kubeconfig=${DATAKEYS_KUBECONFIG:-${DATAKEYS_CLUSTER:-.cluster}/kubeconfig}
 
 up() {
 	go run ./hack/cluster up
-	go run ./hack/cluster load "${archives[@]}"
+	local archive
+	for archive in "${archives[@]}"; do
+		go run ./hack/cluster load "$archive"
+	done
 }
 
 chart() {

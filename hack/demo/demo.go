@@ -113,7 +113,11 @@ namespace (docs/threat-model.md says what that means). No key and no certificate
 // farewell says what is left and how to go on.
 func (d *demo) farewell() {
 	fmt.Fprintf(d.out, "\nDone in %.0f s.\n\n", time.Since(d.started).Seconds())
-	kubectl := d.kubectlPath + " --kubeconfig " + d.kubeconfig
+	kubeconfig, err := filepath.Abs(d.kubeconfig)
+	if err != nil {
+		kubeconfig = d.kubeconfig
+	}
+	kubectl := d.kubectlPath + " --kubeconfig " + kubeconfig
 	fmt.Fprintf(d.out, `What stays: the cluster, with namespace %s: MasterKey orders, DataKeyRequest orders and its Secret, pod reader (and pod
 stranger, which gets no key). To look further:
 

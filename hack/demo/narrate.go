@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"path/filepath"
 	"strings"
 	"time"
 )
@@ -24,7 +23,7 @@ func (d *demo) say(format string, arguments ...any) {
 
 // show prints a command as the user would type it.
 func (d *demo) show(name string, arguments ...string) {
-	d.say("$ %s %s", filepath.Base(name), strings.Join(arguments, " "))
+	d.say("$ %s %s", name, strings.Join(arguments, " "))
 }
 
 // indented puts an indentation before every line, also where a line comes in pieces.
