@@ -311,6 +311,28 @@ func TestSlowClientIsCutOff(t *testing.T) {
 	}
 }
 
+// TestAnswersLetGo: whatever was answered, the plaintext goes when it is replaced.
+func TestAnswersLetGo(t *testing.T) {
+	s := testStore(t)
+	issued := s.current.Load().byName["orders"].issued
+	var server *http.Server
+	path := serveStore(t, s, func(s *http.Server, _ *listener) { server = s })
+	for _, request := range []string{
+		get("/v1/data-keys/orders"), get("/v1/data-keys/orders", "Accept: "+mediaBytes),
+		get("/v1/data-keys/orders", "Accept: text/html"), get("/v1/data-keys/orders?generation=9"),
+		strings.Replace(get("/v1/data-keys/orders"), "GET", "HEAD", 1),
+	} {
+		roundTrip(t, path, request)
+	}
+	if err := server.Shutdown(t.Context()); err != nil { // waits for the handlers
+		t.Fatal(err)
+	}
+	s.close()
+	if !issued.plaintext.IsZero() {
+		t.Error("somebody still holds the plaintext")
+	}
+}
+
 // TestManyConnections keeps more connections than there is room for: each is served in its turn.
 func TestManyConnections(t *testing.T) {
 	path := serveStore(t, testStore(t), func(_ *http.Server, l *listener) { l.slots = make(chan struct{}, 2) })

@@ -163,5 +163,3 @@ func roundTrip(t testing.TB, path, request string) (*http.Response, []byte) {
 	}
 	return response, body
 }
-
-func splitLines(s string) []string { return strings.Split(s, "\n") }

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -164,6 +164,14 @@ func TestKeeperRetriesOutagesQuicklyFirst(t *testing.T) {
 		b.run(k, lastRetry)
 		b.wants("orders", "plaintext of o1")
 		b.wants("payments", "plaintext of p1")
+
+		b.service.all = status.Error(codes.Unavailable, "starting again")
+		b.source["orders"] = "o2"
+		b.service.when = nil
+		b.run(k, 2*firstRetry)
+		if len(b.service.when) < 2 {
+			b.Error("the next outage is not tried again quickly")
+		}
 	})
 }
 
@@ -291,10 +299,14 @@ func TestKeeperLogsOnce(t *testing.T) {
 	withKeeper(t, []string{"orders"}, func(b *bench) {
 		b.source["orders"] = "o1"
 		b.service.refuse["o1"] = denied
-		b.run(b.keeper("orders"), time.Hour)
-		lines := slices.DeleteFunc(splitLines(b.logs.String()), func(s string) bool { return s == "" })
-		if len(lines) != 1 {
-			b.Errorf("got %d lines, want one:\n%s", len(lines), b.logs)
+		k := b.keeper("orders")
+		b.run(k, time.Hour)
+		b.service.refuse = nil
+		b.run(k, time.Hour)
+		b.source["orders"] = errBlobInvalid
+		b.run(k, time.Hour)
+		if n := strings.Count(b.logs.String(), "\n"); n != 3 {
+			b.Errorf("got %d lines, want one each of refused, issued and kept:\n%s", n, b.logs)
 		}
 	})
 }

@@ -56,6 +56,14 @@ func TestStoreUnderReaders(t *testing.T) {
 	}
 }
 
+func TestHoldingWhatIsGone(t *testing.T) {
+	k := issuedKey(t, "orders", testPlaintext).issued
+	k.release()
+	if k.hold() {
+		t.Error("a plaintext that is destroyed can be held")
+	}
+}
+
 // TestNothingPrints gives everything that holds a plaintext to everything that prints.
 func TestNothingPrints(t *testing.T) {
 	key := issuedKey(t, "orders", testPlaintext)
