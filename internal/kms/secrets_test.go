@@ -1,0 +1,195 @@
+package kms_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/common/expfmt"
+
+	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
+	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/seal"
+)
+
+// Whatever is asked of it, the key service writes no key anywhere.
+func TestNoKeyIsInErrorsLogsAuditEventsMetricsOrTheStore(t *testing.T) {
+	w := settled(t)
+	var trail bytes.Buffer
+	_, material := w.material(t, ordersKey)
+	secrets := map[string][]byte{
+		"root key":   w.store.Secrets()["datakeys-root-key"].Data["key"],
+		"master key": material.Bytes(insecuresecret.Token{}),
+	}
+	var errs strings.Builder
+	note := func(err error) {
+		fmt.Fprintf(&errs, "%v %+v %#v %s %q\n", err, err, err, err, err)
+	}
+
+	data := orders()
+	made, err := w.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 64})
+	if err != nil {
+		t.Fatal(err)
+	}
+	secrets["generated data key"] = bytes.Clone(raw(made.Plaintext))
+	blob := w.sealed(t, data)
+	opened, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: data.EncryptionContext})
+	if err != nil {
+		t.Fatal(err)
+	}
+	secrets["declared data key"] = bytes.Clone(raw(opened.Plaintext))
+
+	for _, token := range []string{app, keyUser, allKeys, nobody, stranger, ""} {
+		for _, b := range blobs(t, w) {
+			_, err := w.Decrypt(t.Context(), token, kms.DecryptRequest{CiphertextBlob: b})
+			note(err)
+			_, err = w.OpenDataKey(t.Context(), data, b)
+			note(err)
+		}
+		_, err := w.Decrypt(t.Context(), token, kms.DecryptRequest{CiphertextBlob: made.CiphertextBlob, EncryptionContext: map[string]string{"no": "key"}})
+		note(err)
+		results, err := w.BatchDecrypt(t.Context(), token, []kms.DecryptRequest{{CiphertextBlob: blob, EncryptionContext: data.EncryptionContext}, {CiphertextBlob: blob}})
+		note(err)
+		for _, r := range results {
+			note(r.Err)
+			fmt.Fprintf(&errs, "%v %+v\n", r, r)
+		}
+	}
+	w.audit.Err = errors.New("disk full")
+	_, err = w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: data.EncryptionContext})
+	note(err)
+	w.audit.Err = nil
+	w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v1"][90] ^= 1 })
+	_, err = w.MasterKey(t.Context(), ordersKey)
+	note(err)
+
+	auditor := kms.NewJSONAuditor(&trail)
+	for _, r := range w.audit.Records() {
+		if err := auditor.Record(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	families, err := w.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var metrics strings.Builder
+	for _, f := range families {
+		if _, err := expfmt.MetricFamilyToText(&metrics, f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stored := map[string]map[string][]byte{}
+	for name, s := range w.store.Secrets() {
+		if name != "datakeys-root-key" { // the one named exception
+			stored[name] = s.Data
+		}
+	}
+	etcd, err := json.Marshal(stored)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for where, text := range map[string]string{
+		"an error":       errs.String(),
+		"the log":        w.log.String(),
+		"the audit log":  trail.String(),
+		"an event":       fmt.Sprintf("%+v", w.events.Denials()),
+		"a metric":       metrics.String(),
+		"another Secret": string(etcd),
+	} {
+		if text == "" && where != "the log" {
+			t.Errorf("%s: nothing to search", where)
+		}
+		mustNotHold(t, where, text, secrets)
+	}
+	if got := formsIn(string(w.store.Secrets()["datakeys-root-key"].Data["key"]), secrets["root key"]); len(got) == 0 {
+		t.Error("the search does not find the root key where it is")
+	}
+}
+
+func TestNothingThatHoldsADataKeyPrintsIt(t *testing.T) {
+	w := settled(t)
+	p, err := envelope.NewPlaintext(64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, material := w.material(t, ordersKey)
+	type holder struct{ inner any }
+	response := kms.DecryptResponse{KeyARN: "arn", KeyVersion: 1, Plaintext: p}
+	for name, v := range map[string]any{
+		"GenerateDataKeyResponse": kms.GenerateDataKeyResponse{KeyARN: "arn", KeyVersion: 1, CiphertextBlob: []byte("blob"), Plaintext: p},
+		"DecryptResponse":         response,
+		"BatchDecryptResult":      kms.BatchDecryptResult{Response: response},
+		"a list of results":       []kms.BatchDecryptResult{{Response: response}},
+		"somebody's struct":       holder{response},
+		"a private field":         struct{ r kms.DecryptResponse }{response},
+		"a Service":               w.Service,
+		"a Service, no pointer":   *w.Service,
+	} {
+		t.Run(name, func(t *testing.T) {
+			var out strings.Builder
+			for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {
+				fmt.Fprintf(&out, verb+"\n", v)
+			}
+			if b, err := json.Marshal(v); err == nil {
+				out.Write(b)
+			}
+			slog.New(slog.NewJSONHandler(&out, nil)).Info("test", "value", v)
+			slog.New(slog.NewTextHandler(&out, nil)).Info("test", "value", v)
+			secrets := map[string][]byte{"data key": raw(p), "master key": material.Bytes(insecuresecret.Token{})}
+			mustNotHold(t, name, out.String(), secrets)
+			for what, s := range secrets {
+				if strings.Contains(out.String(), strings.Trim(fmt.Sprint(s), "[]")) {
+					t.Errorf("%s holds the %s as decimal bytes", name, what)
+				}
+			}
+		})
+	}
+}
+
+func TestMetricsCountOperationsByCode(t *testing.T) {
+	w := settled(t)
+	blob := w.sealed(t, orders())
+	good := kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext}
+	for token, times := range map[string]int{app: 3, nobody: 2, "stolen-token": 1} {
+		for range times {
+			_, _ = w.Decrypt(t.Context(), token, good)
+		}
+	}
+	if _, err := w.BatchDecrypt(t.Context(), app, []kms.DecryptRequest{good, {}}); err != nil {
+		t.Fatal(err)
+	}
+	families, err := w.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	for _, f := range families {
+		if _, err := expfmt.MetricFamilyToText(&text, f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, want := range []string{
+		`datakeys_kms_operations_total{code="OK",operation="Decrypt"} 4`,
+		`datakeys_kms_operations_total{code="Denied",operation="Decrypt"} 2`,
+		`datakeys_kms_operations_total{code="Unauthenticated",operation="Decrypt"} 1`,
+		`datakeys_kms_operations_total{code="InvalidArgument",operation="Decrypt"} 1`,
+		`datakeys_kms_operations_total{code="OK",operation="BatchDecrypt"} 1`,
+		`datakeys_kms_operations_total{code="OK",operation="GenerateDataKeyWithoutPlaintext"} 1`,
+		`datakeys_kms_operations_total{code="OK",operation="CreateMasterKeyVersion"} 3`,
+		`datakeys_kms_operation_duration_seconds_count{operation="Decrypt"} 8`,
+		`datakeys_root_key_embedded 1`,
+	} {
+		if !strings.Contains(text.String(), want+"\n") {
+			t.Errorf("there is no %s", want)
+		}
+	}
+	if strings.Contains(text.String(), "stolen") || strings.Contains(text.String(), "team-a") {
+		t.Error("a label has something that a caller chose")
+	}
+}
