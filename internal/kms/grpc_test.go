@@ -1,0 +1,374 @@
+package kms_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"maps"
+	"math/big"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
+	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/seal"
+)
+
+// certificate returns a certificate for localhost and the roots that trust it.
+func certificate(t testing.TB) (tls.Certificate, *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		DNSNames:     []string{"localhost"},
+		NotBefore:    time.Now().Add(-time.Hour),
+		NotAfter:     time.Now().Add(time.Hour),
+		IsCA:         true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(parsed)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, roots
+}
+
+// serve runs the gRPC server of a key service on loopback until the test ends, and returns a connection to it.
+func serve(t testing.TB, w *world, more ...func(*grpc.Server)) *grpc.ClientConn {
+	t.Helper()
+	cert, roots := certificate(t)
+	server := kms.NewGRPCServer(w.Service, &tls.Config{Certificates: []tls.Certificate{cert}}, w.log.logger())
+	for _, f := range more {
+		f(server)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(
+		credentials.NewTLS(&tls.Config{RootCAs: roots, ServerName: "localhost"})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = conn.Close()
+		server.Stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	return conn
+}
+
+// as returns a context that carries a token.
+func as(t testing.TB, token string) context.Context {
+	t.Helper()
+	return metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token)
+}
+
+func TestTheServerExposesTheseMethodsAndNoOther(t *testing.T) {
+	server := kms.NewGRPCServer(settled(t).Service, &tls.Config{}, (&lines{}).logger())
+	defer server.Stop()
+	got := map[string][]string{}
+	for service, info := range server.GetServiceInfo() {
+		for _, m := range info.Methods {
+			got[service] = append(got[service], m.Name)
+		}
+		slices.Sort(got[service])
+	}
+	want := map[string][]string{"datakeys.kms.v1.KeyService": {"BatchDecrypt", "Decrypt", "GenerateDataKey"}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("a method needs a row in TestWhoMayCallWhat and one here: %s", diff)
+	}
+}
+
+func TestWhoMayCallWhat(t *testing.T) {
+	w := settled(t)
+	client := kmsv1.NewKeyServiceClient(serve(t, w))
+	blob, pairs := w.sealed(t, orders()), orders().EncryptionContext
+	methods := map[string]func(ctx context.Context) error{
+		"GenerateDataKey": func(ctx context.Context) error {
+			_, err := client.GenerateDataKey(ctx, &kmsv1.GenerateDataKeyRequest{KeyId: "orders", NumberOfBytes: 32})
+			return err
+		},
+		"Decrypt": func(ctx context.Context) error {
+			_, err := client.Decrypt(ctx, &kmsv1.DecryptRequest{CiphertextBlob: blob, EncryptionContext: pairs})
+			return err
+		},
+		"BatchDecrypt": func(ctx context.Context) error {
+			resp, err := client.BatchDecrypt(ctx, &kmsv1.BatchDecryptRequest{Requests: []*kmsv1.DecryptRequest{{CiphertextBlob: blob, EncryptionContext: pairs}}})
+			if refusal := resp.GetResults(); err == nil && refusal[0].GetRefusal() != nil {
+				return status.Error(codes.Code(refusal[0].GetRefusal().GetCode()), refusal[0].GetRefusal().GetMessage())
+			}
+			return err
+		},
+	}
+	for caller, c := range map[string]struct {
+		token string
+		want  map[string]codes.Code
+	}{
+		"permission on the request": {app, map[string]codes.Code{"GenerateDataKey": codes.PermissionDenied, "Decrypt": codes.OK, "BatchDecrypt": codes.OK}},
+		"permission on the key":     {keyUser, map[string]codes.Code{"GenerateDataKey": codes.OK, "Decrypt": codes.OK, "BatchDecrypt": codes.OK}},
+		"no permission":             {nobody, map[string]codes.Code{"GenerateDataKey": codes.PermissionDenied, "Decrypt": codes.PermissionDenied, "BatchDecrypt": codes.PermissionDenied}},
+		"another namespace":         {stranger, map[string]codes.Code{"GenerateDataKey": codes.PermissionDenied, "Decrypt": codes.PermissionDenied, "BatchDecrypt": codes.PermissionDenied}},
+		"a token that is not known": {"stolen", map[string]codes.Code{"GenerateDataKey": codes.Unauthenticated, "Decrypt": codes.Unauthenticated, "BatchDecrypt": codes.Unauthenticated}},
+	} {
+		for method, call := range methods {
+			t.Run(caller+", "+method, func(t *testing.T) {
+				if got := status.Code(call(as(t, c.token))); got != c.want[method] {
+					t.Errorf("got %v, want %v", got, c.want[method])
+				}
+			})
+		}
+	}
+}
+
+func TestATokenStandsOnceAndAsBearer(t *testing.T) {
+	w := settled(t)
+	client := kmsv1.NewKeyServiceClient(serve(t, w))
+	req := &kmsv1.DecryptRequest{CiphertextBlob: w.sealed(t, orders()), EncryptionContext: orders().EncryptionContext}
+	for name, c := range map[string]struct {
+		headers []string
+		want    codes.Code
+	}{
+		"Bearer":              {[]string{"authorization", "Bearer app"}, codes.OK},
+		"bearer":              {[]string{"authorization", "bearer app"}, codes.OK},
+		"no header":           {nil, codes.Unauthenticated},
+		"no scheme":           {[]string{"authorization", "app"}, codes.Unauthenticated},
+		"another scheme":      {[]string{"authorization", "Basic app"}, codes.Unauthenticated},
+		"no token":            {[]string{"authorization", "Bearer "}, codes.Unauthenticated},
+		"two headers":         {[]string{"authorization", "Bearer app", "authorization", "Bearer key-user"}, codes.Unauthenticated},
+		"a token and a space": {[]string{"authorization", "Bearer app "}, codes.Unauthenticated},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := client.Decrypt(metadata.AppendToOutgoingContext(t.Context(), c.headers...), req)
+			if got := status.Code(err); got != c.want {
+				t.Errorf("got %v, want %v", err, c.want)
+			}
+		})
+	}
+}
+
+func TestTheAnswersOverGRPCAreThoseOfTheService(t *testing.T) {
+	w := settled(t)
+	client := kmsv1.NewKeyServiceClient(serve(t, w))
+	info, err := w.MasterKey(t.Context(), ordersKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := client.GenerateDataKey(as(t, keyUser), &kmsv1.GenerateDataKeyRequest{
+		KeyId: info.ARN, NumberOfBytes: 24, EncryptionContext: map[string]string{"ключ": "значение"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened, err := client.Decrypt(as(t, keyUser), &kmsv1.DecryptRequest{
+		CiphertextBlob: made.GetCiphertextBlob(), EncryptionContext: map[string]string{"ключ": "значение"}, KeyId: "orders",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if made.GetKeyId() != info.ARN || opened.GetKeyId() != info.ARN || made.GetKeyVersion() != 1 || opened.GetKeyVersion() != 1 {
+		t.Errorf("got %s version %d and %s version %d", made.GetKeyId(), made.GetKeyVersion(), opened.GetKeyId(), opened.GetKeyVersion())
+	}
+	if len(made.GetPlaintext()) != 24 || string(made.GetPlaintext()) != string(opened.GetPlaintext()) {
+		t.Errorf("got %d bytes, and back %d", len(made.GetPlaintext()), len(opened.GetPlaintext()))
+	}
+
+	blob := w.sealed(t, orders())
+	batch, err := client.BatchDecrypt(as(t, app), &kmsv1.BatchDecryptRequest{Requests: []*kmsv1.DecryptRequest{
+		{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext},
+		{CiphertextBlob: made.GetCiphertextBlob()},
+		{CiphertextBlob: blob},
+		nil,
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]codes.Code, len(batch.GetResults()))
+	for i, r := range batch.GetResults() {
+		got[i] = codes.Code(r.GetRefusal().GetCode())
+	}
+	if diff := cmp.Diff([]codes.Code{codes.OK, codes.PermissionDenied, codes.InvalidArgument, codes.InvalidArgument}, got); diff != "" {
+		t.Errorf("batch: %s", diff)
+	}
+	if n := len(batch.GetResults()[0].GetResponse().GetPlaintext()); n != 32 {
+		t.Errorf("batch: got %d bytes, want 32", n)
+	}
+}
+
+func TestWhatACallerIsToldByCode(t *testing.T) {
+	for name, c := range map[string]struct {
+		token  string
+		change func(*world)
+		want   codes.Code
+		says   string
+		logs   string // what the log says and the caller is not told
+	}{
+		"unauthenticated": {
+			token: "stolen", want: codes.Unauthenticated,
+			says: "a token of a running pod, with the audience datakeys.io, is needed", logs: "no such token",
+		},
+		"denied": {
+			token: nobody, want: codes.PermissionDenied,
+			says: "system:serviceaccount:team-a:nobody needs the verb decrypt on datakeyrequests/orders in namespace team-a, or on its MasterKey",
+		},
+		"the audit log is full": {
+			token: app, change: func(w *world) { w.audit.Err = errors.New("write /dev/stdout: disk full") }, want: codes.Unavailable,
+			says: "the key service cannot answer now: try again", logs: "disk full",
+		},
+		"the review fails": {
+			token: app, change: func(w *world) { w.rbac.Err = errors.New("dial tcp 10.0.0.1:443") }, want: codes.Unavailable,
+			says: "the key service cannot answer now: try again", logs: "10.0.0.1",
+		},
+		"the version is damaged": {
+			token: app, want: codes.FailedPrecondition,
+			change: func(w *world) { w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v1"][80] ^= 1 }) },
+			says:   "the key is in a state that does not allow this: see the conditions of its MasterKey", logs: "has an entry v1 that does not open",
+		},
+		"something panics": {
+			token: app, change: func(w *world) { w.audit = nil }, want: codes.Internal,
+			says: "internal error", logs: "nil pointer dereference",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := settled(t)
+			blob := w.sealed(t, orders())
+			if c.want == codes.FailedPrecondition {
+				w.addVersion(t, ordersKey, 2)
+			}
+			if c.change != nil {
+				c.change(w)
+			}
+			w = replica(t, w)
+			client := kmsv1.NewKeyServiceClient(serve(t, w))
+			req := &kmsv1.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext}
+			resp, err := client.Decrypt(as(t, c.token), req)
+			got := status.Convert(err)
+			if got.Code() != c.want || got.Message() != c.says || resp.GetPlaintext() != nil {
+				t.Errorf("got %v: %q, want %v: %q", got.Code(), got.Message(), c.want, c.says)
+			}
+			if !strings.Contains(w.log.String(), c.logs) {
+				t.Errorf("the log does not say %q: %s", c.logs, w.log)
+			}
+			batch, err := client.BatchDecrypt(as(t, c.token), &kmsv1.BatchDecryptRequest{Requests: []*kmsv1.DecryptRequest{req}})
+			if err != nil {
+				got = status.Convert(err)
+			} else {
+				r := batch.GetResults()[0].GetRefusal()
+				got = status.New(codes.Code(r.GetCode()), r.GetMessage())
+			}
+			if got.Code() != c.want || got.Message() != c.says {
+				t.Errorf("in a batch: got %v: %q, want %v: %q", got.Code(), got.Message(), c.want, c.says)
+			}
+		})
+	}
+}
+
+func TestTheServerRefusesWhatIsTooLargeOrTooOld(t *testing.T) {
+	w := settled(t)
+	conn := serve(t, w)
+	client := kmsv1.NewKeyServiceClient(conn)
+
+	big := &kmsv1.DecryptRequest{CiphertextBlob: make([]byte, 6144), EncryptionContext: map[string]string{"k": strings.Repeat("v", 8100)}, KeyId: strings.Repeat("k", 2048)}
+	full := &kmsv1.BatchDecryptRequest{Requests: slices.Repeat([]*kmsv1.DecryptRequest{big}, 100)}
+	if _, err := client.BatchDecrypt(as(t, app), full); err != nil {
+		t.Errorf("the largest batch that the rules allow: %v", err)
+	}
+	_, err := client.Decrypt(as(t, app), &kmsv1.DecryptRequest{CiphertextBlob: make([]byte, 3<<20)})
+	if got := status.Code(err); got != codes.ResourceExhausted {
+		t.Errorf("a message of 3 MiB: got %v, want ResourceExhausted", err)
+	}
+	_, err = client.Decrypt(as(t, strings.Repeat("t", 32<<10)), big)
+	if err == nil || status.Code(err) == codes.Unauthenticated {
+		t.Errorf("a token of 32 KiB: got %v, want that the header is refused", err)
+	}
+
+	raw, err := tls.Dial("tcp", conn.Target(), &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12, NextProtos: []string{"h2"}})
+	if err == nil {
+		_ = raw.Close()
+		t.Error("TLS 1.2 is accepted")
+	}
+	plain, err := net.Dial("tcp", conn.Target())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = plain.Close() }()
+	if _, err := fmt.Fprint(plain, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 64)
+	if n, err := plain.Read(buf); err == nil && n > 0 && buf[0] != 21 { // 21: a TLS alert
+		t.Errorf("without TLS it answers %q", buf[:n])
+	}
+}
+
+func TestNoKeyIsInTheServersLog(t *testing.T) {
+	w := settled(t)
+	client := kmsv1.NewKeyServiceClient(serve(t, w))
+	_, material := w.material(t, ordersKey)
+	blob := w.sealed(t, orders())
+	opened, err := client.Decrypt(as(t, app), &kmsv1.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told strings.Builder
+	all := blobs(t, w)
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		for _, token := range []string{app, keyUser, allKeys, nobody, stranger, "a-token-that-nobody-should-ever-log"} {
+			_, err := client.Decrypt(as(t, token), &kmsv1.DecryptRequest{CiphertextBlob: all[name]})
+			fmt.Fprintf(&told, "%v\n", err)
+		}
+	}
+	secrets := map[string][]byte{
+		"data key": opened.GetPlaintext(), "master key": material.Bytes(insecuresecret.Token{}),
+		"token": []byte("a-token-that-nobody-should-ever-log"),
+	}
+	if w.log.String() == "" {
+		t.Fatal("the log is empty")
+	}
+	mustNotHold(t, "the log", w.log.String(), secrets)
+	mustNotHold(t, "an answer", told.String(), secrets)
+}
+
+// registerEmpty adds a method that does nothing, to measure what a call costs by itself.
+func registerEmpty(s *grpc.Server) {
+	s.RegisterService(&grpc.ServiceDesc{
+		ServiceName: "test.Empty",
+		HandlerType: (*any)(nil),
+		Methods: []grpc.MethodDesc{{
+			MethodName: "Call",
+			Handler: func(_ any, ctx context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+				in := new(emptypb.Empty)
+				return in, dec(in)
+			},
+		}},
+	}, struct{}{})
+}
