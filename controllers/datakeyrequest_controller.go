@@ -131,7 +131,7 @@ func (r *dataKeyRequestReconciler) act(
 	ctx context.Context, request *v1alpha1.DataKeyRequest, key DataKey, fromStatus, fromSecret judgement, secret *corev1.Secret,
 ) (SealedDataKey, []notice, error) {
 	normal := func(reason, format string, args ...any) []notice {
-		return []notice{{request, corev1.EventTypeNormal, reason, fmt.Sprintf(format, args...)}}
+		return []notice{newNotice(request, corev1.EventTypeNormal, reason, format, args...)}
 	}
 	switch decide(fromStatus.state, fromSecret.state) {
 	case actionCreate:
@@ -308,8 +308,8 @@ func (r *dataKeyRequestReconciler) deleteSecret(ctx context.Context, request *v1
 		return nil, err
 	}
 	if !owned {
-		message := fmt.Sprintf("Secret %q is kept: it does not hold the data key of this request", secret.Name)
-		return []notice{{request, corev1.EventTypeWarning, v1alpha1.ReasonSecretConflict, message}}, nil
+		return []notice{newNotice(request, corev1.EventTypeWarning, v1alpha1.ReasonSecretConflict,
+			"Secret %q is kept: it does not hold the data key of this request", secret.Name)}, nil
 	}
 	err = r.client.Delete(ctx, secret, client.Preconditions{UID: &secret.UID, ResourceVersion: &secret.ResourceVersion})
 	return nil, client.IgnoreNotFound(err)

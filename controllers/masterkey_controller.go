@@ -75,8 +75,7 @@ func (r *masterKeyReconciler) reconcile(ctx context.Context, req ctrl.Request) (
 	var told []notice
 	switch {
 	case problem == nil && info.Created:
-		message := fmt.Sprintf("made version %d of master key %s", info.PrimaryVersion, KeyID(key))
-		told = append(told, notice{key, corev1.EventTypeNormal, v1alpha1.ReasonCreated, message})
+		told = append(told, newNotice(key, corev1.EventTypeNormal, v1alpha1.ReasonCreated, "made version %d of master key %s", info.PrimaryVersion, KeyID(key)))
 	case changed:
 		told = append(told, readyEvent(key, problem, readyMasterKey(info)))
 	}

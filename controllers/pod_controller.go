@@ -9,7 +9,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
@@ -32,9 +31,10 @@ type podReconciler struct {
 	last map[types.NamespacedName]toldPod
 }
 
+// toldPod is what a pod was told: a message for each DataKeyRequest that it waits for, by name.
 type toldPod struct {
-	uid     types.UID
-	message string
+	uid      types.UID
+	messages map[string]string
 }
 
 // +kubebuilder:rbac:groups="",resources=pods,verbs=list;watch
@@ -60,56 +60,63 @@ func (r *podReconciler) reconcile(ctx context.Context, req ctrl.Request) ([]noti
 		return nil, nil // does not wait: done
 	}
 
-	var problems []string
+	var told []notice
+	messages := map[string]string{}
 	for _, name := range dataKeyNames(pod) {
-		problem, err := r.problemOf(ctx, types.NamespacedName{Namespace: pod.Namespace, Name: name})
+		n, err := r.waitingFor(ctx, pod, name)
 		if err != nil {
 			return nil, err // requeue with back-off
 		}
-		if problem != "" {
-			problems = append(problems, problem)
+		if n != nil {
+			told = append(told, *n)
+			messages[name] = n.message
 		}
 	}
-	message := strings.Join(problems, "; ")
-	if !r.remember(req.NamespacedName, toldPod{pod.UID, message}) || message == "" {
-		return nil, nil // nothing new: done, the DataKeyRequests are watched
-	}
-	return []notice{{pod, corev1.EventTypeWarning, v1alpha1.ReasonWaitingForDataKeys, message}}, nil // done
+	last := r.remember(req.NamespacedName, toldPod{pod.UID, messages})
+	told = slices.DeleteFunc(told, func(n notice) bool {
+		return last.uid == pod.UID && last.messages[n.related.(client.Object).GetName()] == n.message
+	})
+	return told, nil // done: the DataKeyRequests are watched
 }
 
-// problemOf says why a pod has to wait for a DataKeyRequest, or nothing.
-func (r *podReconciler) problemOf(ctx context.Context, name types.NamespacedName) (string, error) {
+// waitingFor says why a pod has to wait for a DataKeyRequest, nil where it has not.
+func (r *podReconciler) waitingFor(ctx context.Context, pod client.Object, name string) (*notice, error) {
 	request := &v1alpha1.DataKeyRequest{}
-	if err := r.client.Get(ctx, name, request); err != nil {
-		if apierrors.IsNotFound(err) {
-			return fmt.Sprintf("DataKeyRequest %s does not exist", name), nil
-		}
-		return "", err
+	err := r.client.Get(ctx, client.ObjectKey{Namespace: pod.GetNamespace(), Name: name}, request)
+	ready := readyOf(request.Status.Conditions)
+	var why string
+	switch {
+	case apierrors.IsNotFound(err):
+		request.Namespace, request.Name = pod.GetNamespace(), name
+		why = "does not exist"
+	case err != nil:
+		return nil, err
+	case Ready(request.Status.Conditions, request.Generation):
+		return nil, nil
+	case ready == nil, ready.Status == metav1.ConditionTrue:
+		why = "is not Ready yet"
+	default:
+		why = fmt.Sprintf("is not Ready: %s: %s", ready.Reason, ready.Message)
 	}
-	if Ready(request.Status.Conditions, request.Generation) {
-		return "", nil
-	}
-	ready := meta.FindStatusCondition(request.Status.Conditions, v1alpha1.ConditionReady)
-	if ready == nil || ready.Status == metav1.ConditionTrue {
-		return fmt.Sprintf("DataKeyRequest %s is not Ready yet", name), nil
-	}
-	return fmt.Sprintf("DataKeyRequest %s is not Ready: %s: %s", name, ready.Reason, ready.Message), nil
+	n := newNotice(pod, corev1.EventTypeWarning, v1alpha1.ReasonWaitingForDataKeys, "DataKeyRequest %s/%s %s", request.Namespace, name, why)
+	n.related = request
+	return &n, nil
 }
 
-// remember notes what a pod is told and returns whether that is new. A pod without problems is forgotten.
-func (r *podReconciler) remember(name types.NamespacedName, told toldPod) bool {
+// remember notes what a pod is told and returns what it was told before. A pod that waits for nothing is forgotten.
+func (r *podReconciler) remember(name types.NamespacedName, told toldPod) toldPod {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
-	changed := r.last[name] != told
-	if told.message == "" {
+	last := r.last[name]
+	if len(told.messages) == 0 {
 		delete(r.last, name)
-		return changed
+		return last
 	}
 	if r.last == nil {
 		r.last = map[types.NamespacedName]toldPod{}
 	}
 	r.last[name] = told
-	return changed
+	return last
 }
 
 // dataKeyNames are the DataKeyRequests that a pod names, each once, in the pod's order.

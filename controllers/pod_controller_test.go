@@ -63,7 +63,7 @@ func TestPod(t *testing.T) {
 		},
 		"all that are not Ready are named in the pod's order, each once": {
 			objects: []client.Object{pod("1", "payments, orders,audit,payments"), request(withBlob(keyUID, blob))},
-			want:    []string{"Warning WaitingForDataKeys DataKeyRequest team-a/payments does not exist; DataKeyRequest team-a/audit does not exist"},
+			want:    []string{"Warning WaitingForDataKeys DataKeyRequest team-a/payments does not exist", "Warning WaitingForDataKeys DataKeyRequest team-a/audit does not exist"},
 		},
 		"a pod that does not wait is told nothing": {
 			objects: []client.Object{pod("1", "orders", func(p *corev1.Pod) { p.Annotations["datakeys.io/wait"] = "false" })},

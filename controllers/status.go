@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"errors"
+	"fmt"
 	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
@@ -64,20 +65,28 @@ func applyReady(conditions []metav1.Condition) *metav1ac.ConditionApplyConfigura
 		WithMessage(ready.Message)
 }
 
-// A notice is an event-to-be: what is told of an object once the status that says the same is written.
+// A notice is an event to be: what is told of an object once the status that says the same is written.
 type notice struct {
 	object  runtime.Object
 	kind    string // corev1.EventTypeNormal or EventTypeWarning
 	reason  string
 	message string
+	// related is another object that the event is about, nil for none. Events that agree in all but the message, the
+	// resourceVersions of both objects included, are one event with the first message for some minutes.
+	related runtime.Object
+}
+
+// newNotice is what a controller tells of the object that it works on.
+func newNotice(object runtime.Object, kind, reason, format string, args ...any) notice {
+	return notice{object: object, kind: kind, reason: reason, message: fmt.Sprintf(format, args...)}
 }
 
 // readyEvent tells of a change of the Ready condition.
 func readyEvent(object runtime.Object, problem *problem, readyMessage string) notice {
 	if problem != nil {
-		return notice{object, corev1.EventTypeWarning, problem.reason, problem.message}
+		return newNotice(object, corev1.EventTypeWarning, problem.reason, "%s", problem.message)
 	}
-	return notice{object, corev1.EventTypeNormal, v1alpha1.ReasonReady, readyMessage}
+	return newNotice(object, corev1.EventTypeNormal, v1alpha1.ReasonReady, "%s", readyMessage)
 }
 
 // finish writes the status, even after an error, and then emits the events. With nil for patch there is no status to write.
@@ -94,8 +103,8 @@ func finish(ctx context.Context, c client.Client, recorder events.EventRecorder,
 			return errors.Join(err, patchErr) // requeue with back-off
 		}
 	}
-	for _, e := range told {
-		recorder.Eventf(e.object, nil, e.kind, e.reason, "Reconcile", "%s", truncate(e.message))
+	for _, n := range told {
+		recorder.Eventf(n.object, n.related, n.kind, n.reason, "Reconcile", "%s", truncate(n.message))
 	}
 	return err
 }
