@@ -97,8 +97,8 @@ func (d *demo) install(ctx context.Context) error {
 		default:
 		}
 		state, err := d.kubectl(ctx, "get", "deployment", "datakeys-manager", "--namespace="+systemNamespace, "--ignore-not-found",
-			"--output=jsonpath=datakeys-manager: {.status.readyReplicas} of {.spec.replicas} replicas ready")
-		return strings.Replace(state, ":  of", ": 0 of", 1), false, err
+			"--output=jsonpath=replicas of datakeys-manager ready: {.status.readyReplicas}, wanted: {.spec.replicas}")
+		return strings.Replace(state, "ready: ,", "ready: 0,", 1), false, err
 	})
 	if err != nil {
 		logs, _ := d.kubectl(ctx, "logs", "deployment/datakeys-manager", "--namespace="+systemNamespace, "--tail=20")
@@ -126,7 +126,7 @@ stranger, which gets no key). To look further:
   kubectl -n demo get secret orders -o yaml
   kubectl -n demo exec reader -c app -- /reader get /v1/data-keys
   kubectl -n demo get pod reader -o yaml             # what was injected
-  kubectl -n datakeys-system logs deploy/datakeys-manager | grep '"operation"'   # the audit records
+  kubectl -n datakeys-system logs -l app.kubernetes.io/name=datakeys --tail=-1 | grep '"operation"'   # the audit records
 
 `, namespace, kubectl)
 	if d.local {
