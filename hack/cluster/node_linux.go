@@ -402,8 +402,30 @@ func (n *node) load(ctx context.Context, archive string) error {
 	if err != nil {
 		return err
 	}
+	if err := n.normalizeNames(ctx, p); err != nil {
+		return err
+	}
 	_, err = n.out.Write(out)
 	return err
+}
+
+// normalizeNames gives every image the name by which the kubelet asks for it. In an archive, and so in containerd, an image
+// may be called NAME:TAG; the kubelet always puts the default registry in front.
+func (n *node) normalizeNames(ctx context.Context, p plan) error {
+	listed, err := n.ctr(ctx, p, "images", "list", "--quiet")
+	if err != nil {
+		return err
+	}
+	for _, name := range strings.Fields(string(listed)) {
+		full, err := reference.ParseDockerRef(name)
+		if err != nil || full.String() == name {
+			continue // an image known by its digest alone, or normalized already
+		}
+		if _, err := n.ctr(ctx, p, "images", "tag", "--force", name, full.String()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // importImages unpacks at once, so that the first pod of an image does not wait for it.

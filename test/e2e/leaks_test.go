@@ -113,7 +113,7 @@ func nothingLeaked(t *testing.T) {
 	kube.create(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "planted"}, Data: map[string][]byte{"raw": planted}})
 	talkative := pod(namespace, "talkative", "none")
 	talkative.Labels = nil
-	talkative.Spec = podSpec("sleep", base64.StdEncoding.EncodeToString(planted)) // the reader complains about it in its log
+	talkative.Spec = podSpec("sha256", hex.EncodeToString(planted)) // there is no socket: the reader complains, and names what it asked for
 	talkative.Spec.ServiceAccountName = "default"
 	kube.create(t, talkative)
 	kube.waitPod(t, namespace, talkative.Name, "has spoken", func(p *corev1.Pod) bool {
