@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/distribution/reference"
 )
 
 // A node is the cluster of one site: its verbs are those of the command.

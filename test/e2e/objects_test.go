@@ -29,7 +29,7 @@ func dataKeyRequest(namespace, name string) *v1alpha1.DataKeyRequest {
 		Spec: v1alpha1.DataKeyRequestSpec{
 			MasterKeyRef:      v1alpha1.MasterKeyReference{Name: "orders"},
 			KeySpec:           v1alpha1.DataKeySpecAES256,
-			EncryptionContext: map[string]string{"app": name},
+			EncryptionContext: map[string]v1alpha1.EncryptionContextValue{"app": v1alpha1.EncryptionContextValue(name)},
 		},
 	}
 }

@@ -57,14 +57,18 @@ func masterKeyMaterial(t *testing.T, c *cluster, keyID string) (envelope.Materia
 }
 
 // plaintext opens a blob as only the key service does otherwise.
-func plaintext(t *testing.T, c *cluster, blob []byte, encryptionContext map[string]string) []byte {
+func plaintext(t *testing.T, c *cluster, blob []byte, encryptionContext map[string]v1alpha1.EncryptionContextValue) []byte {
 	t.Helper()
 	parsed, err := envelope.Parse(blob)
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, material := masterKeyMaterial(t, c, parsed.Header.KeyID.String())
-	p, err := material.Open(parsed, envelope.AssociatedData{Context: encryptionContext})
+	pairs := make(map[string]string, len(encryptionContext))
+	for k, v := range encryptionContext {
+		pairs[k] = string(v)
+	}
+	p, err := material.Open(parsed, envelope.AssociatedData{Context: pairs})
 	if err != nil {
 		t.Fatalf("open the blob: %v", err)
 	}
