@@ -337,8 +337,10 @@ func (s *Service) open(ctx context.Context, review *reviewer, c checkedDecrypt, 
 	}
 	p, err := v.material.Open(c.blob, c.ad)
 	if errors.Is(err, envelope.ErrBroken) {
-		return DecryptResponse{}, &Error{Code: CodeInvalidArgument, Err: err,
-			Message: "ciphertext_blob: does not open with this encryption_context, or is damaged"}
+		return DecryptResponse{}, &Error{
+			Code: CodeInvalidArgument, Err: err,
+			Message: "ciphertext_blob: does not open with this encryption_context, or is damaged",
+		}
 	}
 	if err != nil {
 		return DecryptResponse{}, err

@@ -10,19 +10,19 @@ import (
 type Code uint8
 
 const (
-	// CodeInvalidArgument: a field breaks its rule, or a blob does not open.
+	// CodeInvalidArgument means: a field breaks its rule, or a blob does not open.
 	CodeInvalidArgument Code = iota + 1
-	// CodeUnauthenticated: the token is missing, not valid, or bound to no pod.
+	// CodeUnauthenticated means: the token is missing, not valid, or bound to no pod.
 	CodeUnauthenticated
-	// CodeDenied: RBAC or the blob's scope does not allow it.
+	// CodeDenied means: RBAC or the blob's scope does not allow it.
 	CodeDenied
-	// CodeNotFound: the key or its version is not known.
+	// CodeNotFound means: the key or its version is not known.
 	CodeNotFound
-	// CodeFailedPrecondition: the key is in a state that does not allow it.
+	// CodeFailedPrecondition means: the key is in a state that does not allow it.
 	CodeFailedPrecondition
-	// CodeUnavailable: try again.
+	// CodeUnavailable means: try again.
 	CodeUnavailable
-	// CodeInternal: a fault of the key service.
+	// CodeInternal means: a fault of the key service.
 	CodeInternal
 )
 
@@ -79,15 +79,15 @@ func CodeOf(err error) Code {
 
 // What controllers tell apart, with errors.Is. An error that is none of these may pass by itself: try again.
 var (
-	// ErrInvalidKeyID: a key ID is not a UUID in canonical form.
+	// ErrInvalidKeyID means: a key ID is not a UUID in canonical form.
 	ErrInvalidKeyID = errors.New("the key ID must be a UUID in lower case")
-	// ErrMaterialMissing: there is no material of that key ID.
+	// ErrMaterialMissing means: there is no material of that key ID.
 	ErrMaterialMissing = errors.New("there is no material of this key ID")
-	// ErrMaterialConflict: the material of that key ID belongs to a MasterKey of another namespace or name.
+	// ErrMaterialConflict means: the material of that key ID belongs to a MasterKey of another namespace or name.
 	ErrMaterialConflict = errors.New("the material of this key ID belongs to another MasterKey")
-	// ErrMaterialBroken: the material does not open under the sealing keys of this installation, or is incomplete.
+	// ErrMaterialBroken means: the material does not open under the sealing keys of this installation, or is incomplete.
 	ErrMaterialBroken = errors.New("the material does not open")
-	// ErrBlobRefused: a blob is not that data key, or does not open.
+	// ErrBlobRefused means: a blob is not that data key, or does not open.
 	ErrBlobRefused = errors.New("the blob is not this data key")
 )
 

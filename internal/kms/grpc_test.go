@@ -66,7 +66,7 @@ func serve(t testing.TB, w *world, more ...func(*grpc.Server)) *grpc.ClientConn 
 	for _, f := range more {
 		f(server)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,12 +311,13 @@ func TestTheServerRefusesWhatIsTooLargeOrTooOld(t *testing.T) {
 		t.Errorf("a token of 32 KiB: got %v, want that the header is refused", err)
 	}
 
-	raw, err := tls.Dial("tcp", conn.Target(), &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12, NextProtos: []string{"h2"}})
+	old := &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12, NextProtos: []string{"h2"}}
+	raw, err := (&tls.Dialer{Config: old}).DialContext(t.Context(), "tcp", conn.Target())
 	if err == nil {
 		_ = raw.Close()
 		t.Error("TLS 1.2 is accepted")
 	}
-	plain, err := net.Dial("tcp", conn.Target())
+	plain, err := new(net.Dialer).DialContext(t.Context(), "tcp", conn.Target())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -365,7 +366,7 @@ func registerEmpty(s *grpc.Server) {
 		HandlerType: (*any)(nil),
 		Methods: []grpc.MethodDesc{{
 			MethodName: "Call",
-			Handler: func(_ any, ctx context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+			Handler: func(_ any, _ context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 				in := new(emptypb.Empty)
 				return in, dec(in)
 			},

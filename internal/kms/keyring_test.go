@@ -18,7 +18,7 @@ import (
 // gets counts the reads of a key's Secret so far.
 func gets(w *world, name string) (n int) {
 	for _, c := range w.store.Calls() {
-		if c.Method == "Get" && (name == "" || c.Name == name) {
+		if c.Method == sealtest.Get && (name == "" || c.Name == name) {
 			n++
 		}
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/kms"
 	"github.com/datakeys/datakeys/internal/seal"
@@ -70,7 +71,7 @@ func TestTwoManagersThatMakeTheSameKeyAtOnceHaveOneMaterial(t *testing.T) {
 	var both sync.WaitGroup
 	both.Add(len(managers))
 	w.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
-		if c.Method == "Create" {
+		if c.Method == sealtest.Create {
 			both.Done()
 			both.Wait()
 		}
@@ -188,6 +189,7 @@ func TestMasterKeyMaterialThatIsNotAsItShouldBe(t *testing.T) {
 		},
 		"version 1 is lost and there is a version 2": {
 			damage: func(t *testing.T, w *world) {
+				t.Helper()
 				w.addVersion(t, ordersKey, 2)
 				w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { delete(s.Data, "v1") })
 			},
@@ -195,6 +197,7 @@ func TestMasterKeyMaterialThatIsNotAsItShouldBe(t *testing.T) {
 		},
 		"version 2 belongs to another MasterKey": {
 			damage: func(t *testing.T, w *world) {
+				t.Helper()
 				w.addVersion(t, kms.MasterKeyRef{KeyID: ordersKey.KeyID, Namespace: "team-b", Name: "orders"}, 2)
 			},
 			ref: ordersKey, want: kms.ErrMaterialBroken, says: "has versions of two MasterKeys",
@@ -297,6 +300,19 @@ func TestMasterKeyReportsEveryVersionNewestFirst(t *testing.T) {
 	made, err := w.GenerateDataKeyWithoutPlaintext(t.Context(), orders())
 	if err != nil || made.KeyVersion != 12 {
 		t.Errorf("a new data key is of version %d (%v), want 12", made.KeyVersion, err)
+	}
+}
+
+func TestTheSealMarksItsSecretsWithTheWordsOfTheAPI(t *testing.T) {
+	want := []string{
+		string(v1alpha1.SecretTypeRootKey), string(v1alpha1.SecretTypeSealingKeys), string(v1alpha1.SecretTypeMasterKey),
+		v1alpha1.LabelManagedBy, v1alpha1.ManagedBy,
+	}
+	got := []string{
+		seal.RootKeyType, seal.SealingKeysType, seal.MasterKeyType, seal.LabelManagedBy, seal.ManagedBy,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }
 

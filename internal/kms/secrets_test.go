@@ -144,13 +144,16 @@ func TestNothingThatHoldsADataKeyPrintsIt(t *testing.T) {
 			secrets := map[string][]byte{"data key": raw(p), "master key": material.Bytes(insecuresecret.Token{})}
 			mustNotHold(t, name, out.String(), secrets)
 			for what, s := range secrets {
-				if strings.Contains(out.String(), strings.Trim(fmt.Sprint(s), "[]")) {
+				if strings.Contains(out.String(), decimal(s)) {
 					t.Errorf("%s holds the %s as decimal bytes", name, what)
 				}
 			}
 		})
 	}
 }
+
+// decimal is how %v prints bytes, without the brackets.
+func decimal(b []byte) string { return strings.Trim(fmt.Sprintf("%d", b), "[]") }
 
 func TestMetricsCountOperationsByCode(t *testing.T) {
 	w := settled(t)

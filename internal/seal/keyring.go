@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/envelope"
 )
 
@@ -51,14 +50,14 @@ func Open(ctx context.Context, uri string, store Store) (*Keyring, error) {
 		return nil, fmt.Errorf("reading Secret %s: %w", SealingKeysSecret, err)
 	}
 	if isNew {
-		used, err := store.Any(ctx, string(v1alpha1.SecretTypeMasterKey))
+		used, err := store.Any(ctx, MasterKeyType)
 		if err != nil {
-			return nil, fmt.Errorf("looking for Secrets of type %s: %w", v1alpha1.SecretTypeMasterKey, err)
+			return nil, fmt.Errorf("looking for Secrets of type %s: %w", MasterKeyType, err)
 		}
 		if used {
 			return nil, &SecretError{
 				Secret:  SealingKeysSecret,
-				Problem: "is missing, but there are Secrets of type " + string(v1alpha1.SecretTypeMasterKey) + " sealed under it",
+				Problem: "is missing, but there are Secrets of type " + MasterKeyType + " sealed under it",
 				Remedy:  "restore it from a backup; no new sealing key is made, because it could open nothing",
 			}
 		}
@@ -96,8 +95,8 @@ func createSealingKeys(ctx context.Context, root RootKey, store Store) error {
 	}
 	return store.Create(ctx, Secret{
 		Name:   SealingKeysSecret,
-		Type:   string(v1alpha1.SecretTypeSealingKeys),
-		Labels: map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy},
+		Type:   SealingKeysType,
+		Labels: map[string]string{LabelManagedBy: ManagedBy},
 		Data: map[string][]byte{
 			sealingEntryInstallID: []byte(k.installID),
 			sealingEntryKeyID:     []byte(k.id.String()),
@@ -110,8 +109,8 @@ func readSealingKeys(ctx context.Context, root RootKey, s Secret) (*Keyring, err
 	broken := func(format string, args ...any) error {
 		return &SecretError{Secret: s.Name, Problem: fmt.Sprintf(format, args...), Remedy: "restore it from a backup"}
 	}
-	if s.Type != string(v1alpha1.SecretTypeSealingKeys) {
-		return nil, broken("is of type %q and not %q", s.Type, v1alpha1.SecretTypeSealingKeys)
+	if s.Type != SealingKeysType {
+		return nil, broken("is of type %q and not %q", s.Type, SealingKeysType)
 	}
 	k := &Keyring{root: root, installID: string(s.Data[sealingEntryInstallID]), versions: map[uint32]sealingKey{}}
 	if !installIDPattern.MatchString(k.installID) {

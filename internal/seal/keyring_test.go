@@ -110,7 +110,7 @@ func TestNothingThatHoldsAKeyPrintsIt(t *testing.T) {
 			for name, secret := range map[string][]byte{"root key": root.Data["key"], "sealing key": ring.SealingKeyBytes()} {
 				for _, form := range []string{
 					string(secret), hex.EncodeToString(secret), strings.ToUpper(hex.EncodeToString(secret)),
-					base64.StdEncoding.EncodeToString(secret), strings.Trim(fmt.Sprint(secret), "[]"),
+					base64.StdEncoding.EncodeToString(secret), strings.Trim(fmt.Sprintf("%d", secret), "[]"),
 				} {
 					if strings.Contains(out.String(), form) {
 						t.Errorf("it prints the %s", name)

@@ -13,7 +13,7 @@ import (
 	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
 
-const rootSecret = "datakeys-root-key"
+var rootSecret = strings.TrimPrefix(seal.DefaultRootKey, "secret://")
 
 func open(t *testing.T, store seal.Store) *seal.Keyring {
 	t.Helper()
@@ -115,7 +115,7 @@ func TestTwoManagersThatStartAtOnceAgree(t *testing.T) {
 			var both sync.WaitGroup
 			both.Add(2)
 			store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
-				if c.Method == "Create" && c.Name == meet {
+				if c.Method == sealtest.Create && c.Name == meet {
 					both.Done()
 					both.Wait()
 				}

@@ -26,9 +26,16 @@ const (
 	DoAndFail
 )
 
+// Methods of a Store.
+const (
+	Get    = "Get"
+	Create = "Create"
+	Any    = "Any"
+)
+
 // Call is one call of a Store.
 type Call struct {
-	Method string // Get, Create or Any
+	Method string // Get, Create or Any, as the constants
 	Name   string // of the Secret; the type for Any
 }
 
@@ -59,7 +66,7 @@ func (s *Store) Get(ctx context.Context, name string) (seal.Secret, error) {
 	if err := ctx.Err(); err != nil {
 		return seal.Secret{}, err
 	}
-	if s.call(Call{"Get", name}) != None {
+	if s.call(Call{Get, name}) != None {
 		return seal.Secret{}, ErrInjected
 	}
 	s.mu.Lock()
@@ -76,7 +83,7 @@ func (s *Store) Create(ctx context.Context, secret seal.Secret) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	fault := s.call(Call{"Create", secret.Name})
+	fault := s.call(Call{Create, secret.Name})
 	if fault == Fail {
 		return ErrInjected
 	}
@@ -97,7 +104,7 @@ func (s *Store) Any(ctx context.Context, secretType string) (bool, error) {
 	if err := ctx.Err(); err != nil {
 		return false, err
 	}
-	if s.call(Call{"Any", secretType}) != None {
+	if s.call(Call{Any, secretType}) != None {
 		return false, ErrInjected
 	}
 	s.mu.Lock()
