@@ -456,7 +456,7 @@ func dataKeyUnder(request *v1alpha1.DataKeyRequest, masterKey MasterKeyRef) Data
 		Name:              request.Name,
 		Generation:        firstGeneration,
 		Length:            request.Spec.Length(),
-		EncryptionContext: request.Spec.EncryptionContext,
+		EncryptionContext: request.Spec.Context(),
 	}
 }
 

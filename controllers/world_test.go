@@ -148,7 +148,7 @@ func request(options ...requestOption) *v1alpha1.DataKeyRequest {
 		Spec: v1alpha1.DataKeyRequestSpec{
 			MasterKeyRef:      v1alpha1.MasterKeyReference{Name: "orders-key"},
 			KeySpec:           v1alpha1.DataKeySpecAES256,
-			EncryptionContext: map[string]string{"tenant": "a", "app": "<orders>"},
+			EncryptionContext: map[string]v1alpha1.EncryptionContextValue{"tenant": "a", "app": "<orders>"},
 			DeletionPolicy:    v1alpha1.DeletionPolicyRetain,
 		},
 	}

@@ -21,6 +21,11 @@ const (
 	DeletionPolicyDelete DeletionPolicy = "Delete"
 )
 
+// EncryptionContextValue is a value of an encryption context. It has a type so that the schema can bound it.
+//
+// +kubebuilder:validation:MaxLength=4096
+type EncryptionContextValue string
+
 // DeletionPolicy says what becomes of the Secret when its DataKeyRequest is deleted.
 //
 // +kubebuilder:validation:Enum=Retain;Delete
@@ -78,15 +83,16 @@ type DataKeyRequestSpec struct {
 	NumberOfBytes *int32 `json:"numberOfBytes,omitempty"`
 
 	// encryptionContext are non-secret pairs that are bound to the blob as associated data: whoever decrypts the blob
-	// has to state the same pairs. At most 64 pairs and 8192 bytes in all; a key has 1 to 1024 bytes. It cannot be changed.
+	// has to state the same pairs. At most 64 pairs and 8192 bytes (UTF-8) in all; a key has
+	// 1 to 1024 bytes, a value at most 4096. It cannot be changed.
 	// +optional
 	// +kubebuilder:validation:MinProperties=1
 	// +kubebuilder:validation:MaxProperties=64
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="encryptionContext is immutable: make another DataKeyRequest instead"
-	// +kubebuilder:validation:XValidation:rule="self.all(k, size(k) >= 1 && size(k) <= 1024)",message="a key of encryptionContext has 1 to 1024 characters"
-	// +kubebuilder:validation:XValidation:rule="self.all(k, size(self[k]) <= 4096)",message="a value of encryptionContext has at most 4096 characters"
-	// +kubebuilder:validation:XValidation:rule="self.map(k, size(k) + size(self[k])).sum() <= 8192",message="encryptionContext has at most 8192 characters in all"
-	EncryptionContext map[string]string `json:"encryptionContext,omitempty"`
+	// +kubebuilder:validation:XValidation:rule="self.all(k, size(k) >= 1 && size(bytes(k)) <= 1024)",message="a key of encryptionContext has 1 to 1024 bytes"
+	// +kubebuilder:validation:XValidation:rule="self.all(k, size(bytes(self[k])) <= 4096)",message="a value of encryptionContext has at most 4096 bytes"
+	// +kubebuilder:validation:XValidation:rule="self.map(k, size(bytes(k)) + size(bytes(self[k]))).sum() <= 8192",message="encryptionContext has at most 8192 bytes in all"
+	EncryptionContext map[string]EncryptionContextValue `json:"encryptionContext,omitempty"`
 
 	// deletionPolicy says what becomes of the Secret when this request is deleted. Retain, the default, keeps it, and the
 	// same request applied again adopts it; Delete deletes it, and what was encrypted with the data key is lost.
@@ -199,4 +205,16 @@ func (s *DataKeyRequestSpec) Length() int {
 	default:
 		return 0
 	}
+}
+
+// Context is the encryption context as the key service takes it, nil where there is none.
+func (s *DataKeyRequestSpec) Context() map[string]string {
+	if len(s.EncryptionContext) == 0 {
+		return nil
+	}
+	pairs := make(map[string]string, len(s.EncryptionContext))
+	for key, value := range s.EncryptionContext {
+		pairs[key] = string(value)
+	}
+	return pairs
 }

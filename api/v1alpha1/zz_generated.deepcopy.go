@@ -100,7 +100,7 @@ func (in *DataKeyRequestSpec) DeepCopyInto(out *DataKeyRequestSpec) {
 	}
 	if in.EncryptionContext != nil {
 		in, out := &in.EncryptionContext, &out.EncryptionContext
-		*out = make(map[string]string, len(*in))
+		*out = make(map[string]EncryptionContextValue, len(*in))
 		for key, val := range *in {
 			(*out)[key] = val
 		}

@@ -67,7 +67,7 @@ var schemaYAML = typed.YAMLObject(`types:
       type:
         map:
           elementType:
-            scalar: string
+            namedType: com.github.datakeys.datakeys.api.v1alpha1.EncryptionContextValue
     - name: keySpec
       type:
         namedType: com.github.datakeys.datakeys.api.v1alpha1.DataKeySpec
@@ -109,6 +109,8 @@ var schemaYAML = typed.YAMLObject(`types:
 - name: com.github.datakeys.datakeys.api.v1alpha1.DataKeySpec
   scalar: string
 - name: com.github.datakeys.datakeys.api.v1alpha1.DeletionPolicy
+  scalar: string
+- name: com.github.datakeys.datakeys.api.v1alpha1.EncryptionContextValue
   scalar: string
 - name: com.github.datakeys.datakeys.api.v1alpha1.MasterKey
   map:

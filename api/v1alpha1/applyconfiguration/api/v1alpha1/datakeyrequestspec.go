@@ -20,8 +20,9 @@ type DataKeyRequestSpecApplyConfiguration struct {
 	// required. It cannot be changed.
 	NumberOfBytes *int32 `json:"numberOfBytes,omitempty"`
 	// encryptionContext are non-secret pairs that are bound to the blob as associated data: whoever decrypts the blob
-	// has to state the same pairs. At most 64 pairs and 8192 bytes in all; a key has 1 to 1024 bytes. It cannot be changed.
-	EncryptionContext map[string]string `json:"encryptionContext,omitempty"`
+	// has to state the same pairs. At most 64 pairs and 8192 bytes (UTF-8) in all; a key has
+	// 1 to 1024 bytes, a value at most 4096. It cannot be changed.
+	EncryptionContext map[string]apiv1alpha1.EncryptionContextValue `json:"encryptionContext,omitempty"`
 	// deletionPolicy says what becomes of the Secret when this request is deleted. Retain, the default, keeps it, and the
 	// same request applied again adopts it; Delete deletes it, and what was encrypted with the data key is lost.
 	DeletionPolicy *apiv1alpha1.DeletionPolicy `json:"deletionPolicy,omitempty"`
@@ -61,9 +62,9 @@ func (b *DataKeyRequestSpecApplyConfiguration) WithNumberOfBytes(value int32) *D
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, the entries provided by each call will be put on the EncryptionContext field,
 // overwriting an existing map entries in EncryptionContext field with the same key.
-func (b *DataKeyRequestSpecApplyConfiguration) WithEncryptionContext(entries map[string]string) *DataKeyRequestSpecApplyConfiguration {
+func (b *DataKeyRequestSpecApplyConfiguration) WithEncryptionContext(entries map[string]apiv1alpha1.EncryptionContextValue) *DataKeyRequestSpecApplyConfiguration {
 	if b.EncryptionContext == nil && len(entries) > 0 {
-		b.EncryptionContext = make(map[string]string, len(entries))
+		b.EncryptionContext = make(map[string]apiv1alpha1.EncryptionContextValue, len(entries))
 	}
 	for k, v := range entries {
 		b.EncryptionContext[k] = v
