@@ -7,15 +7,10 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"time"
 )
 
-// Limits of the socket. A request in a pod takes well under a millisecond; these end what does not.
+// Limits of a request.
 const (
-	readTimeout = 10 * time.Second // for a whole request
-	// writeTimeout counts from the end of the request's header.
-	writeTimeout = 10 * time.Second
-	keepTimeout  = 2 * time.Minute // between two requests of a connection
 	// maxHeader is the most bytes of a request line and its headers; net/http adds 4 KiB of slack and answers 431.
 	maxHeader = 8 << 10
 	maxURI    = 2 << 10
@@ -38,17 +33,15 @@ type api struct {
 	log   *slog.Logger
 }
 
-// newServer returns the server of the native API.
-func newServer(s *store, log *slog.Logger) *http.Server {
-	return &http.Server{
+// newServer returns the server of the native API on a listener. Its time limits are the watchdog's.
+func newServer(s *store, log *slog.Logger, d *watchdog) *http.Server {
+	return &http.Server{ //nolint:gosec // no ReadHeaderTimeout: see watchdog
 		Handler:                      &api{store: s, log: log},
 		DisableGeneralOptionsHandler: true, // "OPTIONS *" gets problem details, too
-		ReadTimeout:                  readTimeout,
-		WriteTimeout:                 writeTimeout,
-		IdleTimeout:                  keepTimeout,
 		MaxHeaderBytes:               maxHeader,
 		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		ConnContext:                  withConn,
+		ConnState:                    d.noted,
 	}
 }
 

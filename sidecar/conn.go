@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 )
 
 // conn is a connection of an application. It writes answers with plaintext itself: net/http would copy them into
@@ -19,6 +20,8 @@ type conn struct {
 	*net.UnixConn
 	free func() // called once, when the connection is closed
 	once sync.Once
+	// expires is the tick of the watchdog at which it closes the connection.
+	expires atomic.Int64
 
 	hold   bool
 	buffer []byte // the header while it is held back, then header and body

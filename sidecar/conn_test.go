@@ -20,7 +20,7 @@ func unixDialer(path string) func(context.Context, string, string) (net.Conn, er
 // in every test that gets a plaintext: secretReader gives it none.
 func TestBuffersAreCleared(t *testing.T) {
 	conns := make(chan *conn, 1)
-	path := serveStore(t, testStore(t), func(server *http.Server, _ *listener) {
+	path := serveStore(t, testStore(t), func(server *http.Server, _ *listener, _ *watchdog) {
 		inner := server.ConnContext
 		server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 			conns <- c.(*conn) //nolint:forcetypeassert // what the listener gives

@@ -117,17 +117,18 @@ func issuedKey(t testing.TB, name string, plaintext []byte) *dataKey {
 }
 
 // serveStore serves what is published in s on a socket, whose path it returns.
-func serveStore(t testing.TB, s *store, change func(*http.Server, *listener)) string {
+func serveStore(t testing.TB, s *store, change func(*http.Server, *listener, *watchdog)) string {
 	t.Helper()
 	path := filepath.Join(shortDir(t), "s")
 	l, err := listen(t.Context(), path, maxConns)
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := newServer(s, slog.New(slog.DiscardHandler))
+	dog := newWatchdog()
+	server := newServer(s, slog.New(slog.DiscardHandler), dog)
 	l.full = func() { dropIdle(server) }
 	if change != nil {
-		change(server, l)
+		change(server, l, dog)
 	}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(l) }()

@@ -22,7 +22,8 @@ func Run(ctx context.Context, c Config) (err error) {
 
 	s := newStore(c.DataKeys)
 	defer s.close()
-	server := newServer(s, c.Logger)
+	dog := newWatchdog()
+	server := newServer(s, c.Logger, dog)
 	l, err := listen(ctx, c.Socket, maxConns)
 	if err != nil {
 		return err
@@ -32,6 +33,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	served := make(chan error, 1)
+	go dog.run(ctx)
 	go func() {
 		defer cancel()
 		served <- server.Serve(l)
