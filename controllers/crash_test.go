@@ -1,0 +1,181 @@
+package controllers_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/watch"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/datakeys/datakeys/api/v1alpha1"
+	"github.com/datakeys/datakeys/controllers"
+	"github.com/datakeys/datakeys/controllers/controllerstest"
+)
+
+// A history is every blob and every material that was ever durable in a cluster's namespaces, however briefly.
+type history struct {
+	blobs, materials map[string]bool
+	watchers         []watch.Interface
+}
+
+// record begins a history before anything happens.
+func (c *cluster) record(t *testing.T) *history {
+	t.Helper()
+	h := &history{blobs: map[string]bool{}, materials: map[string]bool{}}
+	for _, of := range []struct {
+		list      client.ObjectList
+		namespace string
+	}{
+		{&corev1.SecretList{}, c.namespace}, {&corev1.SecretList{}, c.manager}, {&v1alpha1.DataKeyRequestList{}, c.namespace},
+	} {
+		watcher, err := c.client.Watch(context.Background(), of.list, client.InNamespace(of.namespace)) // read after the test's own end
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(watcher.Stop)
+		h.watchers = append(h.watchers, watcher)
+	}
+	return h
+}
+
+// end reads the history up to a last object that it makes itself in each place.
+func (h *history) end(t *testing.T, c *cluster) {
+	t.Helper()
+	last := "the-end"
+	for _, namespace := range []string{c.namespace, c.manager} {
+		secret := &corev1.Secret{}
+		secret.Namespace, secret.Name = namespace, last
+		c.create(t, secret)
+	}
+	c.create(t, c.request(last, "no-such-key"))
+	for _, watcher := range h.watchers {
+		for e := range watcher.ResultChan() {
+			object, ok := e.Object.(client.Object)
+			if !ok {
+				t.Fatalf("the watch ended: %+v", e.Object)
+			}
+			if object.GetName() == last {
+				break
+			}
+			switch o := object.(type) {
+			case *corev1.Secret:
+				if o.Type == v1alpha1.SecretTypeMasterKey {
+					h.materials[o.Name+" "+string(o.Data["materialID"])] = true
+				} else {
+					h.blobs[blobIn(o)] = true
+				}
+			case *v1alpha1.DataKeyRequest:
+				for _, generation := range o.Status.Generations {
+					h.blobs[string(generation.CiphertextBlob)] = true
+				}
+			}
+		}
+	}
+}
+
+// checkOne says that there was one material and one data key, ever, and that what is Ready opens.
+func (c *cluster) checkOne(t *testing.T, h *history) {
+	t.Helper()
+	key, request := c.waitForMasterKey(t, "key", "Ready"), c.waitForRequest(t, "orders", "Ready")
+	secret := c.waitForSecret(t, "orders", "is there", func(s *corev1.Secret) bool { return s != nil })
+	h.end(t, c)
+	if len(h.materials) != 1 || len(h.blobs) != 1 {
+		t.Errorf("got materials %v and blobs %v, want one of each, ever", h.materials, h.blobs)
+	}
+	if len(request.Status.Generations) != 1 || blobIn(secret) != string(request.Status.Generations[0].CiphertextBlob) {
+		t.Errorf("got blob %q in the Secret and %v in the status, want the same", blobIn(secret), request.Status.Generations)
+	}
+	keys := &controllerstest.KeyService{Client: c.client, Namespace: c.manager, Serial: c.serial}
+	_, err := keys.OpenDataKey(t.Context(), controllers.DataKey{
+		MasterKey: controllers.MasterKeyRef{KeyID: controllers.KeyID(key), Namespace: key.Namespace, Name: key.Name},
+		Namespace: request.Namespace, Name: request.Name, Generation: 1, Length: 32,
+	}, []byte(blobIn(secret)))
+	if err != nil {
+		t.Errorf("what is Ready does not open: %v", err)
+	}
+}
+
+// Whatever becomes of any single write of the creation of a MasterKey and a DataKeyRequest, the end is one material and one
+// data key. The story is run once for every write and every fault, until one ends without having made that many writes.
+func TestEveryWriteMayFail(t *testing.T) {
+	stories := map[string]func(c *cluster, t *testing.T){
+		"a key and a request": func(c *cluster, t *testing.T) {
+			c.create(t, c.masterKey("key"), c.request("orders", "key"))
+		},
+		"a key and a request to be deleted with its Secret": func(c *cluster, t *testing.T) {
+			c.create(t, c.masterKey("key"), c.request("orders", "key", withPolicy("Delete")))
+		},
+		"a request before its key": func(c *cluster, t *testing.T) {
+			c.create(t, c.request("orders", "key"))
+			c.waitForRequest(t, "orders", "MasterKeyNotFound")
+			c.create(t, c.masterKey("key"))
+		},
+	}
+	for story, begin := range stories {
+		for name, fault := range controllerstest.AllFaults {
+			t.Run(story+"; "+name, func(t *testing.T) {
+				t.Parallel()
+				for at, reached := 1, true; reached; at++ {
+					t.Run(fmt.Sprintf("at write %d", at), func(t *testing.T) {
+						reached = crash(t, at, fault, begin)
+					})
+					if at > 50 {
+						t.Fatal("the writes have no end")
+					}
+				}
+			})
+		}
+	}
+}
+
+// crash runs a story whose write with the number at meets a fault, and says whether it came to that write.
+func crash(t *testing.T, at int, fault controllerstest.Fault, begin func(*cluster, *testing.T)) bool {
+	c := newCluster(t)
+	history := c.record(t)
+	faults := controllerstest.NewFaults(at, fault)
+	stop := c.startManager(t, faults)
+
+	settled := make(chan struct{})
+	go func() { // the process that comes after the one that died
+		defer close(settled)
+		select {
+		case <-faults.Died():
+			stop()
+			c.startManager(t, controllerstest.NewFaults(0, 0))
+		case <-t.Context().Done():
+		}
+	}()
+	t.Cleanup(func() { <-settled })
+
+	begin(c, t)
+	c.checkOne(t, history)
+	return faults.Reached()
+}
+
+// Two managers that both believe to lead meet in every write, and still make one material and one data key of each.
+func TestTwoManagers(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	history := c.record(t)
+	for range 2 {
+		c.startManager(t, controllerstest.NewFaults(0, 0))
+	}
+	c.create(t, c.masterKey("key"))
+	const requests = 20
+	for i := range requests {
+		c.create(t, c.request(fmt.Sprintf("orders-%d", i), "key", withPolicy([]v1alpha1.DeletionPolicy{"Retain", "Delete"}[i%2])))
+	}
+	for i := range requests {
+		name := fmt.Sprintf("orders-%d", i)
+		request := c.waitForRequest(t, name, "Ready")
+		c.waitForSecret(t, name, "holds what the status says", func(s *corev1.Secret) bool {
+			return blobIn(s) == string(request.Status.Generations[0].CiphertextBlob)
+		})
+	}
+	history.end(t, c)
+	if len(history.materials) != 1 || len(history.blobs) != requests {
+		t.Errorf("got %d materials and %d blobs, want 1 and %d, ever", len(history.materials), len(history.blobs), requests)
+	}
+}
