@@ -23,7 +23,7 @@ import (
 // shortDir returns a directory whose path leaves room for a socket's name.
 func shortDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "dk")
+	dir, err := os.MkdirTemp("", "dk") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,21 +146,35 @@ func dialSocket(t testing.TB, path string) net.Conn {
 	return c
 }
 
+// reply is an answer that was read to its end.
+type reply struct {
+	StatusCode    int
+	Status        string
+	Header        http.Header
+	ContentLength int64
+}
+
 // roundTrip sends a request as it is written and returns the answer with its body.
-func roundTrip(t testing.TB, path, request string) (*http.Response, []byte) {
+func roundTrip(t testing.TB, path, request string) (reply, []byte) {
 	t.Helper()
 	c := dialSocket(t, path)
 	if _, err := io.WriteString(c, request); err != nil {
 		t.Fatal(err)
 	}
-	method, _, _ := bytes.Cut([]byte(request), []byte(" "))
-	response, err := http.ReadResponse(bufio.NewReader(c), &http.Request{Method: string(method)})
+	method, _, _ := strings.Cut(request, " ")
+	return readReply(t, bufio.NewReader(c), method)
+}
+
+func readReply(t testing.TB, in *bufio.Reader, method string) (reply, []byte) {
+	t.Helper()
+	response, err := http.ReadResponse(in, &http.Request{Method: method})
 	if err != nil {
-		t.Fatalf("no answer to %.60q: %v", request, err)
+		t.Fatalf("no answer: %v", err)
 	}
+	defer func() { _ = response.Body.Close() }()
 	body, err := io.ReadAll(response.Body)
 	if err != nil {
-		t.Fatalf("answer to %.60q: %v", request, err)
+		t.Fatalf("no end of the answer: %v", err)
 	}
-	return response, body
+	return reply{response.StatusCode, response.Status, response.Header, response.ContentLength}, body
 }

@@ -71,6 +71,7 @@ type bench struct {
 }
 
 func withKeeper(t *testing.T, names []string, f func(b *bench)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		b := &bench{
 			T: t, source: fakeSource{}, service: &fakeService{started: time.Now(), refuse: map[string]error{}},

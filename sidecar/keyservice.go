@@ -82,7 +82,7 @@ func NewClient(address string, roots []byte, tokenFile string) (*Client, error) 
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: callTimeout}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswerSize)),
 		// A quarter of the defaults: what goes over this connection is small, and memory counts in every pod.
-		grpc.WithReadBufferSize(8<<10), grpc.WithWriteBufferSize(8<<10), grpc.WithSharedWriteBuffer(true),
+		grpc.WithReadBufferSize(8<<10), grpc.WithWriteBufferSize(8<<10),
 		grpc.WithDisableServiceConfig(), grpc.WithUserAgent("datakeys-sidecar"),
 	)
 	if err != nil {
@@ -125,7 +125,7 @@ func (c *Client) Open(ctx context.Context, sealed []Sealed) ([]Opened, error) {
 
 func opened1(result *kmsv1.BatchDecryptResult) Opened {
 	if refusal := result.GetRefusal(); refusal != nil {
-		code := codes.Code(refusal.GetCode()) //nolint:gosec // any number is a code; one that is not known is an outage
+		code := codes.Code(refusal.GetCode()) // any number is a code; one that is not known is an outage
 		if code == codes.OK {
 			code = codes.Internal
 		}

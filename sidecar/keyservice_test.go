@@ -80,6 +80,7 @@ func TestClientOpensEachForItself(t *testing.T) {
 }
 
 func TestClientTrustsItsRootsAlone(t *testing.T) {
+	t.Parallel()
 	service, other := sidecartest.NewKeyService(t), sidecartest.NewKeyService(t)
 	token := filepath.Join(t.TempDir(), "token")
 	writeToken(t, token, "secret-token")

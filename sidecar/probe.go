@@ -128,6 +128,7 @@ func (p *probe) ready(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("asking the sidecar: %w", err)
 	}
+	defer func() { _ = response.Body.Close() }()
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxReadyAnswer))
 	if err != nil {
 		return fmt.Errorf("asking the sidecar: %w", err)

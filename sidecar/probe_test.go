@@ -37,7 +37,7 @@ func TestWaitThroughARestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		(&api{store: s}).ServeHTTP(w, r)
 		select {
 		case asked <- struct{}{}:
@@ -67,17 +67,26 @@ func TestWaitGivesTheLastReason(t *testing.T) {
 		want   string
 	}{
 		"a data key that does not come": {
-			func(t *testing.T) string { return serveStore(t, newStore([]string{"orders"}), nil) }, `"orders" is not issued`,
+			func(t *testing.T) string {
+				t.Helper()
+				return serveStore(t, newStore([]string{"orders"}), nil)
+			}, `"orders" is not issued`,
 		},
-		"no sidecar": {func(t *testing.T) string { return filepath.Join(shortDir(t), "s") }, "no sidecar answers"},
+		"no sidecar": {
+			func(t *testing.T) string {
+				t.Helper()
+				return filepath.Join(shortDir(t), "s")
+			}, "no sidecar answers",
+		},
 		"something else behind the socket": {
 			func(t *testing.T) string {
+				t.Helper()
 				path := filepath.Join(shortDir(t), "s")
-				l, err := net.Listen("unix", path)
+				l, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", path)
 				if err != nil {
 					t.Fatal(err)
 				}
-				server := &http.Server{Handler: http.NotFoundHandler()}
+				server := &http.Server{Handler: http.NotFoundHandler(), ReadHeaderTimeout: time.Minute}
 				go func() { _ = server.Serve(l) }()
 				t.Cleanup(func() { _ = server.Close() })
 				return path

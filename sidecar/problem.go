@@ -34,7 +34,7 @@ func newProblem(status int, reason, detail string) problem {
 	return problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: detail, Reason: reason}
 }
 
-func (p problem) render() []byte { return append(mustMarshal(p), '\n') }
+func (p problem) render() []byte { return append(object(p), '\n') }
 
 // write answers with the problem. Headers that the status asks for are set before.
 func (p problem) write(w http.ResponseWriter) { writeProblem(w, p.Status, p.render()) }
@@ -45,5 +45,5 @@ func writeProblem(w http.ResponseWriter, status int, body []byte) {
 	h["Cache-Control"] = noStore
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 	w.WriteHeader(status)
-	_, _ = w.Write(body) // a client that is gone needs no answer
+	_, _ = w.Write(body) //nolint:gosec // JSON, and a client that is gone needs no answer
 }

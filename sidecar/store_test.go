@@ -71,9 +71,14 @@ func TestNothingPrints(t *testing.T) {
 	s.publish([]*dataKey{key})
 	body := secretBody{issued: key.issued}
 	for _, holder := range []any{
-		key, *key, key.issued, s, s.current.Load(), body, &body, secretReader{body}, kept{dataKey: *key}, &kept{dataKey: *key},
-		Opened{Plaintext: key.issued.plaintext}, &Opened{Plaintext: key.issued.plaintext},
-		[]Opened{{Plaintext: key.issued.plaintext}}, map[string]*dataKey{"orders": key},
+		key, *key, key.issued, s, s.current.Load(), body, &body,
+		secretReader{body},
+		kept{dataKey: *key},
+		&kept{dataKey: *key},
+		Opened{Plaintext: key.issued.plaintext},
+		&Opened{Plaintext: key.issued.plaintext},
+		[]Opened{{Plaintext: key.issued.plaintext}},
+		map[string]*dataKey{"orders": key},
 		&api{store: s}, &keeper{store: s, kept: map[string]*kept{"orders": {dataKey: *key}}},
 	} {
 		what := fmt.Sprintf("%T", holder)

@@ -28,13 +28,7 @@ func TestSlowClientIsCutOff(t *testing.T) {
 			in := bufio.NewReader(c)
 			if test.answered != "" {
 				write(t, c, test.answered)
-				response, err := http.ReadResponse(in, nil)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if _, err := io.Copy(io.Discard, response.Body); err != nil {
-					t.Fatal(err)
-				}
+				readReply(t, in, http.MethodGet)
 			}
 			write(t, c, test.sent)
 			ended := make(chan error, 1)

@@ -138,7 +138,7 @@ func (k *KeyService) BatchDecrypt(ctx context.Context, r *kmsv1.BatchDecryptRequ
 		if decrypted, err := k.open(request); err != nil {
 			s := status.Convert(err)
 			result.Result = &kmsv1.BatchDecryptResult_Refusal{Refusal: &kmsv1.Refusal{
-				Code: int32(s.Code()), Message: s.Message(), //nolint:gosec // codes are small
+				Code: int32(s.Code()), Message: s.Message(),
 			}}
 		} else {
 			result.Result = &kmsv1.BatchDecryptResult_Response{Response: decrypted}
