@@ -23,11 +23,10 @@ func TestLockIsHeldByOne(t *testing.T) {
 		}
 		taken <- err
 	}()
-	<-busy
 	select {
+	case <-busy:
 	case err := <-taken:
 		t.Fatalf("a held lock was given to another (%v)", err)
-	default:
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -56,8 +56,16 @@ func (e *deathError) Error() string {
 	return fmt.Sprintf("%s ended; the end of %s:\n%s", e.name, e.log, logTail(e.log))
 }
 
+// longestState is how long the path of the cluster's folder may be, in bytes: the kubelet listens at
+// kubelet/pod-resources/NUMBER below it, the number of up to ten digits, and the address of a socket has at most 107.
+const longestState = 107 - len("/kubelet/pod-resources/") - 10
+
 // up starts what does not run and waits until the cluster is usable.
 func (n *node) up(ctx context.Context) error {
+	if len(n.state) > longestState {
+		return fmt.Errorf("the path of the cluster's folder, %s, has %d bytes, and the kubelet's sockets in it allow for %d: "+
+			"name a folder with a shorter path with -state or DATAKEYS_CLUSTER", n.state, len(n.state), longestState)
+	}
 	unlock, err := n.lockSite(ctx)
 	if err != nil {
 		return err

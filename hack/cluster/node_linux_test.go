@@ -69,6 +69,15 @@ func TestNamesFitTheKernelsLimits(t *testing.T) {
 	}
 }
 
+func TestUpRefusesAPathTooLongForSockets(t *testing.T) {
+	state := "/" + strings.Repeat("x", longestState)
+	n := &node{site: site{state: state}}
+	err := n.up(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "-state") || !strings.Contains(err.Error(), fmt.Sprint(longestState)) {
+		t.Errorf("error %v, want one that names the limit and the way out", err)
+	}
+}
+
 func TestUnescapeMount(t *testing.T) {
 	tests := map[string]struct{ in, want string }{
 		"a plain path":           {in: "/run/x", want: "/run/x"},
