@@ -1,6 +1,7 @@
 package kms_test
 
 import (
+	"context"
 	"errors"
 	"maps"
 	"strings"
@@ -56,7 +57,7 @@ func blobs(t *testing.T, w *world) map[string][]byte {
 }
 
 func TestDecrypt(t *testing.T) {
-	context := orders().EncryptionContext
+	pairs := orders().EncryptionContext
 	const deniedScoped = "needs the verb decrypt on datakeyrequests/orders in namespace team-a, or on its MasterKey"
 	const deniedUnscoped = "needs the verb decrypt on the MasterKey of the blob, if there is one"
 	const notFound = "ciphertext_blob: the key or key version that made it is not known here"
@@ -74,22 +75,22 @@ func TestDecrypt(t *testing.T) {
 		event   string // of the denial: the request's name, or "-" for one without
 	}{
 		// Who may.
-		"permission on the request opens its data key":            {token: app, blob: "scoped", context: context},
-		"permission on the master key opens its data keys":        {token: keyUser, blob: "scoped", context: context},
+		"permission on the request opens its data key":            {token: app, blob: "scoped", context: pairs},
+		"permission on the master key opens its data keys":        {token: keyUser, blob: "scoped", context: pairs},
 		"permission on the master key opens unscoped blobs":       {token: keyUser, blob: "unscoped"},
-		"permission on all master keys opens their data keys":     {token: allKeys, blob: "scoped", context: context},
+		"permission on all master keys opens their data keys":     {token: allKeys, blob: "scoped", context: pairs},
 		"a permission in the key's namespace counts for unscoped": {token: stranger, blob: "unscoped"},
 
 		// Who may not.
-		"without permission":                                          {token: nobody, blob: "scoped", context: context, want: kms.CodeDenied, says: deniedScoped, event: "orders"},
+		"without permission":                                          {token: nobody, blob: "scoped", context: pairs, want: kms.CodeDenied, says: deniedScoped, event: "orders"},
 		"permission on another request":                               {token: app, blob: "payments", want: kms.CodeDenied, says: "datakeyrequests/payments", event: "payments"},
 		"permission on a request, an unscoped blob":                   {token: app, blob: "unscoped", want: kms.CodeDenied, says: deniedUnscoped, event: "-"},
-		"another namespace with every permission":                     {token: stranger, blob: "scoped", context: context, want: kms.CodeDenied, says: "belongs to namespace team-a: a pod of namespace team-b cannot open it", event: "-"},
+		"another namespace with every permission":                     {token: stranger, blob: "scoped", context: pairs, want: kms.CodeDenied, says: "belongs to namespace team-a: a pod of namespace team-b cannot open it", event: "-"},
 		"a scope elsewhere, with the key's permission":                {token: keyUser, blob: "scoped to team-b", want: kms.CodeDenied, says: "belongs to namespace team-b", event: "-"},
 		"permission on the request, another namespace's key":          {token: app, blob: "scoped, of team-b's key", want: kms.CodeNotFound, says: notFound},
 		"permission on the key's namespace only, the request's scope": {token: keyUser, blob: "scoped, of team-b's key", want: kms.CodeDenied, says: deniedScoped, event: "orders"},
 		"a permission that was taken back": {
-			token: app, blob: "scoped", context: context,
+			token: app, blob: "scoped", context: pairs,
 			change: func(w *world) { w.rbac.Revoke("system:serviceaccount:team-a:app") },
 			want:   kms.CodeDenied, says: deniedScoped, event: "orders",
 		},
@@ -98,7 +99,7 @@ func TestDecrypt(t *testing.T) {
 		"no token":      {token: "", blob: "scoped", want: kms.CodeUnauthenticated},
 		"another token": {token: "stolen", blob: "scoped", want: kms.CodeUnauthenticated},
 		"a token of no pod": {
-			token: "no-pod", blob: "scoped", context: context,
+			token: "no-pod", blob: "scoped", context: pairs,
 			change: func(w *world) {
 				c := kmstest.Caller("team-a", app, "")
 				c.PodUID = ""
@@ -107,7 +108,7 @@ func TestDecrypt(t *testing.T) {
 			want: kms.CodeUnauthenticated, says: "the token is bound to no pod",
 		},
 		"a token of a pod without UID": {
-			token: "no-uid", blob: "scoped", context: context,
+			token: "no-uid", blob: "scoped", context: pairs,
 			change: func(w *world) {
 				c := kmstest.Caller("team-a", app, "app-pod")
 				c.PodUID = ""
@@ -137,46 +138,46 @@ func TestDecrypt(t *testing.T) {
 		"a blob too large":                     {token: app, blob: "too large", want: kms.CodeInvalidArgument, says: "ciphertext_blob: must be 1 to 6144 bytes"},
 
 		// The key that the caller expects.
-		"its key ID":                     {token: app, blob: "scoped", context: context, keyID: ordersKey.KeyID},
-		"its name":                       {token: app, blob: "scoped", context: context, keyID: "orders"},
-		"its ARN":                        {token: app, blob: "scoped", context: context, keyID: "arn of team-a"},
-		"another key ID":                 {token: app, blob: "scoped", context: context, keyID: otherKey.KeyID, want: kms.CodeInvalidArgument, says: "key_id: the blob is of another key"},
-		"another name":                   {token: app, blob: "scoped", context: context, keyID: "other", want: kms.CodeInvalidArgument, says: "key_id: the blob is of another key"},
+		"its key ID":                     {token: app, blob: "scoped", context: pairs, keyID: ordersKey.KeyID},
+		"its name":                       {token: app, blob: "scoped", context: pairs, keyID: "orders"},
+		"its ARN":                        {token: app, blob: "scoped", context: pairs, keyID: "arn of team-a"},
+		"another key ID":                 {token: app, blob: "scoped", context: pairs, keyID: otherKey.KeyID, want: kms.CodeInvalidArgument, says: "key_id: the blob is of another key"},
+		"another name":                   {token: app, blob: "scoped", context: pairs, keyID: "other", want: kms.CodeInvalidArgument, says: "key_id: the blob is of another key"},
 		"its name, in another namespace": {token: stranger, blob: "unscoped", keyID: "orders", want: kms.CodeInvalidArgument, says: "key_id: the blob is of another key"},
-		"an ARN of another namespace":    {token: app, blob: "scoped", context: context, keyID: "arn of team-b", want: kms.CodeInvalidArgument, says: "key_id: the blob is of another key"},
-		"an ARN of another installation": {token: app, blob: "scoped", context: context, keyID: "arn:datakeys:kms:0123456789ab:team-a:key/" + ordersKey.KeyID, want: kms.CodeNotFound, says: "another installation"},
-		"an ARN that is none":            {token: app, blob: "scoped", context: context, keyID: "arn:aws:kms:eu-west-1:111122223333:key/" + ordersKey.KeyID, want: kms.CodeInvalidArgument, says: "key_id: an ARN must have the form"},
-		"a name that no object has":      {token: app, blob: "scoped", context: context, keyID: "Orders!", want: kms.CodeInvalidArgument, says: "key_id: must be a key ID"},
-		"a name that is too long":        {token: app, blob: "scoped", context: context, keyID: strings.Repeat("a", 2049), want: kms.CodeInvalidArgument, says: "key_id: must be at most 2048 bytes"},
+		"an ARN of another namespace":    {token: app, blob: "scoped", context: pairs, keyID: "arn of team-b", want: kms.CodeInvalidArgument, says: "key_id: the blob is of another key"},
+		"an ARN of another installation": {token: app, blob: "scoped", context: pairs, keyID: "arn:datakeys:kms:0123456789ab:team-a:key/" + ordersKey.KeyID, want: kms.CodeNotFound, says: "another installation"},
+		"an ARN that is none":            {token: app, blob: "scoped", context: pairs, keyID: "arn:aws:kms:eu-west-1:111122223333:key/" + ordersKey.KeyID, want: kms.CodeInvalidArgument, says: "key_id: an ARN must have the form"},
+		"a name that no object has":      {token: app, blob: "scoped", context: pairs, keyID: "Orders!", want: kms.CodeInvalidArgument, says: "key_id: must be a key ID"},
+		"a name that is too long":        {token: app, blob: "scoped", context: pairs, keyID: strings.Repeat("a", 2049), want: kms.CodeInvalidArgument, says: "key_id: must be at most 2048 bytes"},
 
 		// The state of the world.
 		"the MasterKey is deleted": {
-			token: app, blob: "scoped", context: context,
+			token: app, blob: "scoped", context: pairs,
 			change: func(w *world) { w.objects.Delete("team-a", "orders") },
 			want:   kms.CodeNotFound, says: "MasterKey team-a/orders does not exist any more: apply it again with its annotation datakeys.io/key-id",
 		},
 		"the MasterKey was made anew": {
-			token: app, blob: "scoped", context: context,
+			token: app, blob: "scoped", context: pairs,
 			change: func(w *world) { w.objects.Put(kms.MasterKey{KeyID: goneID, Namespace: "team-a", Name: "orders"}) },
 			want:   kms.CodeNotFound, says: "MasterKey team-a/orders is another key now",
 		},
 		"the MasterKeys cannot be read": {
-			token: app, blob: "scoped", context: context,
+			token: app, blob: "scoped", context: pairs,
 			change: func(w *world) { w.objects.Err = errors.New("no connection") },
 			want:   kms.CodeUnavailable,
 		},
 		"tokens cannot be reviewed": {
-			token: app, blob: "scoped", context: context,
+			token: app, blob: "scoped", context: pairs,
 			change: func(w *world) { w.tokens.Err = errors.New("no connection") },
 			want:   kms.CodeUnavailable, says: "the token could not be reviewed",
 		},
 		"permissions cannot be reviewed": {
-			token: app, blob: "scoped", context: context,
+			token: app, blob: "scoped", context: pairs,
 			change: func(w *world) { w.rbac.Err = errors.New("no connection") },
 			want:   kms.CodeUnavailable, says: "the permission could not be reviewed",
 		},
 		"the audit log is full": {
-			token: app, blob: "scoped", context: context,
+			token: app, blob: "scoped", context: pairs,
 			change: func(w *world) { w.audit.Err = errors.New("disk full") },
 			want:   kms.CodeUnavailable, says: "the audit record could not be written",
 		},
@@ -314,6 +315,25 @@ func TestADenialDoesNotTellWhetherThereIsAKey(t *testing.T) {
 	same("a key whose material is broken", decrypt(nobody, "of no key"), decrypt(nobody, "of team-b's key"))
 }
 
+func TestWhoHangsUpDoesNotGetAroundTheRecord(t *testing.T) {
+	w := settled(t)
+	blob := w.sealed(t, orders())
+	before := len(w.audit.Records())
+	gone, hangUp := context.WithCancel(t.Context())
+	hangUp()
+	req := kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext}
+	if _, err := w.Decrypt(gone, nobody, req); kms.CodeOf(err) != kms.CodeDenied {
+		t.Errorf("got %v, want Denied", err)
+	}
+	if got := len(w.audit.Records()) - before; got != 1 {
+		t.Errorf("got %d records of the denial, want 1", got)
+	}
+	// What cannot be recorded in time is not released.
+	if _, err := w.Decrypt(gone, app, req); kms.CodeOf(err) != kms.CodeUnavailable {
+		t.Errorf("got %v, want Unavailable", err)
+	}
+}
+
 func TestGenerateDataKey(t *testing.T) {
 	const denied = "needs the verb generatedatakey on the MasterKey that key_id"
 	for name, c := range map[string]struct {
@@ -428,13 +448,13 @@ func TestGenerateDataKey(t *testing.T) {
 func TestABatchAnswersEachRequestByItself(t *testing.T) {
 	w := settled(t)
 	b := blobs(t, w)
-	context := orders().EncryptionContext
+	pairs := orders().EncryptionContext
 	item := func(blob string, context map[string]string) kms.DecryptRequest {
 		return kms.DecryptRequest{CiphertextBlob: b[blob], EncryptionContext: context}
 	}
 	reqs := []kms.DecryptRequest{
-		item("scoped", context), item("payments", nil), item("nothing", nil), item("scoped", nil),
-		item("unscoped", nil), item("scoped, of no key", nil), item("scoped", context),
+		item("scoped", pairs), item("payments", nil), item("nothing", nil), item("scoped", nil),
+		item("unscoped", nil), item("scoped, of no key", nil), item("scoped", pairs),
 	}
 	want := []kms.Code{
 		0, kms.CodeDenied, kms.CodeInvalidArgument, kms.CodeInvalidArgument,

@@ -105,6 +105,32 @@ func TestOpenConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
 	}
 }
 
+func TestWhatAnOlderSealingKeySealedStillOpens(t *testing.T) {
+	store := &sealtest.Store{}
+	old := open(t, store)
+	v2, err := old.WrapNewVersion(t.Context(), 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store.Edit(seal.SealingKeysSecret, func(s *seal.Secret) { s.Data["v2"] = v2 })
+	now := open(t, store)
+
+	of := seal.MasterKeyVersion{KeyID: envelope.NewKeyID(), Namespace: "team-a", Name: "orders", Version: 1}
+	for version, ring := range map[uint32]*seal.Keyring{1: old, 2: now} {
+		sealed, err := ring.Seal(of, envelope.NewMaterialID(), envelope.NewMaterial())
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := envelope.Parse(sealed)
+		if err != nil || b.Header.KeyVersion != version {
+			t.Fatalf("sealed under version %d (%v), want %d", b.Header.KeyVersion, err, version)
+		}
+		if _, _, _, err := now.Unseal(of.KeyID, 1, sealed); err != nil {
+			t.Errorf("sealed under version %d: %v", version, err)
+		}
+	}
+}
+
 func TestTwoManagersThatStartAtOnceAgree(t *testing.T) {
 	for name, meet := range map[string]string{
 		"both are about to make the root key":     rootSecret,
@@ -223,6 +249,19 @@ func TestALostOrAlteredSecretIsNamedAndNothingIsMadeInItsPlace(t *testing.T) {
 				s.Edit(seal.SealingKeysSecret, func(s *seal.Secret) { delete(s.Data, "v1") })
 			},
 			secret: seal.SealingKeysSecret, says: "lacks an entry",
+		},
+		"the sealing key's first version is lost and there is a second": {
+			damage: func(s *sealtest.Store) {
+				v2, err := open(t, s).WrapNewVersion(t.Context(), 2)
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.Edit(seal.SealingKeysSecret, func(s *seal.Secret) {
+					delete(s.Data, "v1")
+					s.Data["v2"] = v2
+				})
+			},
+			secret: seal.SealingKeysSecret, says: "lacks an entry: it has 1 versions and the newest is 2",
 		},
 		"the install ID is another one": {
 			damage: replace(seal.SealingKeysSecret, "installID", "0123456789ab"),

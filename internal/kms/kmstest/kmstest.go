@@ -164,7 +164,10 @@ type Auditor struct {
 }
 
 // Record implements kms.Auditor.
-func (a *Auditor) Record(_ context.Context, r kms.AuditRecord) error {
+func (a *Auditor) Record(ctx context.Context, r kms.AuditRecord) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.Err != nil {

@@ -69,6 +69,9 @@ func (s *Store) Get(ctx context.Context, name string) (seal.Secret, error) {
 	if s.call(Call{Get, name}) != None {
 		return seal.Secret{}, ErrInjected
 	}
+	if err := ctx.Err(); err != nil { // the hook may have taken long
+		return seal.Secret{}, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	got, ok := s.secrets[name]
