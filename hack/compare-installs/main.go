@@ -9,6 +9,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -26,29 +27,29 @@ func main() {
 	helm := flag.String("helm", "", "helm to use; the default is the pinned one")
 	kubectl := flag.String("kubectl", "", "kubectl to use; the default is the pinned one")
 	flag.Parse()
-	if err := run(*helm, *kubectl); err != nil {
+	if err := run(context.Background(), *helm, *kubectl); err != nil {
 		fmt.Fprintln(os.Stderr, "compare-installs:", err)
 		os.Exit(1)
 	}
 }
 
-func run(helm, kubectl string) error {
+func run(ctx context.Context, helm, kubectl string) error {
 	var err error
-	if helm, err = tool("helm", helm); err != nil {
+	if helm, err = tool(ctx, "helm", helm); err != nil {
 		return err
 	}
-	if kubectl, err = tool("kubectl", kubectl); err != nil {
+	if kubectl, err = tool(ctx, "kubectl", kubectl); err != nil {
 		return err
 	}
 
 	chart := func(arguments ...string) ([]byte, error) {
-		return output(helm, append([]string{"template", "datakeys", "charts/datakeys", "--namespace=datakeys-system"}, arguments...)...)
+		return output(ctx, helm, append([]string{"template", "datakeys", "charts/datakeys", "--namespace=datakeys-system"}, arguments...)...)
 	}
 	fromChart, err := chart()
 	if err != nil {
 		return err
 	}
-	fromKustomize, err := output(kubectl, "kustomize", "config/default")
+	fromKustomize, err := output(ctx, kubectl, "kustomize", "config/default")
 	if err != nil {
 		return err
 	}
@@ -60,7 +61,7 @@ func run(helm, kubectl string) error {
 		return fmt.Errorf("charts/datakeys (-) and config/default (+) make different objects; change the one that is behind:\n%s", difference)
 	}
 
-	if _, err := output(helm, "lint", "--strict", "--quiet", "charts/datakeys"); err != nil {
+	if _, err := output(ctx, helm, "lint", "--strict", "--quiet", "charts/datakeys"); err != nil {
 		return err
 	}
 	var problems []error
@@ -120,11 +121,11 @@ func union[V any](a, b map[string]V) map[string]V {
 }
 
 // tool returns the path of a pinned command, unless the user names another.
-func tool(name, named string) (string, error) {
+func tool(ctx context.Context, name, named string) (string, error) {
 	if named != "" {
 		return named, nil
 	}
-	path, err := output("go", "run", "./hack/cluster", "bin", name)
+	path, err := output(ctx, "go", "run", "./hack/cluster", "bin", name)
 	if err != nil {
 		return "", err
 	}
@@ -132,9 +133,9 @@ func tool(name, named string) (string, error) {
 }
 
 // output runs a command and returns what it printed. What it said on the standard error is in the error.
-func output(command string, arguments ...string) ([]byte, error) {
+func output(ctx context.Context, command string, arguments ...string) ([]byte, error) {
 	var stdout, stderr bytes.Buffer
-	c := exec.Command(command, arguments...)
+	c := exec.CommandContext(ctx, command, arguments...)
 	c.Stdout, c.Stderr = &stdout, &stderr
 	if err := c.Run(); err != nil {
 		return nil, fmt.Errorf("%s %s: %w\n%s%s", command, strings.Join(arguments, " "), err, stdout.Bytes(), stderr.Bytes())

@@ -112,13 +112,13 @@ namespace (docs/threat-model.md says what that means). No key and no certificate
 
 // farewell says what is left and how to go on.
 func (d *demo) farewell() {
-	fmt.Fprintf(d.out, "\nDone in %.0f s.\n\n", time.Since(d.started).Seconds())
+	d.print("\nDone in %.0f s.\n\n", time.Since(d.started).Seconds())
 	kubeconfig, err := filepath.Abs(d.kubeconfig)
 	if err != nil {
 		kubeconfig = d.kubeconfig
 	}
 	kubectl := d.kubectlPath + " --kubeconfig " + kubeconfig
-	fmt.Fprintf(d.out, `What stays: the cluster, with namespace %s: MasterKey orders, DataKeyRequest orders and its Secret, pod reader (and pod
+	d.print(`What stays: the cluster, with namespace %s: MasterKey orders, DataKeyRequest orders and its Secret, pod reader (and pod
 stranger, which gets no key). To look further:
 
   alias kubectl='%s'
@@ -130,8 +130,8 @@ stranger, which gets no key). To look further:
 
 `, namespace, kubectl)
 	if d.local {
-		fmt.Fprintln(d.out, "Take it all down with: make demo-down")
+		d.print("Take it all down with: make demo-down\n")
 	} else {
-		fmt.Fprintln(d.out, "Take it down with: kubectl delete namespace demo; helm uninstall datakeys -n datakeys-system")
+		d.print("Take it down with: kubectl delete namespace demo; helm uninstall datakeys -n datakeys-system\n")
 	}
 }

@@ -13,7 +13,12 @@ const indent = "    "
 // step announces a step.
 func (d *demo) step(format string, arguments ...any) {
 	d.steps++
-	fmt.Fprintf(d.out, "\n[%3.0f s] %d. %s\n", time.Since(d.started).Seconds(), d.steps, fmt.Sprintf(format, arguments...))
+	d.print("\n[%3.0f s] %d. %s\n", time.Since(d.started).Seconds(), d.steps, fmt.Sprintf(format, arguments...))
+}
+
+// print prints as it is. An output that cannot be written is no reason to stop.
+func (d *demo) print(format string, arguments ...any) {
+	_, _ = fmt.Fprintf(d.out, format, arguments...)
 }
 
 // say prints one or more lines that belong to a step.

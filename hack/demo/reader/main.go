@@ -8,7 +8,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -108,25 +107,25 @@ func (r *reader) serve(ctx context.Context, name string) error {
 
 // sha256 returns the SHA-256 of a data key's raw bytes in hexadecimal.
 func (r *reader) sha256(ctx context.Context, name string) (string, error) {
-	response, body, err := r.ask(ctx, http.MethodGet, "/v1/data-keys/"+name, "application/octet-stream")
+	got, err := r.ask(ctx, http.MethodGet, "/v1/data-keys/"+name, "application/octet-stream")
 	if err != nil {
 		return "", err
 	}
-	if response.StatusCode != http.StatusOK {
+	if got.code != http.StatusOK {
 		// Problem details (RFC 9457): they hold no key.
 		var problem struct {
 			Reason string `json:"reason"`
 			Detail string `json:"detail"`
 		}
-		if err := json.Unmarshal(body, &problem); err != nil {
-			return "", fmt.Errorf("HTTP %s without problem details", response.Status)
+		if err := json.Unmarshal(got.body, &problem); err != nil {
+			return "", fmt.Errorf("HTTP %s without problem details", got.status)
 		}
-		return "", fmt.Errorf("HTTP %s: %s: %s", response.Status, problem.Reason, problem.Detail)
+		return "", fmt.Errorf("HTTP %s: %s: %s", got.status, problem.Reason, problem.Detail)
 	}
-	if got := response.Header.Get("Content-Type"); got != "application/octet-stream" {
-		return "", fmt.Errorf("the answer is %q and not the raw bytes that were asked for", got)
+	if got.contentType != "application/octet-stream" {
+		return "", fmt.Errorf("the answer is %q and not the raw bytes that were asked for", got.contentType)
 	}
-	return fmt.Sprintf("%x", sha256.Sum256(body)), nil
+	return fmt.Sprintf("%x", sha256.Sum256(got.body)), nil
 }
 
 // get prints any answer as it came.
@@ -138,33 +137,41 @@ func (r *reader) get(ctx context.Context, arguments []string) error {
 	if err := flags.Parse(arguments); err != nil || flags.NArg() != 1 {
 		return errors.New(usage)
 	}
-	response, body, err := r.ask(ctx, *method, flags.Arg(0), *accept)
+	got, err := r.ask(ctx, *method, flags.Arg(0), *accept)
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(r.out, "HTTP %d %s\n%s", response.StatusCode, response.Header.Get("Content-Type"), body)
+	_, err = fmt.Fprintf(r.out, "HTTP %d %s\n%s", got.code, got.contentType, got.body)
 	return err
 }
 
+// answer is what came back to a request.
+type answer struct {
+	code        int
+	status      string
+	contentType string
+	body        []byte
+}
+
 // ask makes one request.
-func (r *reader) ask(ctx context.Context, method, path, accept string) (*http.Response, []byte, error) {
+func (r *reader) ask(ctx context.Context, method, path, accept string) (*answer, error) {
 	request, err := http.NewRequestWithContext(ctx, method, "http://localhost"+path, nil)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if accept != "" {
 		request.Header.Set("Accept", accept)
 	}
 	response, err := r.client.Do(request)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer func() { _ = response.Body.Close() }()
-	var body bytes.Buffer
-	if _, err := body.ReadFrom(io.LimitReader(response.Body, maxAnswer)); err != nil {
-		return nil, nil, err
+	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	if err != nil {
+		return nil, err
 	}
-	return response, body.Bytes(), nil
+	return &answer{response.StatusCode, response.Status, response.Header.Get("Content-Type"), body}, nil
 }
 
 // unixClient dials the socket, whatever the host in the URL. Each request has its own connection, so that a sidecar that

@@ -14,30 +14,30 @@ import (
 )
 
 const (
-	secret    = "secretsecret"
-	secretSum = "5f7365c0a79c6a0582c33798fadb2458dc42a2d61cc4124c4e30c68deaa39357" // sha256sum
+	plaintext    = "secretsecret"
+	plaintextSum = "5f7365c0a79c6a0582c33798fadb2458dc42a2d61cc4124c4e30c68deaa39357" // sha256sum
 )
 
-// answer is what the fake sidecar answers.
-type answer struct {
+// fake is what the fake sidecar answers.
+type fake struct {
 	status      int
 	contentType string
 	body        string
 }
 
 // serve answers on a unix socket, each request with the next answer and then always with the last.
-func serve(t *testing.T, answers ...answer) *http.Client {
+func serve(t *testing.T, answers ...fake) *http.Client {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
-	listener, err := net.Listen("unix", socket)
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	next := make(chan answer, len(answers))
+	next := make(chan fake, len(answers))
 	for _, a := range answers[:len(answers)-1] {
 		next <- a
 	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a := answers[len(answers)-1]
 		select {
 		case a = <-next:
@@ -58,8 +58,8 @@ func serve(t *testing.T, answers ...answer) *http.Client {
 }
 
 var (
-	issued = answer{status: http.StatusOK, contentType: "application/octet-stream", body: secret}
-	denied = answer{
+	issued = fake{status: http.StatusOK, contentType: "application/octet-stream", body: plaintext}
+	denied = fake{
 		status: http.StatusForbidden, contentType: "application/problem+json",
 		body: `{"status":403,"reason":"AccessDenied","detail":"no"}`,
 	}
@@ -68,14 +68,14 @@ var (
 func TestRun(t *testing.T) {
 	tests := map[string]struct {
 		arguments []string
-		answer    answer
+		answer    fake
 		want      string
 		wantError string
 	}{
 		"sha256 prints the hash of the raw bytes": {
 			arguments: []string{"sha256", "orders"},
 			answer:    issued,
-			want:      secretSum + "\n",
+			want:      plaintextSum + "\n",
 		},
 		"sha256 tells a refusal as it came": {
 			arguments: []string{"sha256", "orders"},
@@ -84,17 +84,17 @@ func TestRun(t *testing.T) {
 		},
 		"sha256 does not hash an answer of another kind": {
 			arguments: []string{"sha256", "orders"},
-			answer:    answer{status: http.StatusOK, contentType: "application/json", body: secret},
+			answer:    fake{status: http.StatusOK, contentType: "application/json", body: plaintext},
 			wantError: `the answer is "application/json" and not the raw bytes that were asked for`,
 		},
 		"sha256 does not quote an error that is no problem details": {
 			arguments: []string{"sha256", "orders"},
-			answer:    answer{status: http.StatusBadGateway, body: secret},
+			answer:    fake{status: http.StatusBadGateway, body: plaintext},
 			wantError: "HTTP 502 Bad Gateway without problem details",
 		},
 		"get prints any answer": {
 			arguments: []string{"get", "-accept", "text/plain", "-method", "POST", "/readyz"},
-			answer:    answer{status: http.StatusMethodNotAllowed, contentType: "application/problem+json", body: "REQUEST"},
+			answer:    fake{status: http.StatusMethodNotAllowed, contentType: "application/problem+json", body: "REQUEST"},
 			want:      "HTTP 405 application/problem+json\nPOST /readyz text/plain",
 		},
 		"get without a path":      {arguments: []string{"get"}, answer: issued, wantError: usage},
@@ -118,7 +118,7 @@ func TestRun(t *testing.T) {
 			if diff := cmp.Diff(test.want, out.String()); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
-			if strings.Contains(out.String()+got, secret) {
+			if strings.Contains(out.String()+got, plaintext) {
 				t.Error("the key is in the output")
 			}
 		})
@@ -131,7 +131,7 @@ func TestServeSaysEachChangeOnce(t *testing.T) {
 	r := &reader{client: serve(t, denied, denied, issued), interval: time.Millisecond, out: channel(lines)}
 	done := make(chan error, 1)
 	go func() { done <- r.run(ctx, []string{"serve", "orders"}) }()
-	for _, want := range []string{"HTTP 403 Forbidden: AccessDenied: no\n", secretSum + "\n"} {
+	for _, want := range []string{"HTTP 403 Forbidden: AccessDenied: no\n", plaintextSum + "\n"} {
 		if got := <-lines; got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
