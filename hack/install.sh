@@ -26,7 +26,7 @@ chart() {
 	# The images always have the tag dev: their fingerprint in an annotation lets Kubernetes see that their content changed.
 	images=$(sha256sum "${archives[@]}" | sha256sum | head -c 16)
 	"$helm" upgrade --install datakeys charts/datakeys --kubeconfig="$kubeconfig" --namespace=datakeys-system --create-namespace \
-		--set-string=podAnnotations.images="$images" --wait --timeout=3m "$@"
+		--set-string=podAnnotations.checksum/images="$images" --wait --timeout=3m "$@"
 }
 
 case ${1:-all} in

@@ -10,6 +10,9 @@ import (
 	"time"
 )
 
+// silence is how long a command may print nothing before it is said that it goes on.
+const silence = 15 * time.Second
+
 // command is a child process of the demo. It is told to end, and not killed, when the demo is interrupted.
 func command(ctx context.Context, name string, arguments ...string) *exec.Cmd {
 	c := exec.CommandContext(ctx, name, arguments...)
@@ -30,16 +33,35 @@ func output(ctx context.Context, input, name string, arguments ...string) (strin
 	return stdout.String(), nil
 }
 
-// stream runs a command and shows what it prints as it comes, indented.
+// stream runs a command and shows what it prints as it comes, indented. While it prints nothing, for example because a
+// compiler works, it is said now and then that it goes on.
 func (d *demo) stream(ctx context.Context, name string, arguments ...string) error {
 	d.show(name, arguments...)
 	c := command(ctx, name, arguments...)
 	out := &indented{out: d.out}
 	c.Stdout, c.Stderr = out, out
-	if err := c.Run(); err != nil {
-		return fmt.Errorf("%s %s: %w", name, strings.Join(arguments, " "), err)
+	if err := c.Start(); err != nil {
+		return err
 	}
-	return nil
+	finished := make(chan error, 1)
+	go func() { finished <- c.Wait() }()
+	started := time.Now()
+	heartbeat := time.NewTicker(silence)
+	defer heartbeat.Stop()
+	for seen := 0; ; {
+		select {
+		case err := <-finished:
+			if err != nil {
+				return fmt.Errorf("%s %s: %w", name, strings.Join(arguments, " "), err)
+			}
+			return nil
+		case <-heartbeat.C:
+			if seen == out.writes() {
+				_, _ = fmt.Fprintf(out, "… %.0f s\n", time.Since(started).Seconds())
+			}
+			seen = out.writes()
+		}
+	}
 }
 
 // kubectl runs kubectl against the demo's cluster and returns what it printed.

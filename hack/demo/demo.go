@@ -44,7 +44,7 @@ func (d *demo) kubectlCommand() string {
 
 // prepare builds the images and has them on a running cluster.
 func (d *demo) prepare(ctx context.Context) error {
-	d.step("Build the manager, the sidecar and the demo's application")
+	d.step("Build the manager, the sidecar and the demo's application (the first time: some minutes)")
 	if err := d.stream(ctx, "make", "--no-print-directory", "images"); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -33,11 +34,24 @@ func (d *demo) show(name string, arguments ...string) {
 
 // indented puts an indentation before every line, also where a line comes in pieces.
 type indented struct {
-	out    io.Writer
+	out io.Writer
+
+	mu     sync.Mutex
 	inLine bool
+	count  int
+}
+
+// writes is how often something was written.
+func (w *indented) writes() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.count
 }
 
 func (w *indented) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.count++
 	for line := range bytes.Lines(p) {
 		if !w.inLine {
 			if _, err := io.WriteString(w.out, indent); err != nil {
