@@ -25,6 +25,12 @@ make --no-print-directory lint
 step linters report what they should
 hack/lint-selftest.sh
 
+step tests that sleep
+if sleeping=$(git grep -l 'time\.Sleep(' -- '*_test.go' | xargs -r grep -L '"testing/synctest"') && [[ -n $sleeping ]]; then
+	printf 'wait on a watch or a channel, or sleep on the clock of testing/synctest:\n%s\n' "$sleeping" >&2
+	exit 1
+fi
+
 step reach of the rooms
 # The linter sees what a room imports itself; this, what it reaches through others.
 unreachable() { # unreachable ROOM WHY PATTERN
