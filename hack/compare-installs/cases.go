@@ -26,6 +26,16 @@ var chartCases = map[string]chartCase{
 		contains:  []string{"namespace: elsewhere", "- elsewhere"},
 		lacks:     []string{"datakeys-system"},
 	},
+	"the manager meets the restricted Pod Security Standard": {
+		contains: []string{
+			"runAsNonRoot: true", "runAsUser: 65532", "type: RuntimeDefault", "allowPrivilegeEscalation: false", "readOnlyRootFilesystem: true",
+			"drop:\n                - ALL",
+		},
+		lacks: []string{"privileged:", "hostNetwork", "hostPath", "add:"},
+	},
+	"no role has a right by wildcard": {
+		lacks: []string{"verbs: [\"*\"]", "resources: [\"*\"]", "apiGroups: [\"*\"]", "- '*'", "- \"*\""},
+	},
 	"the network policy can be left out": {
 		arguments: []string{"--set=networkPolicy.enabled=false"},
 		lacks:     []string{"kind: NetworkPolicy"},

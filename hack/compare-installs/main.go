@@ -68,7 +68,7 @@ func run(ctx context.Context, helm, kubectl string) error {
 	for sentence, c := range chartCases {
 		rendered, err := chart(c.arguments...)
 		if err := c.check(rendered, err); err != nil {
-			problems = append(problems, fmt.Errorf("helm template %s: %s: %w", strings.Join(c.arguments, " "), sentence, err))
+			problems = append(problems, fmt.Errorf("the chart with values %q: %s: %w", c.arguments, sentence, err))
 		}
 	}
 	if err := errors.Join(problems...); err != nil {

@@ -51,7 +51,7 @@ func (d *demo) prepare(ctx context.Context) error {
 	if d.local {
 		d.step("Start a Kubernetes on this machine (the first time it is built: about ten minutes)")
 		if err := d.stream(ctx, "hack/install.sh", "up"); err != nil {
-			return fmt.Errorf("%w\nWith a Kubernetes of your own: go run ./hack/demo -kubeconfig FILE, or KUBECONFIG=FILE make demo where you are not root", err)
+			return fmt.Errorf("%w\nWith a Kubernetes of your own: go run ./hack/demo -kubeconfig FILE", err)
 		}
 		d.kubeconfig = filepath.Join(cmp.Or(os.Getenv("DATAKEYS_CLUSTER"), ".cluster"), "kubeconfig")
 	} else {

@@ -6,7 +6,7 @@
 // config/samples. All of it stays up to be looked at. Run again, it goes through the same steps on what is there.
 //
 // The local Kubernetes needs root on Linux. With -kubeconfig, or with KUBECONFIG set and without root, the demo uses that
-// cluster instead; the three images have to be on its nodes then (see the message that the demo ends with if they are not).
+// cluster instead; the three images have to be on its nodes then.
 package main
 
 import (
@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"time"
 )
@@ -39,6 +40,10 @@ func main() {
 func run(ctx context.Context, kubeconfig string) error {
 	if _, err := os.Stat("charts/datakeys/Chart.yaml"); err != nil {
 		return errors.New("run the demo from the root of the repository: make demo")
+	}
+	if kubeconfig == "" && (runtime.GOOS != "linux" || os.Geteuid() != 0) {
+		return errors.New("the local Kubernetes needs root on Linux. With a Kubernetes of your own, kind for example: make images, " +
+			"bring the three images of dist/ to its nodes (kind load image-archive …), and KUBECONFIG=FILE make demo")
 	}
 	d := &demo{out: os.Stdout, started: time.Now(), kubeconfig: kubeconfig, local: kubeconfig == ""}
 	for _, step := range []func(context.Context) error{
