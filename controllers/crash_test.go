@@ -97,25 +97,32 @@ func (c *cluster) checkOne(t *testing.T, h *history) {
 	}
 }
 
+// A story is what users do.
+type story func(t *testing.T, c *cluster)
+
 // Whatever becomes of any single write of the creation of a MasterKey and a DataKeyRequest, the end is one material and one
 // data key. The story is run once for every write and every fault, until one ends without having made that many writes.
 func TestEveryWriteMayFail(t *testing.T) {
-	stories := map[string]func(c *cluster, t *testing.T){
-		"a key and a request": func(c *cluster, t *testing.T) {
+	stories := map[string]story{
+		"a key and a request": func(t *testing.T, c *cluster) {
+			t.Helper()
 			c.create(t, c.masterKey("key"), c.request("orders", "key"))
 		},
-		"a key and a request to be deleted with its Secret": func(c *cluster, t *testing.T) {
+		"a key and a request to be deleted with its Secret": func(t *testing.T, c *cluster) {
+			t.Helper()
 			c.create(t, c.masterKey("key"), c.request("orders", "key", withPolicy("Delete")))
 		},
-		"a request before its key": func(c *cluster, t *testing.T) {
+		"a request before its key": func(t *testing.T, c *cluster) {
+			t.Helper()
 			c.create(t, c.request("orders", "key"))
 			c.waitForRequest(t, "orders", "MasterKeyNotFound")
 			c.create(t, c.masterKey("key"))
 		},
 	}
-	for story, begin := range stories {
-		for name, fault := range controllerstest.AllFaults {
-			t.Run(story+"; "+name, func(t *testing.T) {
+	t.Parallel()
+	for name, begin := range stories {
+		for what, fault := range controllerstest.AllFaults {
+			t.Run(name+"; "+what, func(t *testing.T) {
 				t.Parallel()
 				for at, reached := 1, true; reached; at++ {
 					t.Run(fmt.Sprintf("at write %d", at), func(t *testing.T) {
@@ -131,7 +138,8 @@ func TestEveryWriteMayFail(t *testing.T) {
 }
 
 // crash runs a story whose write with the number at meets a fault, and says whether it came to that write.
-func crash(t *testing.T, at int, fault controllerstest.Fault, begin func(*cluster, *testing.T)) bool {
+func crash(t *testing.T, at int, fault controllerstest.Fault, begin story) bool {
+	t.Helper()
 	c := newCluster(t)
 	history := c.record(t)
 	faults := controllerstest.NewFaults(at, fault)
@@ -149,7 +157,7 @@ func crash(t *testing.T, at int, fault controllerstest.Fault, begin func(*cluste
 	}()
 	t.Cleanup(func() { <-settled })
 
-	begin(c, t)
+	begin(t, c)
 	c.checkOne(t, history)
 	return faults.Reached()
 }

@@ -50,33 +50,33 @@ type dataKeyRequestReconciler struct {
 
 // Reconcile brings one DataKeyRequest to its Secret.
 func (r *dataKeyRequestReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
-	result, patch, told, err := r.reconcile(ctx, req)
-	return result, finish(ctx, r.client, r.recorder, patch, told, err)
+	patch, told, err := r.reconcile(ctx, req)
+	return ctrl.Result{}, finish(ctx, r.client, r.recorder, patch, told, err)
 }
 
-func (r *dataKeyRequestReconciler) reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, runtime.ApplyConfiguration, []notice, error) {
+func (r *dataKeyRequestReconciler) reconcile(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []notice, error) {
 	request := &v1alpha1.DataKeyRequest{}
 	if err := r.client.Get(ctx, req.NamespacedName, request); err != nil {
-		return ctrl.Result{}, nil, nil, client.IgnoreNotFound(err) // gone: done
+		return nil, nil, client.IgnoreNotFound(err) // gone: done
 	}
 	if len(request.Status.Generations) == 0 {
 		// What follows may make a data key. The cache may be older than a status that has one already.
 		if err := r.reader.Get(ctx, req.NamespacedName, request); err != nil {
-			return ctrl.Result{}, nil, nil, client.IgnoreNotFound(err) // gone: done
+			return nil, nil, client.IgnoreNotFound(err) // gone: done
 		}
 	}
 	if !request.DeletionTimestamp.IsZero() {
 		told, err := r.reconcileDeletion(ctx, request)
-		return ctrl.Result{}, nil, told, err // being deleted: done, or requeue with back-off
+		return nil, told, err // being deleted: done, or requeue with back-off
 	}
 	if err := r.reconcileFinalizer(ctx, request); err != nil {
-		return ctrl.Result{}, nil, nil, err // requeue with back-off
+		return nil, nil, err // requeue with back-off
 	}
 
 	dataKey, sealed, told, err := r.reconcileDataKey(ctx, request)
 	problem, err := explain(err)
 	if err != nil && problem == nil {
-		return ctrl.Result{}, nil, told, err // requeue with back-off
+		return nil, told, err // requeue with back-off
 	}
 
 	status, changed := r.status(request, dataKey, sealed, problem)
@@ -84,9 +84,9 @@ func (r *dataKeyRequestReconciler) reconcile(ctx context.Context, req ctrl.Reque
 		told = append(told, readyEvent(request, problem, readyDataKey(dataKey, sealed)))
 	}
 	if equality.Semantic.DeepEqual(status, request.Status) {
-		return ctrl.Result{}, nil, told, err // nothing changed: done
+		return nil, told, err // nothing changed: done
 	}
-	return ctrl.Result{}, applyDataKeyRequestStatus(request, status), told, err // apply patch, done or as explain says
+	return applyDataKeyRequestStatus(request, status), told, err // apply patch, done or as explain says
 }
 
 // reconcileDataKey finds or makes the data key of a request and brings the Secret to it.
@@ -101,13 +101,15 @@ func (r *dataKeyRequestReconciler) reconcileDataKey(ctx context.Context, request
 		return key, SealedDataKey{}, nil, err
 	}
 	for range 2 { // the second round meets a Secret that another manager made after the first one looked
-		secret, err := readSecret(ctx, r.reader, request)
+		secret, found, err := readSecret(ctx, r.reader, request)
 		if err != nil {
 			return key, SealedDataKey{}, nil, err
 		}
-		fromSecret, err := r.judgeSecret(ctx, key, secret)
-		if err != nil {
-			return key, SealedDataKey{}, nil, err
+		fromSecret := judgement{state: blobAbsent}
+		if found {
+			if fromSecret, err = r.judgeSecret(ctx, key, secret); err != nil {
+				return key, SealedDataKey{}, nil, err
+			}
 		}
 		sealed, told, err := r.act(ctx, request, key, fromStatus, fromSecret, secret)
 		if err == nil {
@@ -232,16 +234,12 @@ func (r *dataKeyRequestReconciler) judgeStatus(ctx context.Context, key DataKey,
 	return judged, err
 }
 
-// judgeSecret opens the blob in a Secret, nil for one that does not exist.
+// judgeSecret opens the blob in a Secret.
 func (r *dataKeyRequestReconciler) judgeSecret(ctx context.Context, key DataKey, secret *corev1.Secret) (judgement, error) {
-	switch {
-	case secret == nil:
-		return judgement{state: blobAbsent}, nil
-	case secret.Type != v1alpha1.SecretTypeDataKey:
+	if secret.Type != v1alpha1.SecretTypeDataKey {
 		return judgement{state: blobForeign}, nil
-	default:
-		return r.open(ctx, key, secret.Data[v1alpha1.SecretKeyCiphertextBlob])
 	}
+	return r.open(ctx, key, secret.Data[v1alpha1.SecretKeyCiphertextBlob])
 }
 
 func (r *dataKeyRequestReconciler) open(ctx context.Context, key DataKey, blob []byte) (judgement, error) {
@@ -262,7 +260,7 @@ func (r *dataKeyRequestReconciler) open(ctx context.Context, key DataKey, blob [
 // reconcileFinalizer sets the finalizer before there is a Secret to delete, and takes it away when the policy is Retain.
 func (r *dataKeyRequestReconciler) reconcileFinalizer(ctx context.Context, request *v1alpha1.DataKeyRequest) error {
 	before := request.DeepCopy()
-	changed := false
+	var changed bool
 	if request.Spec.DeletionPolicy == v1alpha1.DeletionPolicyDelete {
 		changed = controllerutil.AddFinalizer(request, secretFinalizer)
 	} else {
@@ -299,8 +297,8 @@ func (r *dataKeyRequestReconciler) reconcileDeletion(ctx context.Context, reques
 
 // deleteSecret deletes the Secret if it holds this request's data key, and leaves it alone otherwise.
 func (r *dataKeyRequestReconciler) deleteSecret(ctx context.Context, request *v1alpha1.DataKeyRequest) ([]notice, error) {
-	secret, err := readSecret(ctx, r.reader, request)
-	if err != nil || secret == nil {
+	secret, found, err := readSecret(ctx, r.reader, request)
+	if err != nil || !found {
 		return nil, err
 	}
 	owned, err := r.holdsDataKey(ctx, request, secret)
@@ -358,8 +356,8 @@ func (r *dataKeyRequestReconciler) status(request *v1alpha1.DataKeyRequest, key 
 	next := *request.Status.DeepCopy()
 	if problem == nil {
 		next.KeyID = key.MasterKey.KeyID
-		next.KeyVersion = ptr.To(sealed.KeyVersion)
-		next.Generation = ptr.To(key.Generation)
+		next.KeyVersion = new(sealed.KeyVersion)
+		next.Generation = new(key.Generation)
 		if len(next.Generations) == 0 || !bytes.Equal(next.Generations[0].CiphertextBlob, sealed.CiphertextBlob) {
 			next.Generations = []v1alpha1.DataKeyGeneration{{
 				CreatedAt:      metav1.NewTime(r.clock.Now()).Rfc3339Copy(),
@@ -369,7 +367,7 @@ func (r *dataKeyRequestReconciler) status(request *v1alpha1.DataKeyRequest, key 
 		next.Generations = next.Generations[:1] // there is one generation today
 		next.Generations[0].Generation, next.Generations[0].KeyVersion = key.Generation, sealed.KeyVersion
 	}
-	next.ObservedGeneration = ptr.To(request.Generation)
+	next.ObservedGeneration = new(request.Generation)
 	changed := setReady(&next.Conditions, r.clock, request.Generation, problem, readyDataKey(key, sealed))
 	return next, changed
 }
@@ -460,18 +458,18 @@ func dataKeyUnder(request *v1alpha1.DataKeyRequest, masterKey MasterKeyRef) Data
 	}
 }
 
-// readSecret reads the Secret of a request from the API server: bodies of Secrets are never cached. It is nil where there is
-// none.
-func readSecret(ctx context.Context, reader client.Reader, request *v1alpha1.DataKeyRequest) (*corev1.Secret, error) {
+// readSecret reads the Secret of a request from the API server, and says whether there is one: bodies of Secrets are never
+// cached.
+func readSecret(ctx context.Context, reader client.Reader, request *v1alpha1.DataKeyRequest) (*corev1.Secret, bool, error) {
 	secret := &corev1.Secret{}
 	err := reader.Get(ctx, client.ObjectKeyFromObject(request), secret)
 	switch {
 	case apierrors.IsNotFound(err):
-		return nil, nil
+		return nil, false, nil
 	case err != nil:
-		return nil, fmt.Errorf("read Secret %q: %w", request.Name, err)
+		return nil, false, fmt.Errorf("read Secret %q: %w", request.Name, err)
 	default:
-		return secret, nil
+		return secret, true, nil
 	}
 }
 

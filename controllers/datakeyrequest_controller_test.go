@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -15,7 +16,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
 	"k8s.io/client-go/tools/events"
-	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
@@ -63,7 +63,7 @@ func TestDataKeyRequest(t *testing.T) {
 		ofOtherKey    = blobOf(t, otherUID, 1)
 		ownMaterial   = material(keyUID, namespace, "orders-key")
 		opaque        = secretWith(keyUID, first, func(s *corev1.Secret) { s.Type = corev1.SecretTypeOpaque })
-		immutable     = func(s *corev1.Secret) { s.Immutable = ptr.To(true) }
+		immutable     = func(s *corev1.Secret) { s.Immutable = new(true) }
 		theirs        = func(s *corev1.Secret) {
 			s.Data["note"] = []byte("mine")
 			s.Labels["team"] = "a"
@@ -126,15 +126,19 @@ func TestDataKeyRequest(t *testing.T) {
 			wantSecret: secretWith(keyUID, first),
 		},
 		"a MasterKey of another namespace is refused": {
-			objects: []client.Object{request(func(r *v1alpha1.DataKeyRequest) { r.Spec.MasterKeyRef.Namespace = "team-b" }),
-				masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Namespace = "team-b" })},
+			objects: []client.Object{
+				request(func(r *v1alpha1.DataKeyRequest) { r.Spec.MasterKeyRef.Namespace = "team-b" }),
+				masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Namespace = "team-b" }),
+			},
 			wantPatch:    notReady("CrossNamespaceReference", crossMessage),
 			wantEvents:   []string{"Warning CrossNamespaceReference " + crossMessage},
 			wantTerminal: true,
 		},
 		"a MasterKey named with the own namespace is used": {
-			objects: []client.Object{request(func(r *v1alpha1.DataKeyRequest) { r.Spec.MasterKeyRef.Namespace = namespace }),
-				masterKey(readyKey), ownMaterial},
+			objects: []client.Object{
+				request(func(r *v1alpha1.DataKeyRequest) { r.Spec.MasterKeyRef.Namespace = namespace }),
+				masterKey(readyKey), ownMaterial,
+			},
 			wantPatch:  ready(now, now, first),
 			wantEvents: []string{createdMessage},
 			wantWrites: []string{"create Secret"},
@@ -170,8 +174,10 @@ func TestDataKeyRequest(t *testing.T) {
 			wantEvents: []string{"Warning MasterKeyNotReady " + notLookedAt},
 		},
 		"a MasterKey that says Ready of an older spec unsettles no data key": {
-			objects: []client.Object{request(withBlob(keyUID, first)), masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Generation = 2 }),
-				ownMaterial, secretWith(keyUID, first)},
+			objects: []client.Object{
+				request(withBlob(keyUID, first)), masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Generation = 2 }),
+				ownMaterial, secretWith(keyUID, first),
+			},
 			wantSecret: secretWith(keyUID, first),
 		},
 		"a MasterKey that says Ready of another key ID is waited for": {
@@ -220,8 +226,10 @@ func TestDataKeyRequest(t *testing.T) {
 			wantSecret: secretWith(keyUID, first, theirs),
 		},
 		"an entry of ours that does not belong there is taken out": {
-			objects: []client.Object{request(withBlob(keyUID, otherContext), func(r *v1alpha1.DataKeyRequest) { r.Spec.EncryptionContext = nil }),
-				masterKey(readyKey), ownMaterial, secretWith(keyUID, otherContext)},
+			objects: []client.Object{
+				request(withBlob(keyUID, otherContext), func(r *v1alpha1.DataKeyRequest) { r.Spec.EncryptionContext = nil }),
+				masterKey(readyKey), ownMaterial, secretWith(keyUID, otherContext),
+			},
 			wantEvents: []string{`Normal Repaired repaired Secret "orders", which had been changed`},
 			wantWrites: []string{"update Secret"},
 			wantSecret: secretWith(keyUID, otherContext, withoutEntry("encryptionContext")),
@@ -237,8 +245,10 @@ func TestDataKeyRequest(t *testing.T) {
 			wantSecret: secretWith(keyUID, first, immutable),
 		},
 		"an immutable Secret that is spoilt cannot be repaired": {
-			objects: []client.Object{request(withBlob(keyUID, first)), masterKey(readyKey), ownMaterial,
-				secretWith(keyUID, first, immutable, withEntry("iv", "spoilt"))},
+			objects: []client.Object{
+				request(withBlob(keyUID, first)), masterKey(readyKey), ownMaterial,
+				secretWith(keyUID, first, immutable, withEntry("iv", "spoilt")),
+			},
 			wantPatch:    stillHas("SecretConflict", immutableMessage, keyUID, first),
 			wantEvents:   []string{"Warning SecretConflict " + immutableMessage},
 			wantTerminal: true,
@@ -258,8 +268,10 @@ func TestDataKeyRequest(t *testing.T) {
 			wantSecret: secretWith(keyUID, second),
 		},
 		"an adopted Secret gets the entries that it lacks": {
-			objects: []client.Object{request(), masterKey(readyKey), ownMaterial,
-				secretWith(keyUID, second, withoutEntry("iv"), withoutEntry("keyId"), func(s *corev1.Secret) { s.Labels = nil })},
+			objects: []client.Object{
+				request(), masterKey(readyKey), ownMaterial,
+				secretWith(keyUID, second, withoutEntry("iv"), withoutEntry("keyId"), func(s *corev1.Secret) { s.Labels = nil }),
+			},
 			wantPatch:  ready(now, now, second),
 			wantEvents: []string{adoptedMessage},
 			wantWrites: []string{"update Secret"},
@@ -293,8 +305,10 @@ func TestDataKeyRequest(t *testing.T) {
 			wantSecret: secretWith(keyUID, first),
 		},
 		"a status that lost its blob makes no second data key": {
-			objects: []client.Object{request(withBlob(keyUID, first), func(r *v1alpha1.DataKeyRequest) { r.Status.Generations = nil }),
-				masterKey(readyKey), ownMaterial},
+			objects: []client.Object{
+				request(withBlob(keyUID, first), func(r *v1alpha1.DataKeyRequest) { r.Status.Generations = nil }),
+				masterKey(readyKey), ownMaterial,
+			},
 			wantPatch: func() runtime.ApplyConfiguration {
 				patch := notReady("DataKeyBroken", brokenMessage)
 				patch.Status.WithKeyID(keyUID).WithKeyVersion(1).WithGeneration(1)
@@ -310,8 +324,10 @@ func TestDataKeyRequest(t *testing.T) {
 			wantTerminal: true,
 		},
 		"with a spoilt status and a spoilt Secret nothing is touched": {
-			objects: []client.Object{request(withBlob(keyUID, []byte("spoilt"))), masterKey(readyKey), ownMaterial,
-				secretWith(keyUID, []byte("spoilt too"))},
+			objects: []client.Object{
+				request(withBlob(keyUID, []byte("spoilt"))), masterKey(readyKey), ownMaterial,
+				secretWith(keyUID, []byte("spoilt too")),
+			},
 			wantPatch:    stillHas("DataKeyBroken", brokenMessage, keyUID, []byte("spoilt")),
 			wantEvents:   []string{"Warning DataKeyBroken " + brokenMessage},
 			wantTerminal: true,
@@ -425,10 +441,7 @@ func TestDataKeyRequest(t *testing.T) {
 
 			// The inner function: what it returns, what it wrote, and that it wrote no status.
 			w, reconciler, _ := newReconciler()
-			result, patch, told, err := reconciler.Inner(t.Context(), dataKeyRequest)
-			if diff := cmp.Diff(ctrl.Result{}, result); diff != "" {
-				t.Errorf("result (-want +got):\n%s", diff)
-			}
+			patch, told, err := reconciler.Inner(t.Context(), dataKeyRequest)
 			if diff := cmp.Diff(tc.wantPatch, patch); diff != "" {
 				t.Errorf("patch (-want +got):\n%s", diff)
 			}
@@ -451,10 +464,13 @@ func TestDataKeyRequest(t *testing.T) {
 
 			// The outer function: the same, with the status written and then the events; and a second run that finds all done.
 			w, reconciler, recorder := newReconciler()
-			_, err = reconciler.Reconcile(t.Context(), dataKeyRequest)
+			result, err := reconciler.Reconcile(t.Context(), dataKeyRequest)
+			if diff := cmp.Diff(ctrl.Result{}, result); diff != "" {
+				t.Errorf("result (-want +got):\n%s", diff)
+			}
 			wantWrites := tc.wantWrites
 			if tc.wantPatch != nil {
-				wantWrites = append(wantWrites[:len(wantWrites):len(wantWrites)], "apply status DataKeyRequest")
+				wantWrites = append(slices.Clip(wantWrites), "apply status DataKeyRequest")
 			}
 			if diff := cmp.Diff(wantWrites, w.faults.Writes()); diff != "" {
 				t.Errorf("writes of Reconcile (-want +got):\n%s", diff)

@@ -13,7 +13,7 @@ import (
 // Reconciler is the two functions of a controller.
 type Reconciler interface {
 	Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error)
-	Inner(ctx context.Context, req ctrl.Request) (ctrl.Result, runtime.ApplyConfiguration, []string, error)
+	Inner(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []string, error)
 }
 
 func NewMasterKeyReconciler(c client.Client, reader client.Reader, keyService KeyService, clock clock.PassiveClock, recorder events.EventRecorder) Reconciler {
@@ -28,19 +28,19 @@ func NewPodReconciler(c client.Client, recorder events.EventRecorder) Reconciler
 	return &podReconciler{client: c, recorder: recorder}
 }
 
-func (r *masterKeyReconciler) Inner(ctx context.Context, req ctrl.Request) (ctrl.Result, runtime.ApplyConfiguration, []string, error) {
-	result, patch, told, err := r.reconcile(ctx, req)
-	return result, patch, lines(told), err
+func (r *masterKeyReconciler) Inner(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []string, error) {
+	patch, told, err := r.reconcile(ctx, req)
+	return patch, lines(told), err
 }
 
-func (r *dataKeyRequestReconciler) Inner(ctx context.Context, req ctrl.Request) (ctrl.Result, runtime.ApplyConfiguration, []string, error) {
-	result, patch, told, err := r.reconcile(ctx, req)
-	return result, patch, lines(told), err
+func (r *dataKeyRequestReconciler) Inner(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []string, error) {
+	patch, told, err := r.reconcile(ctx, req)
+	return patch, lines(told), err
 }
 
-func (r *podReconciler) Inner(ctx context.Context, req ctrl.Request) (ctrl.Result, runtime.ApplyConfiguration, []string, error) {
+func (r *podReconciler) Inner(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []string, error) {
 	told, err := r.reconcile(ctx, req)
-	return ctrl.Result{}, nil, lines(told), err
+	return nil, lines(told), err
 }
 
 func lines(told []notice) []string {

@@ -12,7 +12,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
-	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -46,29 +45,29 @@ type masterKeyReconciler struct {
 
 // Reconcile brings one MasterKey to its material.
 func (r *masterKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
-	result, patch, told, err := r.reconcile(ctx, req)
-	return result, finish(ctx, r.client, r.recorder, patch, told, err)
+	patch, told, err := r.reconcile(ctx, req)
+	return ctrl.Result{}, finish(ctx, r.client, r.recorder, patch, told, err)
 }
 
-func (r *masterKeyReconciler) reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, runtime.ApplyConfiguration, []notice, error) {
+func (r *masterKeyReconciler) reconcile(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []notice, error) {
 	key := &v1alpha1.MasterKey{}
 	if err := r.client.Get(ctx, req.NamespacedName, key); err != nil {
-		return ctrl.Result{}, nil, nil, client.IgnoreNotFound(err) // gone: done, its material is kept
+		return nil, nil, client.IgnoreNotFound(err) // gone: done, its material is kept
 	}
 	if _, found := key.Annotations[v1alpha1.AnnotationKeyID]; !found {
 		// What follows makes material. The cache may be older than an annotation that says which material to use.
 		if err := r.reader.Get(ctx, req.NamespacedName, key); err != nil {
-			return ctrl.Result{}, nil, nil, client.IgnoreNotFound(err) // gone: done
+			return nil, nil, client.IgnoreNotFound(err) // gone: done
 		}
 	}
 	if !key.DeletionTimestamp.IsZero() {
-		return ctrl.Result{}, nil, nil, nil // being deleted: done
+		return nil, nil, nil // being deleted: done
 	}
 
 	info, err := r.ensureMaterial(ctx, key)
 	problem, err := explain(err)
 	if err != nil && problem == nil {
-		return ctrl.Result{}, nil, nil, err // requeue with back-off
+		return nil, nil, err // requeue with back-off
 	}
 
 	status, changed := r.status(key, info, problem)
@@ -80,9 +79,9 @@ func (r *masterKeyReconciler) reconcile(ctx context.Context, req ctrl.Request) (
 		told = append(told, readyEvent(key, problem, readyMasterKey(info)))
 	}
 	if equality.Semantic.DeepEqual(status, key.Status) {
-		return ctrl.Result{}, nil, told, err // nothing changed: done
+		return nil, told, err // nothing changed: done
 	}
-	return ctrl.Result{}, applyMasterKeyStatus(key, status), told, err // apply patch, done or as explain says
+	return applyMasterKeyStatus(key, status), told, err // apply patch, done or as explain says
 }
 
 // ensureMaterial finds the material of a MasterKey, and makes it where the object never had any. The order is what makes a
@@ -147,8 +146,8 @@ func (r *masterKeyReconciler) status(key *v1alpha1.MasterKey, info MasterKeyInfo
 	}
 	if problem == nil {
 		next.ARN = info.ARN
-		next.PrimaryVersion = ptr.To(info.PrimaryVersion)
-		next.VersionCount = ptr.To(int32(len(info.Versions)))
+		next.PrimaryVersion = new(info.PrimaryVersion)
+		next.VersionCount = new(int32(len(info.Versions)))
 		next.Versions = nil
 		for _, version := range info.Versions[:min(len(info.Versions), maxStatusVersions)] {
 			next.Versions = append(next.Versions, v1alpha1.MasterKeyVersion{
@@ -157,7 +156,7 @@ func (r *masterKeyReconciler) status(key *v1alpha1.MasterKey, info MasterKeyInfo
 			})
 		}
 	}
-	next.ObservedGeneration = ptr.To(key.Generation)
+	next.ObservedGeneration = new(key.Generation)
 	changed := setReady(&next.Conditions, r.clock, key.Generation, problem, readyMasterKey(info))
 	return next, changed
 }

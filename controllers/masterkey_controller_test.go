@@ -3,6 +3,7 @@ package controllers_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,7 +14,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
 	"k8s.io/client-go/tools/events"
-	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -153,8 +153,10 @@ func TestMasterKey(t *testing.T) {
 			wantTerminal: true,
 		},
 		"a restored MasterKey that lost its annotation gets no new key": {
-			objects: []client.Object{masterKey(withKeyID(otherUID), readyKey, func(k *v1alpha1.MasterKey) { k.Annotations = nil }),
-				material(otherUID, namespace, "orders-key")},
+			objects: []client.Object{
+				masterKey(withKeyID(otherUID), readyKey, func(k *v1alpha1.MasterKey) { k.Annotations = nil }),
+				material(otherUID, namespace, "orders-key"),
+			},
 			wantPatch:    patchOf("7", withKey(condition("False", "InvalidKeyID", strippedMessage), otherUID)),
 			wantEvents:   []string{"Warning InvalidKeyID " + strippedMessage},
 			wantTerminal: true,
@@ -166,8 +168,10 @@ func TestMasterKey(t *testing.T) {
 			wantMaterial: []string{keyUID},
 		},
 		"a status that lies is put right": {
-			objects: []client.Object{masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Status.ARN, k.Status.PrimaryVersion = "arn:wrong", ptr.To[int32](9) }),
-				material(keyUID, namespace, "orders-key")},
+			objects: []client.Object{
+				masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Status.ARN, k.Status.PrimaryVersion = "arn:wrong", new(int32(9)) }),
+				material(keyUID, namespace, "orders-key"),
+			},
 			wantPatch: func() runtime.ApplyConfiguration {
 				patch := patchOf("7", withKey(condition("True", "Ready", readyMessage), keyUID))
 				patch.Status.Conditions[0].WithLastTransitionTime(earlier)
@@ -203,10 +207,7 @@ func TestMasterKey(t *testing.T) {
 			}
 
 			w, reconciler, _ := newReconciler()
-			result, patch, told, err := reconciler.Inner(t.Context(), masterKeyRequest)
-			if diff := cmp.Diff(ctrl.Result{}, result); diff != "" {
-				t.Errorf("result (-want +got):\n%s", diff)
-			}
+			patch, told, err := reconciler.Inner(t.Context(), masterKeyRequest)
 			if diff := cmp.Diff(tc.wantPatch, patch); diff != "" {
 				t.Errorf("patch (-want +got):\n%s", diff)
 			}
@@ -243,12 +244,16 @@ func TestMasterKey(t *testing.T) {
 
 			w, reconciler, recorder := newReconciler()
 			wantFailure := tc.wantErr != "" || tc.wantTerminal
-			if _, err := reconciler.Reconcile(t.Context(), masterKeyRequest); (err != nil) != wantFailure {
+			result, err := reconciler.Reconcile(t.Context(), masterKeyRequest)
+			if diff := cmp.Diff(ctrl.Result{}, result); diff != "" {
+				t.Errorf("result (-want +got):\n%s", diff)
+			}
+			if (err != nil) != wantFailure {
 				t.Errorf("Reconcile: got error %v", err)
 			}
 			wantWrites := tc.wantWrites
 			if tc.wantPatch != nil {
-				wantWrites = append(wantWrites[:len(wantWrites):len(wantWrites)], "apply status MasterKey")
+				wantWrites = append(slices.Clip(wantWrites), "apply status MasterKey")
 			}
 			if diff := cmp.Diff(wantWrites, w.faults.Writes()); diff != "" {
 				t.Errorf("writes of Reconcile (-want +got):\n%s", diff)
@@ -290,7 +295,7 @@ func TestMasterKeyShowsItsNewestVersions(t *testing.T) {
 // manyVersions is a key service whose keys have 25 versions.
 type manyVersions struct{ controllers.KeyService }
 
-func (manyVersions) MasterKey(ctx context.Context, _ controllers.MasterKeyRef) (controllers.MasterKeyInfo, error) {
+func (manyVersions) MasterKey(context.Context, controllers.MasterKeyRef) (controllers.MasterKeyInfo, error) {
 	info := controllers.MasterKeyInfo{ARN: "arn", PrimaryVersion: 25}
 	for version := int32(25); version > 0; version-- {
 		info.Versions = append(info.Versions, controllers.MasterKeyVersion{Version: version, CreatedAt: controllerstest.MadeAt})

@@ -63,12 +63,12 @@ func (r *podReconciler) reconcile(ctx context.Context, req ctrl.Request) ([]noti
 	var told []notice
 	messages := map[string]string{}
 	for _, name := range dataKeyNames(pod) {
-		n, err := r.waitingFor(ctx, pod, name)
+		n, waits, err := r.waitingFor(ctx, pod, name)
 		if err != nil {
 			return nil, err // requeue with back-off
 		}
-		if n != nil {
-			told = append(told, *n)
+		if waits {
+			told = append(told, n)
 			messages[name] = n.message
 		}
 	}
@@ -79,8 +79,8 @@ func (r *podReconciler) reconcile(ctx context.Context, req ctrl.Request) ([]noti
 	return told, nil // done: the DataKeyRequests are watched
 }
 
-// waitingFor says why a pod has to wait for a DataKeyRequest, nil where it has not.
-func (r *podReconciler) waitingFor(ctx context.Context, pod client.Object, name string) (*notice, error) {
+// waitingFor says whether a pod has to wait for a DataKeyRequest, and why.
+func (r *podReconciler) waitingFor(ctx context.Context, pod client.Object, name string) (notice, bool, error) {
 	request := &v1alpha1.DataKeyRequest{}
 	err := r.client.Get(ctx, client.ObjectKey{Namespace: pod.GetNamespace(), Name: name}, request)
 	ready := readyOf(request.Status.Conditions)
@@ -90,9 +90,9 @@ func (r *podReconciler) waitingFor(ctx context.Context, pod client.Object, name 
 		request.Namespace, request.Name = pod.GetNamespace(), name
 		why = "does not exist"
 	case err != nil:
-		return nil, err
+		return notice{}, false, err
 	case Ready(request.Status.Conditions, request.Generation):
-		return nil, nil
+		return notice{}, false, nil
 	case ready == nil, ready.Status == metav1.ConditionTrue:
 		why = "is not Ready yet"
 	default:
@@ -100,7 +100,7 @@ func (r *podReconciler) waitingFor(ctx context.Context, pod client.Object, name 
 	}
 	n := newNotice(pod, corev1.EventTypeWarning, v1alpha1.ReasonWaitingForDataKeys, "DataKeyRequest %s/%s %s", request.Namespace, name, why)
 	n.related = request
-	return &n, nil
+	return n, true, nil
 }
 
 // remember notes what a pod is told and returns what it was told before. A pod that waits for nothing is forgotten.

@@ -72,25 +72,25 @@ func CacheOptions() cache.Options {
 
 // stripSecret leaves of a Secret what names it and tells one version from another.
 func stripSecret(in any) (any, error) {
-	accessor, err := meta.Accessor(in)
-	if err != nil {
+	object, ok := in.(metav1.Object)
+	if !ok {
 		return in, nil // a tombstone
 	}
-	secret := &metav1.PartialObjectMetadata{ObjectMeta: strippedMeta(accessor)}
+	secret := &metav1.PartialObjectMetadata{ObjectMeta: strippedMeta(object)}
 	secret.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
 	return secret, nil
 }
 
 // stripPod leaves of a pod what names it and what it asks of the sidecar.
 func stripPod(in any) (any, error) {
-	accessor, err := meta.Accessor(in)
-	if err != nil {
+	object, ok := in.(metav1.Object)
+	if !ok {
 		return in, nil // a tombstone
 	}
 	pod := newPodMetadata()
-	pod.ObjectMeta = strippedMeta(accessor)
+	pod.ObjectMeta = strippedMeta(object)
 	for _, name := range []string{v1alpha1.AnnotationDataKeys, v1alpha1.AnnotationWait} {
-		if value, found := accessor.GetAnnotations()[name]; found {
+		if value, found := object.GetAnnotations()[name]; found {
 			metav1.SetMetaDataAnnotation(&pod.ObjectMeta, name, value)
 		}
 	}

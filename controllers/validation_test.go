@@ -11,11 +11,11 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// parse reads an object from YAML. The name of the test's object is always x.
+// parse reads an object from YAML. The API server chooses the name.
 func parse(t *testing.T, namespace, kind, spec string) *unstructured.Unstructured {
 	t.Helper()
 	object := &unstructured.Unstructured{}
-	text := fmt.Sprintf("apiVersion: datakeys.io/v1alpha1\nkind: %s\nmetadata: {name: x, namespace: %s}\n", kind, namespace)
+	text := fmt.Sprintf("apiVersion: datakeys.io/v1alpha1\nkind: %s\nmetadata: {generateName: x-, namespace: %s}\n", kind, namespace)
 	if spec != "" {
 		text += "spec: " + spec + "\n"
 	}
@@ -91,6 +91,7 @@ func TestRefusedAtCreation(t *testing.T) {
 		"a MasterKey with a description of a number": {"MasterKey", `{description: 1}`, []string{"spec.description", "string"}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			err := c.client.Create(t.Context(), parse(t, c.namespace, tc.kind, tc.spec), client.DryRunAll, client.FieldValidation("Strict"))
 			checkRefusal(t, err, tc.want)
 		})
@@ -128,11 +129,13 @@ func TestRefusedAtUpdate(t *testing.T) {
 		"another keySpec of a MasterKey":            {"MasterKey", ``, `{keySpec: AES_128}`, []string{"spec.keySpec", "Unsupported value"}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			before, after := parse(t, c.namespace, tc.kind, tc.from), parse(t, c.namespace, tc.kind, tc.to)
 			if err := c.client.Create(t.Context(), before); err != nil {
 				t.Fatal(err)
 			}
-			defer c.delete(t, before)
+
+			after.SetName(before.GetName())
 			after.SetResourceVersion(before.GetResourceVersion())
 			checkRefusal(t, c.client.Update(t.Context(), after, client.DryRunAll), tc.want)
 		})

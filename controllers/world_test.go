@@ -14,7 +14,6 @@ import (
 	clientgoapply "k8s.io/client-go/applyconfigurations"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	clocktesting "k8s.io/utils/clock/testing"
-	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -131,11 +130,11 @@ func readyKey(key *v1alpha1.MasterKey) {
 			Type: "Ready", Status: metav1.ConditionTrue, Reason: "Ready", Message: "version 1 is the primary version",
 			ObservedGeneration: key.Generation, LastTransitionTime: earlier,
 		}},
-		ObservedGeneration: ptr.To(key.Generation),
+		ObservedGeneration: new(key.Generation),
 		KeyID:              keyID,
 		ARN:                "arn:datakeys:kms:fake:team-a:key/" + keyID,
-		PrimaryVersion:     ptr.To[int32](1),
-		VersionCount:       ptr.To[int32](1),
+		PrimaryVersion:     new(int32(1)),
+		VersionCount:       new(int32(1)),
 		Versions:           []v1alpha1.MasterKeyVersion{{Version: 1, CreatedAt: metav1.NewTime(controllerstest.MadeAt)}},
 	}
 }
@@ -169,10 +168,10 @@ func withBlob(keyID string, blob []byte) requestOption {
 				Message:            "generation 1 is wrapped by version 1 of master key " + keyID,
 				ObservedGeneration: 1, LastTransitionTime: earlier,
 			}},
-			ObservedGeneration: ptr.To[int64](1),
+			ObservedGeneration: new(int64(1)),
 			KeyID:              keyID,
-			KeyVersion:         ptr.To[int32](1),
-			Generation:         ptr.To[int32](1),
+			KeyVersion:         new(int32(1)),
+			Generation:         new(int32(1)),
 			Generations:        []v1alpha1.DataKeyGeneration{{Generation: 1, KeyVersion: 1, CreatedAt: earlier, CiphertextBlob: blob}},
 		}
 	}

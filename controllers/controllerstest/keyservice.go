@@ -3,6 +3,7 @@
 package controllerstest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -53,14 +54,14 @@ const (
 
 // A blob is the JSON of what a real blob is bound to.
 type blob struct {
-	Serial            int64
-	KeyID             string
-	MaterialID        string
-	Namespace         string
-	Name              string
-	Generation        int32
-	Length            int
-	EncryptionContext map[string]string
+	Serial            int64             `json:"serial"`
+	KeyID             string            `json:"keyID"`
+	MaterialID        string            `json:"materialID"`
+	Namespace         string            `json:"namespace"`
+	Name              string            `json:"name"`
+	Generation        int32             `json:"generation"`
+	Length            int               `json:"length"`
+	EncryptionContext map[string]string `json:"encryptionContext"`
 }
 
 var keyID = regexp.MustCompile(`^[0-9a-f-]{36}$`)
@@ -128,7 +129,7 @@ func (s *KeyService) OpenDataKey(ctx context.Context, key controllers.DataKey, d
 	if err != nil {
 		return controllers.SealedDataKey{}, err
 	}
-	if string(out.CiphertextBlob) != string(data) {
+	if !bytes.Equal(out.CiphertextBlob, data) {
 		return controllers.SealedDataKey{}, controllers.ErrBlobRefused
 	}
 	return out, nil
