@@ -9,11 +9,14 @@ import (
 	"os"
 	"slices"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client/config"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 )
 
 // options is everything that the manager is told from outside.
@@ -35,13 +38,17 @@ type options struct {
 	sidecarImagePullPolicy string
 
 	zap zap.Options
+
+	registerer prometheus.Registerer
+	// tune lets tests change how the manager is made; nil changes nothing.
+	tune func(*ctrl.Options)
 }
 
 // namespaceEnv is the environment variable with the manager's namespace, from the downward API.
 const namespaceEnv = "POD_NAMESPACE"
 
 func parseOptions(args []string, env func(string) string, stderr io.Writer) (*options, error) {
-	o := &options{zap: zap.Options{DestWriter: os.Stderr}}
+	o := &options{zap: zap.Options{DestWriter: os.Stderr}, registerer: metrics.Registry}
 	flags := flag.NewFlagSet("manager", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.StringVar(&o.namespace, "namespace", env(namespaceEnv), "the manager's own `namespace`; the default is $"+namespaceEnv)

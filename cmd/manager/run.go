@@ -15,11 +15,8 @@ import (
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
-	"sigs.k8s.io/controller-runtime/pkg/log/zap"
-	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
 
@@ -41,10 +38,7 @@ const (
 )
 
 // run wires the rooms together and returns when the context ends or something that all depends on fails.
-func run(ctx context.Context, o *options) error {
-	log := zap.New(zap.UseFlagOptions(&o.zap))
-	ctrl.SetLogger(log)
-	klog.SetLogger(log)
+func run(ctx context.Context, o *options, log logr.Logger) error {
 	if err := coredump.Forbid(); err != nil {
 		log.Info("A crash may leave a memory dump with master keys", "reason", err.Error())
 	}
@@ -109,7 +103,7 @@ func newManager(o *options, log logr.Logger) (ctrl.Manager, *certs.Authority, er
 	var authority *certs.Authority
 	names := certs.ServiceDNSNames(o.webhookName, o.namespace)
 	timeout := shutdownTimeout
-	mgr, err := ctrl.NewManager(o.restConfig, ctrl.Options{
+	managerOptions := ctrl.Options{
 		Scheme:                        scheme,
 		Logger:                        log,
 		Cache:                         controllers.CacheOptions(),
@@ -125,7 +119,11 @@ func newManager(o *options, log logr.Logger) (ctrl.Manager, *certs.Authority, er
 			Port:    port,
 			TLSOpts: []func(*tls.Config){func(c *tls.Config) { authority.WebhookTLS(names...)(c) }},
 		}),
-	})
+	}
+	if o.tune != nil {
+		o.tune(&managerOptions)
+	}
+	mgr, err := ctrl.NewManager(o.restConfig, managerOptions)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make the manager: %w", err)
 	}
@@ -150,7 +148,7 @@ func newKeyService(mgr ctrl.Manager, o *options, authority *certs.Authority, aud
 			Authorizer:    newAccessReviewer(set.AuthorizationV1().SubjectAccessReviews()),
 			Auditor:       auditor,
 			Events:        newRefusals(mgr.GetEventRecorder("datakeys-key-service")),
-			Registerer:    metrics.Registry,
+			Registerer:    o.registerer,
 			Logger:        log,
 		},
 		listen: func() (net.Listener, error) { return net.Listen("tcp", o.keyServiceBind) },

@@ -20,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/datakeys/datakeys/internal/coredump"
 	"github.com/datakeys/datakeys/sidecar"
 )
 
@@ -88,7 +89,7 @@ func serve(ctx context.Context, args []string, env func(string) string, stderr i
 	config.DataKeys = strings.Split(*dataKeys, ",")
 	config.Roots = []byte(env(rootsEnv))
 	config.Logger = slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level}))
-	if err := noDumps(); err != nil {
+	if err := coredump.Forbid(); err != nil {
 		config.Logger.Warn("a crash may leave a memory dump with data keys", "error", err.Error())
 	}
 	stayLean(env)

@@ -27,10 +27,11 @@ func leaderIsKilledWhileRequestsAreMade(t *testing.T) {
 	namespace := kube.namespace(t, "restricted")
 	kube.create(t, masterKey(namespace, "orders"))
 	name := func(i int) string { return fmt.Sprintf("request-%03d", i) }
+	killed := ""
 	for i := range requests {
 		kube.create(t, dataKeyRequest(namespace, name(i)))
 		if i == requests/3 || i == 2*requests/3 {
-			killLeader(t)
+			killed = killLeader(t, killed)
 		}
 	}
 	seen := map[string]string{}
@@ -62,19 +63,22 @@ func leaderIsKilledWhileRequestsAreMade(t *testing.T) {
 	waitManagerReady(t)
 }
 
-// killLeader ends the leader's process with SIGKILL: nothing is released, nothing is finished.
-func killLeader(t *testing.T) {
+// killLeader waits for a leader other than the one that was killed last, ends its process with SIGKILL, so that nothing is
+// released and nothing is finished, and returns its identity.
+func killLeader(t *testing.T, last string) (identity string) {
 	t.Helper()
-	var lease coordinationv1.Lease
-	if err := kube.client.Get(t.Context(), client.ObjectKey{Namespace: systemNamespace, Name: "datakeys-manager"}, &lease); err != nil {
-		t.Fatal(err)
-	}
-	leader, _, _ := strings.Cut(*lease.Spec.HolderIdentity, "_")
+	lease := kube.waitFor(t, &coordinationv1.LeaseList{}, systemNamespace, "another leader", func(o client.Object) bool {
+		holder := o.(*coordinationv1.Lease).Spec.HolderIdentity
+		return o.GetName() == "datakeys-manager" && holder != nil && *holder != "" && *holder != last
+	}).(*coordinationv1.Lease)
+	identity = *lease.Spec.HolderIdentity
+	leader, _, _ := strings.Cut(identity, "_")
 	pid := processOf(t, systemNamespace, leader, "manager")
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatalf("kill the leader %s: %v", leader, err)
 	}
 	t.Logf("killed the leader %s, process %d", leader, pid)
+	return identity
 }
 
 func waitManagerReady(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -44,17 +45,18 @@ func spellings(secret []byte) map[string][]byte {
 	return s
 }
 
-// search returns where in the files under the folders any spelling of a secret stands. A secret is named by its place in the
-// list, so that what this returns can be printed.
+// search returns where in the files under the folders any spelling of a secret stands, by the secret's name, so that what this
+// returns can be printed. It looks at every place once: what stands there is looked up by its first eight bytes.
 func search(folders []string, secrets map[string][]byte) (found []string, bytesRead int64, err error) {
 	type needle struct {
 		name string
 		text []byte
 	}
-	var needles []needle
+	needles := map[uint64][]needle{}
 	for name, secret := range secrets {
 		for spelling, text := range spellings(secret) {
-			needles = append(needles, needle{name + " (" + spelling + ")", text})
+			first := binary.NativeEndian.Uint64(text)
+			needles[first] = append(needles[first], needle{name + " (" + spelling + ")", text})
 		}
 	}
 	for _, folder := range folders {
@@ -70,9 +72,11 @@ func search(folders []string, secrets map[string][]byte) (found []string, bytesR
 				return err
 			}
 			bytesRead += int64(len(content))
-			for _, n := range needles {
-				if bytes.Contains(content, n.text) {
-					found = append(found, n.name+" in "+path)
+			for i := 0; i+8 <= len(content); i++ {
+				for _, n := range needles[binary.NativeEndian.Uint64(content[i:])] {
+					if bytes.HasPrefix(content[i:], n.text) {
+						found = append(found, n.name+" in "+path)
+					}
 				}
 			}
 			return nil

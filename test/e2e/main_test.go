@@ -12,6 +12,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/go-logr/logr"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
 const systemNamespace = "datakeys-system"
@@ -26,6 +29,7 @@ const (
 var kube *cluster
 
 func TestMain(m *testing.M) {
+	log.SetLogger(logr.Discard()) // client-go's own words, which no test needs
 	code, err := runTests(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)

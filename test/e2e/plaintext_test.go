@@ -57,18 +57,14 @@ func masterKeyMaterial(t *testing.T, c *cluster, keyID string) (envelope.Materia
 }
 
 // plaintext opens a blob as only the key service does otherwise.
-func plaintext(t *testing.T, c *cluster, blob []byte, encryptionContext map[string]v1alpha1.EncryptionContextValue) []byte {
+func plaintext(t *testing.T, c *cluster, blob []byte, encryptionContext map[string]string) []byte {
 	t.Helper()
 	parsed, err := envelope.Parse(blob)
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, material := masterKeyMaterial(t, c, parsed.Header.KeyID.String())
-	pairs := make(map[string]string, len(encryptionContext))
-	for k, v := range encryptionContext {
-		pairs[k] = string(v)
-	}
-	p, err := material.Open(parsed, envelope.AssociatedData{Context: pairs})
+	p, err := material.Open(parsed, envelope.AssociatedData{Context: encryptionContext})
 	if err != nil {
 		t.Fatalf("open the blob: %v", err)
 	}
@@ -91,7 +87,7 @@ func plaintextOf(t *testing.T, namespace, name string) []byte {
 	if len(request.Status.Generations) != 1 || string(request.Status.Generations[0].CiphertextBlob) != string(blob) {
 		t.Fatalf("DataKeyRequest %s and its Secret do not hold the same blob", key)
 	}
-	b := plaintext(t, kube, blob, request.Spec.EncryptionContext)
+	b := plaintext(t, kube, blob, request.Spec.Context())
 	seenPlaintexts.Store("data key "+key.String(), b)
 	return b
 }

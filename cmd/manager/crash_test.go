@@ -1,0 +1,347 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/datakeys/datakeys/api/v1alpha1"
+	"github.com/datakeys/datakeys/controllers"
+	"github.com/datakeys/datakeys/controllers/controllerstest"
+	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/seal"
+)
+
+// apiServer is one API server for all tests of the package.
+var apiServer = sync.OnceValues(func() (*rest.Config, error) {
+	config, stop, err := controllerstest.StartAPIServer("../../config/crd/bases")
+	stopAPIServer = stop
+	return config, err
+})
+
+var stopAPIServer func() error
+
+func TestMain(m *testing.M) {
+	ctrl.SetLogger(logr.Discard())
+	code := m.Run()
+	if stopAPIServer != nil {
+		if err := stopAPIServer(); err != nil {
+			fmt.Fprintln(os.Stderr, "stop the API server:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// A place is what one test has of the API server: a namespace for its tenant and one for its managers.
+type place struct {
+	config         *rest.Config
+	client         client.WithWatch
+	tenant, system string
+	webhook        string
+	history        *history
+}
+
+func newPlace(t *testing.T) *place {
+	t.Helper()
+	config, err := apiServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := client.NewWithWatch(config, client.Options{Scheme: scheme})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &place{config: config, client: c, tenant: controllerstest.NewNamespace(t, c), system: controllerstest.NewNamespace(t, c)}
+	p.webhook = p.system
+	webhooks := &admissionv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: p.webhook}}
+	if err := c.Create(t.Context(), webhooks); err != nil {
+		t.Fatal(err)
+	}
+	p.history = p.record(t)
+	return p
+}
+
+// start runs a whole manager whose every write goes through faults, until stop is called or the test ends.
+func (p *place) start(t *testing.T, faults *controllerstest.Faults) (stop func()) {
+	t.Helper()
+	o := &options{
+		namespace: p.system, restConfig: p.config,
+		rootKey: "secret://datakeys-root-key", auditLog: filepath.Join(t.TempDir(), "audit"),
+		keyServiceBind: "127.0.0.1:0", keyServiceName: "datakeys-key-service",
+		webhookBind: freeAddress(t), webhookName: "datakeys-webhook", webhookConfiguration: p.webhook,
+		metricsBind: "0", healthBind: "0",
+		sidecarImage: "datakeys/sidecar:test", sidecarImagePullPolicy: string(corev1.PullNever),
+		registerer: prometheus.NewRegistry(),
+		tune: func(o *ctrl.Options) {
+			// Other tests have managers of their own, in this very process.
+			o.Cache.DefaultNamespaces = map[string]cache.Config{p.tenant: {}, p.system: {}}
+			o.Controller.SkipNameValidation = new(true)
+			o.NewClient = func(config *rest.Config, options client.Options) (client.Client, error) {
+				direct, err := client.NewWithWatch(config, options)
+				return faults.Wrap(direct), err
+			}
+		},
+	}
+	ctx, cancel := context.WithCancel(context.Background()) // t.Context ends before the cleanups run
+	done := make(chan error, 1)
+	go func() { done <- run(ctx, o, logr.Discard()) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("the manager: %v", err)
+		}
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// A history is every blob of the tenant, every sealed master key version, root key and sealing key that was ever durable.
+type history struct {
+	watches []watch.Interface
+	seen    map[string]map[string]bool // by the type of Secret, or "status": what of it there ever was
+}
+
+func (p *place) record(t *testing.T) *history {
+	t.Helper()
+	h := &history{seen: map[string]map[string]bool{}}
+	for namespace, list := range map[string]client.ObjectList{p.tenant: &corev1.SecretList{}, p.system: &corev1.SecretList{}} {
+		w, err := p.client.Watch(context.Background(), list, client.InNamespace(namespace))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(w.Stop)
+		h.watches = append(h.watches, w)
+	}
+	w, err := p.client.Watch(context.Background(), &v1alpha1.DataKeyRequestList{}, client.InNamespace(p.tenant))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.Stop)
+	h.watches = append(h.watches, w)
+	return h
+}
+
+func (h *history) add(kind, what string) {
+	if h.seen[kind] == nil {
+		h.seen[kind] = map[string]bool{}
+	}
+	h.seen[kind][what] = true
+}
+
+// end reads the history up to a last object that it makes itself in each place, and returns how many different things of each
+// kind there ever were.
+func (p *place) end(t *testing.T) map[string]int {
+	t.Helper()
+	const last = "the-end"
+	for _, namespace := range []string{p.tenant, p.system} {
+		if err := p.client.Create(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: last}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.client.Create(t.Context(), p.request(last, "no-such-key")); err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range p.history.watches {
+		for e := range w.ResultChan() {
+			object, ok := e.Object.(client.Object)
+			if !ok {
+				t.Fatalf("the watch ended: %+v", e.Object)
+			}
+			if object.GetName() == last {
+				break
+			}
+			switch o := object.(type) {
+			case *corev1.Secret:
+				p.history.add(string(o.Type), fmt.Sprint(o.Data))
+			case *v1alpha1.DataKeyRequest:
+				for _, generation := range o.Status.Generations {
+					p.history.add("status", string(generation.CiphertextBlob))
+				}
+			}
+		}
+	}
+	counts := map[string]int{}
+	for kind, seen := range p.history.seen {
+		counts[kind] = len(seen)
+	}
+	return counts
+}
+
+func (p *place) masterKey(name string) *v1alpha1.MasterKey {
+	return &v1alpha1.MasterKey{ObjectMeta: metav1.ObjectMeta{Namespace: p.tenant, Name: name}}
+}
+
+func (p *place) request(name, masterKey string) *v1alpha1.DataKeyRequest {
+	return &v1alpha1.DataKeyRequest{
+		ObjectMeta: metav1.ObjectMeta{Namespace: p.tenant, Name: name},
+		Spec:       v1alpha1.DataKeyRequestSpec{MasterKeyRef: v1alpha1.MasterKeyReference{Name: masterKey}, KeySpec: v1alpha1.DataKeySpecAES256},
+	}
+}
+
+// checkOpens waits until the request is Ready, and opens what its Secret holds with a key service that has nothing but what is
+// durable: what a manager would know after everything was restarted.
+func (p *place) checkOpens(t *testing.T, name string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	request := controllerstest.WaitFor(ctx, t, p.client, &v1alpha1.DataKeyRequestList{}, &v1alpha1.DataKeyRequest{},
+		client.ObjectKey{Namespace: p.tenant, Name: name}, "DataKeyRequest "+name+" is Ready",
+		func(r *v1alpha1.DataKeyRequest) bool {
+			return r != nil && meta.IsStatusConditionTrue(r.Status.Conditions, v1alpha1.ConditionReady)
+		})
+	var key v1alpha1.MasterKey
+	if err := p.client.Get(ctx, client.ObjectKey{Namespace: p.tenant, Name: request.Spec.MasterKeyRef.Name}, &key); err != nil {
+		t.Fatal(err)
+	}
+	var secret corev1.Secret
+	if err := p.client.Get(ctx, client.ObjectKeyFromObject(request), &secret); err != nil {
+		t.Fatal(err)
+	}
+	blob := secret.Data[v1alpha1.SecretKeyCiphertextBlob]
+	if len(request.Status.Generations) != 1 || string(request.Status.Generations[0].CiphertextBlob) != string(blob) {
+		t.Errorf("the Secret and the status of %s do not hold the same blob", name)
+	}
+	store := secretStore{reader: p.client, writer: p.client, namespace: p.system}
+	keyring, err := seal.Open(ctx, "secret://datakeys-root-key", store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	service, err := kms.New(kms.Config{
+		Seal: keyring, Keys: store, MasterKeys: masterKeys{cache: p.client, live: p.client}, Auditor: kms.NewJSONAuditor(os.Stderr),
+		Authenticator: &tokenReviewer{}, Authorizer: &accessReviewer{}, // nobody calls in
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = service.OpenDataKey(ctx, kms.DataKey{
+		MasterKey: kms.MasterKeyRef{KeyID: controllers.KeyID(&key), Namespace: key.Namespace, Name: key.Name},
+		Namespace: p.tenant, Name: name, Generation: 1, Length: 32,
+	}, blob)
+	if err != nil {
+		t.Errorf("the Secret of %s, which is Ready, does not open: %v", name, err)
+	}
+}
+
+// The first start of an installation and the creation of a MasterKey and a DataKeyRequest, by the whole manager with its real
+// key service: whatever becomes of any single write, the end is one root key, one sealing key, one material and one data key,
+// which opens. The story is run for every write and every fault, until one ends without having made that many writes.
+func TestEveryWriteMayFail(t *testing.T) {
+	for name, fault := range controllerstest.AllFaults {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			points := 0
+			for reached := true; reached; {
+				points++
+				t.Run("at write "+strconv.Itoa(points), func(t *testing.T) { reached = survives(t, points, fault) })
+				if points > 40 {
+					t.Fatal("the writes have no end")
+				}
+			}
+			if points < 8 {
+				t.Errorf("only %d writes were made: the story is not told", points-1)
+			}
+			t.Logf("%d points", points-1)
+		})
+	}
+}
+
+func survives(t *testing.T, at int, fault controllerstest.Fault) (reached bool) {
+	p := newPlace(t)
+	faults := controllerstest.NewFaults(at, fault)
+	stop := p.start(t, faults)
+	settled := make(chan struct{})
+	go func() { // the process that comes after the one that died
+		defer close(settled)
+		select {
+		case <-faults.Died():
+			stop()
+			p.start(t, controllerstest.NewFaults(0, 0))
+		case <-t.Context().Done():
+		}
+	}()
+	t.Cleanup(func() { <-settled })
+
+	for _, o := range []client.Object{p.masterKey("key"), p.request("orders", "key")} {
+		if err := p.client.Create(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.checkOpens(t, "orders")
+	reached = faults.Reached()
+	p.checkEverOne(t, 1)
+	return reached
+}
+
+// checkEverOne says that of everything that must be one there was never another.
+func (p *place) checkEverOne(t *testing.T, dataKeys int) {
+	t.Helper()
+	counts := p.end(t)
+	for kind, want := range map[string]int{
+		v1alpha1.SecretTypeRootKey: 1, v1alpha1.SecretTypeSealingKeys: 1, v1alpha1.SecretTypeMasterKey: 1,
+		v1alpha1.SecretTypeDataKey: dataKeys, "status": dataKeys,
+	} {
+		if counts[kind] != want {
+			t.Errorf("there were %d of %s, ever; want %d", counts[kind], kind, want)
+		}
+	}
+}
+
+// Two managers that start at once on an empty cluster and both believe to lead.
+func TestTwoManagersAtOnce(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	for range 2 {
+		p.start(t, controllerstest.NewFaults(0, 0))
+	}
+	const requests = 20
+	if err := p.client.Create(t.Context(), p.masterKey("key")); err != nil {
+		t.Fatal(err)
+	}
+	name := func(i int) string { return "orders-" + strconv.Itoa(i) }
+	for i := range requests {
+		if err := p.client.Create(t.Context(), p.request(name(i), "key")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range requests {
+		p.checkOpens(t, name(i))
+	}
+	p.checkEverOne(t, requests)
+}
