@@ -64,7 +64,7 @@ func (c *apiClient) do(ctx context.Context, method, path, contentType string, bo
 	if err != nil {
 		return err
 	}
-	defer response.Body.Close()
+	defer func() { _ = response.Body.Close() }()
 	content, err := io.ReadAll(response.Body)
 	if err != nil {
 		return err

@@ -22,7 +22,7 @@ const progressInterval = 20 * time.Second
 
 // A builder makes binaries from the pinned modules and keeps them in the user's cache folder.
 type builder struct {
-	modules string // hack/cluster/modules of this checkout
+	modules string // the folder of the modules in this checkout
 	cache   string
 	say     func(format string, args ...any)
 }
@@ -73,7 +73,7 @@ func (b builder) assets(ctx context.Context) (string, error) {
 	}
 	h := sha256.New()
 	for _, name := range []string{"etcd", "kube-apiserver", "kubectl"} {
-		fmt.Fprintln(h, paths[name])
+		_, _ = fmt.Fprintln(h, paths[name])
 	}
 	dir := filepath.Join(b.cache, "assets-"+hex.EncodeToString(h.Sum(nil))[:12])
 	if _, err := os.Stat(dir); err == nil {
@@ -83,7 +83,7 @@ func (b builder) assets(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(temporary)
+	defer func() { _ = os.RemoveAll(temporary) }()
 	for name, path := range paths {
 		if err := os.Symlink(path, filepath.Join(temporary, name)); err != nil {
 			return "", err
@@ -133,7 +133,7 @@ func (b builder) build(ctx context.Context, m module, names ...string) (string, 
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(temporary)
+	defer func() { _ = os.RemoveAll(temporary) }()
 	output := temporary + string(filepath.Separator) // go build names each binary by the end of its path,
 	if len(names) == 1 {
 		output += names[0] // but a package path may end otherwise

@@ -179,7 +179,7 @@ func emptyTopCgroup() error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		if _, err := strconv.Atoi(lines.Text()); err != nil {
 			continue

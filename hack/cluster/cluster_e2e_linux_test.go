@@ -27,7 +27,7 @@ type liveCluster struct {
 
 func newLiveCluster(t *testing.T) liveCluster {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "dk") // a test's own folder has too long a path for sockets
+	dir, err := os.MkdirTemp("", "dk") //nolint:usetesting // t.TempDir has too long a path for sockets
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +176,7 @@ func (c liveCluster) marked() []process {
 func TestLiveCluster(t *testing.T) {
 	c := newLiveCluster(t)
 	t.Log("an empty machine")
-	if err := c.status(t.Context()); !errors.As(err, new(exitCode)) {
+	if err := c.status(t.Context()); !errors.As(err, new(exitError)) {
 		t.Fatalf("status of no cluster: %v, want an exit code", err)
 	}
 	c.mustUp()
@@ -199,7 +199,7 @@ func TestLiveCluster(t *testing.T) {
 
 	for _, name := range daemonNames {
 		c.kill([]process{c.daemon(name)})
-		if err := c.status(t.Context()); !errors.As(err, new(exitCode)) {
+		if err := c.status(t.Context()); !errors.As(err, new(exitError)) {
 			t.Errorf("status without %s: %v, want an exit code", name, err)
 		}
 		if said := c.mustUp(); !strings.Contains(said, "started: "+name) {

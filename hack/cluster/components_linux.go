@@ -40,8 +40,10 @@ const (
 var daemonNames = []string{containerd, etcd, apiServer, controllerManager, scheduler, kubelet, proxy, coreDNS}
 
 // nodeBinaries are in the order in which they are built.
-var nodeBinaries = []string{etcd, apiServer, "kubectl", containerd, containerdShim, "ctr",
-	controllerManager, scheduler, kubelet, proxy, coreDNS, "pause"}
+var nodeBinaries = []string{
+	etcd, apiServer, "kubectl", containerd, containerdShim, "ctr",
+	controllerManager, scheduler, kubelet, proxy, coreDNS, "pause",
+}
 
 // A plan is everything that decides how the components run.
 type plan struct {
@@ -87,8 +89,10 @@ func newPKI(a *authority, node netip.Addr) (pkiFiles, error) {
 	}
 	for name, s := range map[string]subject{
 		apiServer: {
-			dnsNames: []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
-				"kubernetes.default.svc." + clusterDomain},
+			dnsNames: []string{
+				"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
+				"kubernetes.default.svc." + clusterDomain,
+			},
 			addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1"), serviceAddress, node},
 		},
 		kubelet: {dnsNames: []string{nodeName}, addresses: []netip.Addr{node}},
@@ -129,9 +133,9 @@ func (p plan) files() (map[string][]byte, error) {
 		files[p.userConfig(name)] = kubeconfig(p.server(), p.pki.ca, name, c)
 	}
 	for path, object := range map[string]any{
-		p.config("kubelet.json"):                          p.kubeletConfig(),
-		p.config("kube-proxy.json"):                       p.proxyConfig(),
-		filepath.Join(p.state, "cni/net.d/pods.conflist"): p.cniConfig(),
+		p.config("kubelet.json"):                                p.kubeletConfig(),
+		p.config("kube-proxy.json"):                             p.proxyConfig(),
+		filepath.Join(p.state, "cni", "net.d", "pods.conflist"): p.cniConfig(),
 	} {
 		content, err := json.MarshalIndent(object, "", "  ")
 		if err != nil {
@@ -282,7 +286,7 @@ func (p plan) corefile() []byte {
 .:53 {
   bind %[2]s
   errors
-  template ANY ANY {
+  template IN ANY {
     rcode NXDOMAIN
   }
 }

@@ -9,8 +9,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,7 +52,7 @@ func (n *node) clear(ctx context.Context) error {
 	if err := p.cgroup().remove(); err != nil {
 		return err
 	}
-	if err := n.clearElsewhere(p); err != nil {
+	if err := n.clearElsewhere(ctx, p); err != nil {
 		return err
 	}
 	for _, entry := range stateEntries {
@@ -92,53 +92,52 @@ func (n *node) endAll() error {
 	return nil
 }
 
-// clearElsewhere removes what components write outside of the folders that they are given.
-func (n *node) clearElsewhere(p plan) error {
-	// The kubelet's links to the logs of containers, by a path that log collectors know.
-	const containerLogs = "/var/log/containers"
-	links, err := os.ReadDir(containerLogs)
-	if err := ignoreNotExist(err); err != nil {
+// Where components write whatever folders they are given.
+const (
+	containerLogs = "/var/log/containers" // the kubelet's links to logs, by a path that log collectors know
+	deviceSocket  = "/var/lib/kubelet/device-plugins/kubelet.sock"
+	shimSockets   = "/run/containerd/s"
+	cniResults    = "/var/lib/cni/results" // what plugins answered, kept for each sandbox until it is taken down in order
+)
+
+// clearElsewhere removes what components write outside of the cluster's folders.
+func (n *node) clearElsewhere(ctx context.Context, p plan) error {
+	links, err := filepath.Glob(containerLogs + "/*")
+	if err != nil {
 		return err
 	}
-	for _, link := range links {
-		path := filepath.Join(containerLogs, link.Name())
+	links = slices.DeleteFunc(links, func(path string) bool {
 		target, err := os.Readlink(path)
-		if err == nil && strings.HasPrefix(target, n.state+string(filepath.Separator)) {
-			if err := os.Remove(path); err != nil {
-				return err
-			}
-		}
-	}
-	// What the network plugins answered, kept for each sandbox until it is taken down in order.
-	results, err := filepath.Glob("/var/lib/cni/results/" + p.cniNetwork() + "-*")
+		return err != nil || !strings.HasPrefix(target, n.state+string(filepath.Separator))
+	})
+	results, err := filepath.Glob(cniResults + "/" + p.cniNetwork() + "-*")
 	if err != nil {
 		return err
 	}
-	for _, path := range results {
-		if err := os.Remove(path); err != nil {
-			return err
-		}
-	}
-	// The sockets of shims and the kubelet's for device plugins; those of other nodes answer.
-	sockets, err := filepath.Glob("/run/containerd/s/*")
+	sockets, err := filepath.Glob(shimSockets + "/*")
 	if err != nil {
 		return err
 	}
-	const deviceSocket = "/var/lib/kubelet/device-plugins/kubelet.sock"
-	for _, path := range append(sockets, deviceSocket) {
-		conn, err := net.DialTimeout("unix", path, time.Second)
-		if err == nil {
+	sockets = slices.DeleteFunc(append(sockets, deviceSocket), func(path string) bool {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+		if err == nil { // another node's
 			_ = conn.Close()
 		}
-		if errors.Is(err, unix.ECONNREFUSED) {
-			if err := os.Remove(path); err != nil {
-				return err
-			}
+		return !errors.Is(err, unix.ECONNREFUSED)
+	})
+	for _, path := range slices.Concat(links, results, sockets) {
+		if err := ignoreNotExist(os.Remove(path)); err != nil {
+			return err
 		}
 	}
 	if len(n.otherClusters()) > 0 {
 		return nil
 	}
+	return n.clearShared()
+}
+
+// clearShared undoes what the clusters of a machine have in common, after the last of them.
+func (n *node) clearShared() error {
 	if err := restoreSysctls(n.run); err != nil {
 		return err
 	}
@@ -150,10 +149,10 @@ func (n *node) clearElsewhere(p plan) error {
 	}
 	for _, dir := range []string{
 		netnsDir, containerLogs,
-		"/var/lib/cni/results", "/var/lib/cni",
-		"/run/containerd/s", "/run/containerd",
-		filepath.Dir(deviceSocket), "/var/lib/kubelet",
-		"/run/mount",
+		cniResults, filepath.Dir(cniResults),
+		shimSockets, filepath.Dir(shimSockets),
+		filepath.Dir(deviceSocket), filepath.Dir(filepath.Dir(deviceSocket)),
+		"/run/mount", // mount's own
 	} {
 		if err := removeEmpty(dir); err != nil {
 			return err
@@ -172,8 +171,12 @@ func removeEmpty(dir string) error {
 }
 
 // kubeletSysctls are settings of the whole machine that a kubelet changes to its liking.
-var kubeletSysctls = []string{"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
-	"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"}
+var kubeletSysctls = []string{
+	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
+	"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
+}
+
+func sysctlPath(name string) string { return "/proc/sys/" + name }
 
 const sysctlsFile = "sysctls.json"
 
@@ -196,7 +199,7 @@ func saveSysctls(run string) error {
 	}
 	values := map[string]string{}
 	for _, name := range kubeletSysctls {
-		content, err := os.ReadFile(filepath.Join("/proc/sys", name))
+		content, err := os.ReadFile(sysctlPath(name))
 		if err != nil {
 			continue // the kernel does not have it
 		}
@@ -219,7 +222,7 @@ func restoreSysctls(run string) error {
 		return err
 	}
 	for name, value := range values {
-		if err := os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0o644); err != nil {
+		if err := os.WriteFile(sysctlPath(name), []byte(value), 0o644); err != nil {
 			return err
 		}
 	}

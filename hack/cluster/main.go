@@ -40,16 +40,16 @@ var moduleLine = regexp.MustCompile(`(?m)^module github\.com/datakeys/datakeys$`
 // errUsage means that the command line was wrong and that this has been said.
 var errUsage = errors.New("wrong usage")
 
-// exitCode is the outcome of a command whose own words suffice.
-type exitCode int
+// exitError is the exit code of a command whose own words suffice.
+type exitError int
 
-func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
+func (c exitError) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
-	var code exitCode
+	var code exitError
 	switch {
 	case err == nil:
 	case errors.Is(err, flag.ErrHelp):
@@ -58,7 +58,7 @@ func main() {
 	case errors.As(err, &code):
 		os.Exit(int(code))
 	default:
-		fmt.Fprintln(os.Stderr, "cluster:", err)
+		_, _ = fmt.Fprintln(os.Stderr, "cluster:", err)
 		os.Exit(1)
 	}
 }
@@ -67,7 +67,7 @@ func main() {
 func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	flags := flag.NewFlagSet("cluster", flag.ContinueOnError)
 	flags.SetOutput(errOut)
-	flags.Usage = func() { fmt.Fprint(errOut, usage) }
+	flags.Usage = func() { _, _ = fmt.Fprint(errOut, usage) }
 	state := flags.String("state", os.Getenv("DATAKEYS_CLUSTER"), "")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -91,7 +91,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	}
 	start := time.Now()
 	say := func(format string, args ...any) {
-		fmt.Fprintf(errOut, "%6.1fs  %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
+		_, _ = fmt.Fprintf(errOut, "%6.1fs  %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
 	}
 	b := builder{modules: filepath.Join(site.root, "hack", "cluster", "modules"), cache: site.cache, say: say}
 	if err := os.MkdirAll(site.cache, 0o755); err != nil {
@@ -104,14 +104,14 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(out, path)
+		_, _ = fmt.Fprintln(out, path)
 		return nil
 	case "assets":
 		dir, err := b.assets(ctx)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(out, dir)
+		_, _ = fmt.Fprintln(out, dir)
 		return nil
 	case "kubectl":
 		path, err := b.binary(ctx, "kubectl")
@@ -145,9 +145,8 @@ func kubectl(ctx context.Context, path, kubeconfig string, args []string) error 
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	err := cmd.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return exitCode(max(exit.ExitCode(), 1))
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		return exitError(max(exit.ExitCode(), 1))
 	}
 	return err
 }

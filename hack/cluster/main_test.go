@@ -49,7 +49,7 @@ func TestKubectlWithoutAClusterSaysHowToStartOne(t *testing.T) {
 func TestFindRoot(t *testing.T) {
 	dir := t.TempDir()
 	for path, content := range map[string]string{
-		"checkout/go.mod":                   "// the module\nmodule github.com/datakeys/datakeys\n",
+		"checkout/go.mod":                   "// datakeys\nmodule github.com/datakeys/datakeys\n",
 		"checkout/hack/cluster/etcd/go.mod": "module github.com/datakeys/datakeys/hack/cluster/etcd\n",
 		"other/go.mod":                      "module example.com/other\n",
 	} {
@@ -58,9 +58,9 @@ func TestFindRoot(t *testing.T) {
 		}
 	}
 	tests := map[string]struct{ from, want string }{
-		"at the root":                 {from: "checkout", want: "checkout"},
-		"deep in a module of its own": {from: "checkout/hack/cluster/etcd", want: "checkout"},
-		"in another module":           {from: "other"},
+		"at the root": {from: "checkout", want: "checkout"},
+		"deep in a folder with a go.mod of its own": {from: "checkout/hack/cluster/etcd", want: "checkout"},
+		"in the checkout of something else":         {from: "other"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

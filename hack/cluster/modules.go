@@ -110,7 +110,7 @@ func (m module) version(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		words := strings.Fields(strings.TrimPrefix(strings.TrimSpace(lines.Text()), "require "))
 		if len(words) >= 2 && words[0] == m.pinned && strings.HasPrefix(words[1], "v") {
@@ -144,10 +144,10 @@ func (m module) key(dir, version string) (string, error) {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) { // what needs no module has no go.sum
 			return "", err
 		}
-		fmt.Fprintf(h, "%s %d\n", filepath.Base(path), len(content))
+		_, _ = fmt.Fprintf(h, "%s %d\n", filepath.Base(path), len(content))
 		h.Write(content)
 	}
-	fmt.Fprintf(h, "%q %s %s\n", m.buildFlags(version), runtime.GOOS, runtime.GOARCH)
+	_, _ = fmt.Fprintf(h, "%q %s %s\n", m.buildFlags(version), runtime.GOOS, runtime.GOARCH)
 	return strings.Join(slices.DeleteFunc([]string{m.folder, version, hex.EncodeToString(h.Sum(nil))[:12]},
 		func(part string) bool { return part == "" }), "-"), nil
 }

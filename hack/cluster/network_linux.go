@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -41,37 +42,43 @@ func openNetwork(id string) (w *network, whole bool, err error) {
 	if err := unix.Statfs(w.path(), &s); err != nil || s.Type != unix.NSFS_MAGIC {
 		return w, false, ignoreNotExist(err)
 	}
-	link, err := net.InterfaceByName(w.link)
-	if err != nil || link.Flags&net.FlagUp == 0 {
-		return w, false, nil
-	}
-	addresses, err := link.Addrs()
-	if err != nil {
+	addresses, up, err := linkAddresses(w.link)
+	if err != nil || !up {
 		return w, false, err
 	}
 	for _, a := range addresses {
-		prefix, err := netip.ParsePrefix(a.String())
-		if err != nil || !linkNetworks.Contains(prefix.Addr()) {
-			continue
+		if linkNetworks.Contains(a) {
+			w.host, w.node = a, a.Next()
 		}
-		w.host, w.node = prefix.Addr(), prefix.Addr().Next()
 	}
 	if !w.host.IsValid() {
 		return w, false, nil
 	}
 	err = w.within(func() error {
-		inside, err := net.InterfaceByName("eth0")
-		if err != nil {
-			return nil
-		}
-		addresses, err := inside.Addrs()
-		for _, a := range addresses {
-			prefix, _ := netip.ParsePrefix(a.String())
-			whole = whole || prefix.Addr() == w.node
-		}
+		addresses, up, err := linkAddresses("eth0")
+		whole = up && slices.Contains(addresses, w.node)
 		return err
 	})
 	return w, whole, err
+}
+
+// linkAddresses returns the addresses of a link of the current namespace, and whether it is there and up.
+func linkAddresses(name string) (addresses []netip.Addr, up bool, err error) {
+	links, err := net.Interfaces()
+	if err != nil {
+		return nil, false, err
+	}
+	i := slices.IndexFunc(links, func(l net.Interface) bool { return l.Name == name && l.Flags&net.FlagUp != 0 })
+	if i < 0 {
+		return nil, false, nil
+	}
+	found, err := links[i].Addrs()
+	for _, a := range found {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
+			addresses = append(addresses, prefix.Addr())
+		}
+	}
+	return addresses, true, err
 }
 
 func ignoreNotExist(err error) error {
@@ -137,7 +144,7 @@ func (w *network) within(do func() error) error {
 			done <- fmt.Errorf("open network namespace %s: %w", w.namespace, err)
 			return
 		}
-		defer unix.Close(fd)
+		defer func() { _ = unix.Close(fd) }()
 		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
 			done <- fmt.Errorf("enter network namespace %s: %w", w.namespace, err)
 			return

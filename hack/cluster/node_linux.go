@@ -114,67 +114,67 @@ func (n *node) up(ctx context.Context) error {
 	return nil
 }
 
-// start does what is missing for the cluster to run, step by step, and says which components it started.
-func (n *node) start(ctx context.Context, p plan) (started []string, err error) {
+// A layout is all that the components of a node need before they start.
+type layout struct {
+	plan
+	network *network
+	pause   image
+	daemons map[string]daemon
+}
+
+// layOut makes folders, network, certificates, configuration files and control groups, where they are not there.
+func (n *node) layOut(ctx context.Context, p plan) (layout, error) {
 	if err := n.prepare(); err != nil {
-		return nil, err
+		return layout{}, err
 	}
 	w, err := n.ensureNetwork(ctx)
 	if err != nil {
-		return nil, err
+		return layout{}, err
 	}
 	p.node = w.node
 	ca, err := openAuthority(filepath.Join(n.state, "pki"), time.Now)
 	if err != nil {
-		return nil, err
+		return layout{}, err
 	}
 	if p.pki, err = newPKI(ca, p.node); err != nil {
-		return nil, err
+		return layout{}, err
 	}
 	pause, err := n.pauseImage(p.binaries["pause"])
 	if err != nil {
-		return nil, err
+		return layout{}, err
 	}
 	p.pauseImage = pause.reference
 	files, err := p.files()
 	if err != nil {
-		return nil, err
+		return layout{}, err
 	}
 	for path, content := range files {
 		if err := writeFile(path, content, 0o600); err != nil {
-			return nil, err
+			return layout{}, err
 		}
 	}
-	if err := p.cgroup().make(); err != nil {
+	return layout{plan: p, network: w, pause: pause, daemons: p.daemons(files)}, p.cgroup().make()
+}
+
+// start does what is missing for the cluster to run, step by step, and says which components it started.
+func (n *node) start(ctx context.Context, p plan) (started []string, err error) {
+	l, err := n.layOut(ctx, p)
+	if err != nil {
 		return nil, err
 	}
-	daemons := p.daemons(files)
 	if err := n.endStrays(); err != nil {
+		return nil, err
+	}
+	api, err := newAPIClient(l.server(), l.pki.ca, l.pki.users["admin"])
+	if err != nil {
 		return nil, err
 	}
 	begun := time.Now()
 	n.needed = nil
-	ensure := func(names ...string) error {
-		for _, name := range names {
-			fresh, err := n.ensure(ctx, w, daemons[name])
-			if err != nil {
-				return err
-			}
-			n.needed = append(n.needed, daemons[name])
-			if fresh {
-				started = append(started, name)
-			}
-		}
-		return nil
-	}
-
-	if err := ensure(containerd, etcd, apiServer); err != nil {
+	if started, err = n.ensureAll(ctx, l, containerd, etcd, apiServer); err != nil {
 		return started, err
 	}
-	imported := make(chan error, 1)
-	go func() { imported <- n.ensurePause(ctx, p, pause) }()
-	api, err := newAPIClient(p.server(), p.pki.ca, p.pki.users["admin"])
-	if err != nil {
+	if err := n.ensurePause(ctx, l.plan, l.pause); err != nil {
 		return started, err
 	}
 	if err := n.await(ctx, "the API server", apiServerWait, func(ctx context.Context) error {
@@ -182,16 +182,15 @@ func (n *node) start(ctx context.Context, p plan) (started []string, err error) 
 	}); err != nil {
 		return started, err
 	}
-	if err := <-imported; err != nil {
-		return started, err
-	}
 	if slices.Contains(started, apiServer) {
 		n.say("the API server answers")
 	}
-	if err := ensure(controllerManager, scheduler, kubelet, proxy, coreDNS); err != nil {
+	others, err := n.ensureAll(ctx, l, controllerManager, scheduler, kubelet, proxy, coreDNS)
+	started = append(started, others...)
+	if err != nil {
 		return started, err
 	}
-	for path, object := range p.dnsService() {
+	for path, object := range l.dnsService() {
 		if err := n.await(ctx, path, componentWait, func(ctx context.Context) error {
 			return api.apply(ctx, path, object)
 		}); err != nil {
@@ -202,9 +201,24 @@ func (n *node) start(ctx context.Context, p plan) (started []string, err error) 
 	if slices.Contains(started, kubelet) {
 		since = begun
 	}
-	for _, c := range p.checks(api, since) {
+	for _, c := range l.checks(api, since) {
 		if err := n.await(ctx, c.what, componentWait, c.check); err != nil {
 			return started, err
+		}
+	}
+	return started, nil
+}
+
+// ensureAll starts those of the named components that do not run, and returns which.
+func (n *node) ensureAll(ctx context.Context, l layout, names ...string) (started []string, err error) {
+	for _, name := range names {
+		fresh, err := n.ensure(ctx, l.network, l.daemons[name])
+		if err != nil {
+			return started, err
+		}
+		n.needed = append(n.needed, l.daemons[name])
+		if fresh {
+			started = append(started, name)
 		}
 	}
 	return started, nil
@@ -233,7 +247,7 @@ func (n *node) prepare() error {
 	if err := os.MkdirAll(n.records(), 0o755); err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(n.run, stateFile), []byte(n.state), 0o644); err != nil {
+	if err := writeFile(filepath.Join(n.run, stateFile), []byte(n.state+"\n"), 0o644); err != nil {
 		return err
 	}
 	return saveSysctls(n.run)
@@ -249,7 +263,8 @@ func (n *node) ensureNetwork(ctx context.Context) (*network, error) {
 	if err := n.endAll(); err != nil {
 		return nil, err
 	}
-	return w, w.make(ctx, n.id)
+	err = w.make(ctx, n.id)
+	return w, err
 }
 
 // ensure starts a daemon unless it runs, just so.
@@ -381,9 +396,8 @@ func (n *node) ensurePause(ctx context.Context, p plan, pause image) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(path)
-	defer f.Close()
-	if err := pause.archive(f); err != nil {
+	defer func() { _ = os.Remove(path) }()
+	if err := errors.Join(pause.archive(f), f.Close()); err != nil {
 		return err
 	}
 	_, err = n.importImages(ctx, p, path)
@@ -426,7 +440,7 @@ func (n *node) normalizeNames(ctx context.Context, p plan) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range strings.Fields(string(listed)) {
+	for name := range strings.FieldsSeq(string(listed)) {
 		full, err := reference.ParseDockerRef(name)
 		if err != nil || full.String() == name {
 			continue // an image known by its digest alone, or normalized already

@@ -45,7 +45,7 @@ func (p process) alive() bool {
 
 // readStat reads start time and state of a process from /proc/PID/stat, see proc_pid_stat(5).
 func readStat(pid int) (start uint64, state byte, err error) {
-	content, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, 0, err
 	}
@@ -66,7 +66,7 @@ func (p process) end(grace time.Duration) error {
 	if err != nil {
 		return ignoreGone(err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	if !p.alive() { // looked at after opening: from here on, the descriptor means this very process
 		return nil
 	}
@@ -163,7 +163,7 @@ type daemon struct {
 // digest tells one way to run a daemon from another.
 func (d daemon) digest() string {
 	h := sha256.New()
-	fmt.Fprintf(h, "%q\n", d.args)
+	_, _ = fmt.Fprintf(h, "%q\n", d.args)
 	h.Write(d.inputs)
 	return hex.EncodeToString(h.Sum(nil))
 }
@@ -192,17 +192,17 @@ func (d daemon) launch(ctx context.Context, dir, state string) error {
 	if err != nil {
 		return err
 	}
-	defer log.Close()
-	// Not CommandContext: the daemon is to live on.
-	cmd := exec.Command(d.args[0], d.args[1:]...)
+	defer func() { _ = log.Close() }()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	// The end of the context must not be the daemon's.
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), d.args[0], d.args[1:]...)
 	cmd.Dir = state
 	// Nothing of the caller's environment, of which proxies for one would reach the calls to webhooks.
 	cmd.Env = []string{"PATH=" + daemonPath, markVariable + "=" + state}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true} // Ctrl-C is for up alone
-	if err := ctx.Err(); err != nil {
-		return err
-	}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", d.name, err)
 	}

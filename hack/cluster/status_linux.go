@@ -41,7 +41,7 @@ func (p plan) checks(api *apiClient, since time.Time) []check {
 // probe asks a health port of the node, which says nothing worth a proof of who answers.
 func (p plan) probe(scheme string, port uint16, path string) func(context.Context) error {
 	client := &http.Client{Timeout: apiTimeout, Transport: &http.Transport{
-		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // certificates made in memory at each start
+		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, // certificates made in memory at each start
 		DisableKeepAlives: true,
 	}}
 	url := scheme + "://" + netip.AddrPortFrom(p.node, port).String() + path
@@ -54,7 +54,7 @@ func (p plan) probe(scheme string, port uint16, path string) func(context.Contex
 		if err != nil {
 			return err
 		}
-		defer response.Body.Close()
+		defer func() { _ = response.Body.Close() }()
 		if response.StatusCode != http.StatusOK {
 			return fmt.Errorf("GET %s: %s", url, response.Status)
 		}
@@ -95,29 +95,29 @@ func (n *node) status(ctx context.Context) error {
 	for _, name := range daemonNames {
 		r, ok := readRecord(n.records(), name)
 		if !ok {
-			fmt.Fprintf(n.out, "%-24s does not run\n", name)
+			_, _ = fmt.Fprintf(n.out, "%-24s does not run\n", name)
 			continue
 		}
 		alive++
-		fmt.Fprintf(n.out, "%-24s runs, process %d, log %s\n", name, r.PID, filepath.Join(n.state, "log", name+".log"))
+		_, _ = fmt.Fprintf(n.out, "%-24s runs, process %d, log %s\n", name, r.PID, filepath.Join(n.state, "log", name+".log"))
 	}
 	n.tellOthers()
 	if alive == 0 {
-		fmt.Fprintln(n.out, "the cluster does not run; start it with: go run ./hack/cluster up")
-		return exitCode(1)
+		_, _ = fmt.Fprintln(n.out, "the cluster does not run; start it with: go run ./hack/cluster up")
+		return exitError(1)
 	}
 	problems, err := n.problems(ctx)
 	if err != nil {
 		return err
 	}
 	for _, problem := range problems {
-		fmt.Fprintln(n.out, problem)
+		_, _ = fmt.Fprintln(n.out, problem)
 	}
 	if alive < len(daemonNames) || len(problems) > 0 {
-		fmt.Fprintln(n.out, "the cluster is not whole; mend it with: go run ./hack/cluster up")
-		return exitCode(1)
+		_, _ = fmt.Fprintln(n.out, "the cluster is not whole; mend it with: go run ./hack/cluster up")
+		return exitError(1)
 	}
-	fmt.Fprintf(n.out, "the cluster runs\nexport KUBECONFIG=%s\n", n.kubeconfig())
+	_, _ = fmt.Fprintf(n.out, "the cluster runs\nexport KUBECONFIG=%s\n", n.kubeconfig())
 	return nil
 }
 
@@ -167,6 +167,6 @@ func (n *node) otherClusters() []string {
 
 func (n *node) tellOthers() {
 	for _, state := range n.otherClusters() {
-		fmt.Fprintf(n.out, "another cluster on this machine: %s; to end it: go run ./hack/cluster -state %[1]s down\n", state)
+		_, _ = fmt.Fprintf(n.out, "another cluster on this machine: %s; to end it: go run ./hack/cluster -state %[1]s down\n", state)
 	}
 }
