@@ -2,6 +2,7 @@ package controllers_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -12,8 +13,10 @@ import (
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -21,6 +24,7 @@ import (
 	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/yaml"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/controllers"
@@ -47,6 +51,30 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// managerUser is who the controllers are. It may do what the generated role says and nothing else.
+const managerUser = "datakeys-manager"
+
+func grantRole(ctx context.Context, config *rest.Config, scheme *runtime.Scheme) error {
+	text, err := os.ReadFile("../config/rbac/role.yaml")
+	if err != nil {
+		return err
+	}
+	role := &rbacv1.ClusterRole{}
+	if err := yaml.UnmarshalStrict(text, role); err != nil {
+		return err
+	}
+	c, err := client.New(config, client.Options{Scheme: scheme})
+	if err != nil {
+		return err
+	}
+	binding := &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: role.Name},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role.Name},
+		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: managerUser}},
+	}
+	return errors.Join(c.Create(ctx, role), c.Create(ctx, binding))
+}
+
 // A cluster is the API server, seen by a test that has a namespace of its own and one for its manager.
 type cluster struct {
 	config    *rest.Config
@@ -61,6 +89,9 @@ func newCluster(t *testing.T) *cluster {
 	t.Helper()
 	apiServer.once.Do(func() {
 		apiServer.config, apiServer.stop, apiServer.err = controllerstest.StartAPIServer("../config/crd/bases")
+		if apiServer.err == nil {
+			apiServer.err = grantRole(t.Context(), apiServer.config, newScheme(t))
+		}
 	})
 	if apiServer.err != nil {
 		t.Fatal(apiServer.err)
@@ -83,7 +114,9 @@ func (c *cluster) startManager(t *testing.T, faults *controllerstest.Faults) (st
 	cacheOptions := controllers.CacheOptions()
 	// Other tests have managers of their own.
 	cacheOptions.DefaultNamespaces = map[string]cache.Config{c.namespace: {}, c.manager: {}}
-	mgr, err := ctrl.NewManager(c.config, ctrl.Options{
+	config := rest.CopyConfig(c.config)
+	config.Impersonate.UserName = managerUser
+	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme:     newScheme(t),
 		Cache:      cacheOptions,
 		Metrics:    metricsserver.Options{BindAddress: "0"},
