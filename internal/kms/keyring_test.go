@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -172,13 +173,15 @@ func forgedFor(t *testing.T, w *world, ref kms.MasterKeyRef) []byte {
 // lateAnswers is a store whose first answer is kept back: what it says was true when it was asked.
 type lateAnswers struct {
 	*sealtest.Store
-	first sync.Once
+	asked atomic.Bool
 	gate  chan struct{}
 }
 
 func (s *lateAnswers) Get(ctx context.Context, name string) (seal.Secret, error) {
 	secret, err := s.Store.Get(ctx, name)
-	s.first.Do(func() { <-s.gate })
+	if !s.asked.Swap(true) {
+		<-s.gate
+	}
 	return secret, err
 }
 
@@ -213,6 +216,32 @@ func TestALoadThatBeganTooEarlyDoesNotSayNo(t *testing.T) {
 		}
 		if got := kms.CodeOf(<-early); got != kms.CodeNotFound {
 			t.Errorf("a made-up blob: got %v, want NotFound", got)
+		}
+	})
+}
+
+func TestASlowOldLoadDoesNotReplaceANewerOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := settled(t)
+		slow := &lateAnswers{Store: w.store, gate: make(chan struct{})}
+		late := serviceOver(t, w, slow)
+		generate := func() (int32, error) {
+			made, err := late.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32})
+			return made.KeyVersion, err
+		}
+		old := make(chan int32, 1)
+		go func() { got, _ := generate(); old <- got }()
+		synctest.Wait() // it has read version 1, and waits for the answer
+		w.addVersion(t, ordersKey, 2)
+		if _, err := late.MasterKey(t.Context(), ordersKey); err != nil {
+			t.Fatal(err)
+		}
+		close(slow.gate)
+		if got := <-old; got != 1 {
+			t.Fatalf("the slow one made a data key of version %d, want 1", got)
+		}
+		if got, err := generate(); got != 2 || err != nil {
+			t.Errorf("then one was made of version %d (%v), want 2", got, err)
 		}
 	})
 }
