@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -167,13 +168,13 @@ func (a *Authority) syncOnce(ctx context.Context) error {
 		// Deleted or emptied while this replica runs. Pods out there trust the roots that it still knows.
 		missing = a.known()
 	}
-	roots := append(stored, missing...)
+	roots := slices.Concat(stored, missing)
 	if now := a.clock.Now(); planAt(now, roots).makeRoot {
 		made, err := newRoot(nextNumber(roots), now)
 		if err != nil {
 			return fmt.Errorf("making a root: %w", err)
 		}
-		missing = append(missing[:len(missing):len(missing)], made)
+		missing = append(slices.Clip(missing), made)
 	}
 	if len(missing) == 0 {
 		a.roots.Store(&stored)

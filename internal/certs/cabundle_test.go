@@ -32,11 +32,11 @@ func configuration() *admissionregistrationv1.MutatingWebhookConfiguration {
 		Webhooks: []admissionregistrationv1.MutatingWebhook{{
 			Name: "inject.datakeys.io",
 			ClientConfig: admissionregistrationv1.WebhookClientConfig{
-				Service: &admissionregistrationv1.ServiceReference{Namespace: "system", Name: "webhook", Path: ptr.To("/inject-pod")},
+				Service: &admissionregistrationv1.ServiceReference{Namespace: "system", Name: "webhook", Path: new("/inject-pod")},
 			},
-			SideEffects:             ptr.To(admissionregistrationv1.SideEffectClassNone),
+			SideEffects:             new(admissionregistrationv1.SideEffectClassNone),
 			AdmissionReviewVersions: []string{"v1"},
-			FailurePolicy:           ptr.To(admissionregistrationv1.Fail),
+			FailurePolicy:           new(admissionregistrationv1.Fail),
 		}},
 	}
 }

@@ -70,6 +70,25 @@ func TestPrintsNothing(t *testing.T) {
 	}
 }
 
+// TestRedacted: where a formatter asks the key itself, it says what it is.
+func TestRedacted(t *testing.T) {
+	key, err := newPrivateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	asJSON, err := json.Marshal(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, got := range map[string]string{
+		"fmt": fmt.Sprintf("%#v", key), "JSON": strings.Trim(string(asJSON), `"`), "slog": key.LogValue().String(),
+	} {
+		if got != redacted {
+			t.Errorf("%s prints %q, want %q", name, got, redacted)
+		}
+	}
+}
+
 // forms searches for a key in the forms in which it could be printed.
 func forms(t *testing.T, key *privateKey) func(string) bool {
 	t.Helper()

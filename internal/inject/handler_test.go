@@ -13,7 +13,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 )
 
@@ -52,7 +51,7 @@ func TestHandle(t *testing.T) {
 		},
 		"a dry run is the same": {
 			requests: ready, raw: pod(nil), patched: true, hook: true,
-			request: func(r *admissionv1.AdmissionRequest) { r.DryRun = ptr.To(true) },
+			request: func(r *admissionv1.AdmissionRequest) { r.DryRun = new(true) },
 		},
 		"a pod with a data key that is missing gets the probe and a warning": {
 			requests: fakeRequests{"team-a/orders": "Ready", "team-b/payments": "Ready"}, raw: pod(nil), patched: true, probe: true,
@@ -75,7 +74,7 @@ func TestHandle(t *testing.T) {
 			patched: true, probe: true,
 			warnings: func() []string {
 				var list []string
-				for _, name := range strings.Split(numbered(maxWarnings), ",") {
+				for name := range strings.SplitSeq(numbered(maxWarnings), ",") {
 					list = append(list, "DataKeyRequest team-a/"+name+" does not exist; the pod waits until it is Ready")
 				}
 				return append(list, "and 90 more data keys that are not ready")

@@ -5,7 +5,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	"k8s.io/utils/ptr"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
 )
@@ -188,7 +187,8 @@ func TestResources(t *testing.T) {
 		},
 		"resources at the pod's level": {
 			&corev1.PodSpec{Resources: &corev1.ResourceRequirements{Limits: list("1", "1Gi")}, Containers: make([]corev1.Container, 1)},
-			&custom, corev1.ResourceRequirements{},
+			&custom,
+			corev1.ResourceRequirements{},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -204,12 +204,12 @@ func TestResources(t *testing.T) {
 // projected token to a user: Kubernetes, "Projected Volumes", "securityContext interactions". It also shows that a token
 // of the application that one user alone could read before is no more open after.
 func TestSidecarReadsItsToken(t *testing.T) {
-	users := []*int64{nil, ptr.To[int64](0), ptr.To[int64](1000), ptr.To[int64](12345), ptr.To(sidecarID)}
+	users := []*int64{nil, new(int64(0)), new(int64(1000)), new(int64(12345)), new(sidecarID)}
 	cases := 0
 	for _, podUser := range users {
 		for _, initUser := range users {
 			for _, appUser := range users {
-				for _, fsGroup := range []*int64{nil, ptr.To[int64](2000)} {
+				for _, fsGroup := range []*int64{nil, new(int64(2000))} {
 					pod := askingPod(map[string]string{v1alpha1.AnnotationDataKeys: "orders"})
 					pod.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: podUser, FSGroup: fsGroup}
 					pod.Spec.InitContainers[0].SecurityContext = &corev1.SecurityContext{RunAsUser: initUser}

@@ -8,7 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
-	"k8s.io/utils/ptr"
 )
 
 // TestRestricted asks the API server's own judge of the restricted Pod Security Standard: a pod that meets it still does, and
@@ -29,7 +28,7 @@ func TestRestricted(t *testing.T) {
 	// The pod's context against it in every field that containers inherit.
 	hostile := askingPod(map[string]string{"datakeys.io/data-keys": "orders"})
 	hostile.Spec.SecurityContext = &corev1.PodSecurityContext{
-		RunAsUser: ptr.To[int64](0), RunAsGroup: ptr.To[int64](0), RunAsNonRoot: ptr.To(false),
+		RunAsUser: new(int64(0)), RunAsGroup: new(int64(0)), RunAsNonRoot: new(false),
 		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeUnconfined},
 	}
 	pods["hostile"] = encode(t, hostile)

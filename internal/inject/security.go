@@ -2,7 +2,6 @@ package inject
 
 import (
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/utils/ptr"
 )
 
 // sidecarID is the user and group of a sidecar that has no other to take over: the "nonroot" of many images.
@@ -13,9 +12,9 @@ func securityContext(spec *corev1.PodSpec) *corev1.SecurityContext {
 	return &corev1.SecurityContext{
 		RunAsUser:                runAsUser(spec),
 		RunAsGroup:               runAsGroup(spec),
-		RunAsNonRoot:             ptr.To(true),
-		AllowPrivilegeEscalation: ptr.To(false),
-		ReadOnlyRootFilesystem:   ptr.To(true),
+		RunAsNonRoot:             new(true),
+		AllowPrivilegeEscalation: new(false),
+		ReadOnlyRootFilesystem:   new(true),
 		Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 		SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 	}
@@ -49,7 +48,7 @@ func runAsGroup(spec *corev1.PodSpec) *int64 {
 	if group := podSecurityContext(spec).RunAsGroup; group != nil && *group != 0 {
 		return nil
 	}
-	return ptr.To(sidecarID)
+	return new(sidecarID)
 }
 
 // agreedUser is the one user that the pod states for all its containers, nil if it states none for some or several. It is

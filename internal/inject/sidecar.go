@@ -8,7 +8,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	"k8s.io/utils/ptr"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
 )
@@ -72,7 +71,7 @@ func (s *Sidecar) container(spec *corev1.PodSpec, request *Request) corev1.Conta
 		},
 		Env:                      []corev1.EnvVar{{Name: rootsEnv, Value: string(s.Roots)}},
 		Resources:                resources(spec, &s.Config),
-		RestartPolicy:            ptr.To(corev1.ContainerRestartPolicyAlways),
+		RestartPolicy:            new(corev1.ContainerRestartPolicyAlways),
 		SecurityContext:          securityContext(spec),
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 		VolumeMounts: []corev1.VolumeMount{
@@ -120,9 +119,9 @@ func isOurs(existing, ours *corev1.Container) bool {
 func volumes(request *Request) []corev1.Volume {
 	list := []corev1.Volume{
 		{Name: tokenVolume, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
-			DefaultMode: ptr.To(readable),
+			DefaultMode: new(readable),
 			Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{
-				Audience: v1alpha1.TokenAudience, ExpirationSeconds: ptr.To(tokenSeconds), Path: tokenFile,
+				Audience: v1alpha1.TokenAudience, ExpirationSeconds: new(tokenSeconds), Path: tokenFile,
 			}}},
 		}}},
 		{Name: socketVolume, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{
@@ -130,10 +129,10 @@ func volumes(request *Request) []corev1.Volume {
 		}}},
 	}
 	for i, name := range request.DataKeys {
-		source := &corev1.SecretVolumeSource{SecretName: name, DefaultMode: ptr.To(readable)}
+		source := &corev1.SecretVolumeSource{SecretName: name, DefaultMode: new(readable)}
 		if !request.Wait {
 			// Else the kubelet would hold the whole pod back until the Secret is there.
-			source.Optional = ptr.To(true)
+			source.Optional = new(true)
 		}
 		list = append(list, corev1.Volume{Name: keyVolume(i), VolumeSource: corev1.VolumeSource{Secret: source}})
 	}
