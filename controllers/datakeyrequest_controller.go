@@ -95,7 +95,7 @@ func (r *dataKeyRequestReconciler) reconcileDataKey(ctx context.Context, request
 	if err != nil {
 		return DataKey{}, SealedDataKey{}, nil, err
 	}
-	key := dataKeyOf(request, masterKey)
+	key := dataKeyOf(request, masterKeyRef(masterKey))
 	fromStatus, err := r.judgeStatus(ctx, key, &request.Status)
 	if err != nil {
 		return key, SealedDataKey{}, nil, err
@@ -155,11 +155,11 @@ func (r *dataKeyRequestReconciler) act(
 	case actionConflict:
 		return SealedDataKey{}, nil, secretConflict(secret, key)
 	case actionChanged:
-		return SealedDataKey{}, nil, PermanentError{v1alpha1.ReasonMasterKeyChanged, fmt.Sprintf(
+		return SealedDataKey{}, nil, permanentError{v1alpha1.ReasonMasterKeyChanged, fmt.Sprintf(
 			"this data key was wrapped by master key %s, but MasterKey %s/%s is master key %s now: nothing was touched; restore the MasterKey with its annotation %s",
 			request.Status.KeyID, key.MasterKey.Namespace, key.MasterKey.Name, key.MasterKey.KeyID, v1alpha1.AnnotationKeyID)}
 	case actionBroken:
-		return SealedDataKey{}, nil, PermanentError{v1alpha1.ReasonDataKeyBroken, fmt.Sprintf(
+		return SealedDataKey{}, nil, permanentError{v1alpha1.ReasonDataKeyBroken, fmt.Sprintf(
 			"neither the status nor the Secret %q holds a blob that opens as generation %d of this data key under master key %s: restore the Secret; a new data key is never made in its place",
 			key.Name, key.Generation, key.MasterKey.KeyID)}
 	default:
@@ -209,7 +209,7 @@ func (r *dataKeyRequestReconciler) updateSecret(ctx context.Context, secret *cor
 		return false, err
 	}
 	if ptr.Deref(secret.Immutable, false) && !equality.Semantic.DeepEqual(secret.Data, repaired.Data) {
-		return false, PermanentError{v1alpha1.ReasonSecretConflict, fmt.Sprintf(
+		return false, permanentError{v1alpha1.ReasonSecretConflict, fmt.Sprintf(
 			"Secret %q does not hold this data key as it has to and is immutable: delete it, and it is written again", key.Name)}
 	}
 	if err := r.client.Update(ctx, repaired); err != nil {
@@ -330,7 +330,7 @@ func (r *dataKeyRequestReconciler) holdsDataKey(ctx context.Context, request *v1
 		return false, nil
 	}
 	namespace, name := masterKeyName(request)
-	key := dataKeyUnder(request, MasterKeyRef{KeyID: keyID, Namespace: namespace, Name: name})
+	key := dataKeyOf(request, MasterKeyRef{KeyID: keyID, Namespace: namespace, Name: name})
 	_, err := r.keyService.OpenDataKey(ctx, key, blob)
 	switch {
 	case err == nil:
@@ -403,12 +403,12 @@ func applyDataKeyRequestStatus(request *v1alpha1.DataKeyRequest, status v1alpha1
 func usableMasterKey(ctx context.Context, reader client.Reader, request *v1alpha1.DataKeyRequest) (*v1alpha1.MasterKey, error) {
 	namespace, name := masterKeyName(request)
 	if namespace != request.Namespace {
-		return nil, PermanentError{v1alpha1.ReasonCrossNamespaceReference, fmt.Sprintf(
+		return nil, permanentError{v1alpha1.ReasonCrossNamespaceReference, fmt.Sprintf(
 			"spec.masterKeyRef.namespace is %q: a MasterKey of another namespace cannot be used; make a DataKeyRequest in that namespace, or a MasterKey in %q",
 			namespace, request.Namespace)}
 	}
 	pending := func(reason, format string, args ...any) error {
-		return PendingError{reason, fmt.Sprintf("MasterKey %s/%s ", namespace, name) + fmt.Sprintf(format, args...)}
+		return pendingError{reason, fmt.Sprintf("MasterKey %s/%s ", namespace, name) + fmt.Sprintf(format, args...)}
 	}
 	key := &v1alpha1.MasterKey{}
 	if err := reader.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, key); err != nil {
@@ -431,7 +431,7 @@ func usableMasterKey(ctx context.Context, reader client.Reader, request *v1alpha
 
 // notLookedAt is what a request waits for when its MasterKey, or the key ID in its annotation, is newer than its status.
 func notLookedAt(namespace, name string) error {
-	return PendingError{v1alpha1.ReasonMasterKeyNotReady, fmt.Sprintf("MasterKey %s/%s was not looked at yet as it is now", namespace, name)}
+	return pendingError{v1alpha1.ReasonMasterKeyNotReady, fmt.Sprintf("MasterKey %s/%s was not looked at yet as it is now", namespace, name)}
 }
 
 // masterKeyName is the namespace and name of the MasterKey that a request refers to.
@@ -443,11 +443,8 @@ func masterKeyName(request *v1alpha1.DataKeyRequest) (namespace, name string) {
 	return ref.Namespace, ref.Name
 }
 
-func dataKeyOf(request *v1alpha1.DataKeyRequest, masterKey *v1alpha1.MasterKey) DataKey {
-	return dataKeyUnder(request, masterKeyRef(masterKey))
-}
-
-func dataKeyUnder(request *v1alpha1.DataKeyRequest, masterKey MasterKeyRef) DataKey {
+// dataKeyOf is the data key of a request, wrapped by that master key.
+func dataKeyOf(request *v1alpha1.DataKeyRequest, masterKey MasterKeyRef) DataKey {
 	return DataKey{
 		MasterKey:         masterKey,
 		Namespace:         request.Namespace,
@@ -479,7 +476,7 @@ func secretConflict(secret *corev1.Secret, key DataKey) error {
 	if secret.Type == v1alpha1.SecretTypeDataKey {
 		why = fmt.Sprintf("holds no blob that opens as generation %d of this data key under master key %s", key.Generation, key.MasterKey.KeyID)
 	}
-	return PermanentError{v1alpha1.ReasonSecretConflict, fmt.Sprintf(
+	return permanentError{v1alpha1.ReasonSecretConflict, fmt.Sprintf(
 		"Secret %q exists and %s: it was not touched; delete it, or make a DataKeyRequest of another name", key.Name, why)}
 }
 

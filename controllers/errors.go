@@ -7,30 +7,30 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 )
 
-// A PermanentError is returned when only a change of the object, or of what the message names, helps: those are watched, so
+// A permanentError is returned when only a change of the object, or of what the message names, helps: those are watched, so
 // nothing is tried again before. It becomes the Ready condition.
-type PermanentError struct {
+type permanentError struct {
 	// Reason is the reason of the Ready condition.
 	Reason string
 	// Message says what is wrong and the way out. It is shown to everybody who may read the object.
 	Message string
 }
 
-var _ error = PermanentError{}
+var _ error = permanentError{}
 
-func (e PermanentError) Error() string { return e.Reason + ": " + e.Message }
+func (e permanentError) Error() string { return e.Reason + ": " + e.Message }
 
-// A PendingError is not a failure: the object waits for another one, which is watched. It becomes the Ready condition.
-type PendingError struct {
+// A pendingError is not a failure: the object waits for another one, which is watched. It becomes the Ready condition.
+type pendingError struct {
 	// Reason is the reason of the Ready condition.
 	Reason string
 	// Message names what is waited for.
 	Message string
 }
 
-var _ error = PendingError{}
+var _ error = pendingError{}
 
-func (e PendingError) Error() string { return e.Reason + ": " + e.Message }
+func (e pendingError) Error() string { return e.Reason + ": " + e.Message }
 
 // A keyServiceError is returned when the key service could not do what it was asked. It is tried again with back-off. Err is
 // for the log; the Ready condition says the same to everybody, whatever Err is.
@@ -56,10 +56,10 @@ type problem struct {
 // explain sorts an error by its fate. The problem is nil where the error says nothing of the object, as when the API server
 // does not answer; the returned error is what Reconcile is to return.
 func explain(err error) (*problem, error) {
-	if permanent, ok := errors.AsType[PermanentError](err); ok {
+	if permanent, ok := errors.AsType[permanentError](err); ok {
 		return &problem{permanent.Reason, permanent.Message}, reconcile.TerminalError(err) // apply patch, done
 	}
-	if pending, ok := errors.AsType[PendingError](err); ok {
+	if pending, ok := errors.AsType[pendingError](err); ok {
 		return &problem{pending.Reason, pending.Message}, nil // apply patch, wait for the watch
 	}
 	if service, ok := errors.AsType[keyServiceError](err); ok {

@@ -90,7 +90,7 @@ func (r *masterKeyReconciler) reconcile(ctx context.Context, req ctrl.Request) (
 func (r *masterKeyReconciler) ensureMaterial(ctx context.Context, key *v1alpha1.MasterKey) (MasterKeyInfo, error) {
 	ref := masterKeyRef(key)
 	if !canonicalUUID.MatchString(ref.KeyID) {
-		return MasterKeyInfo{}, PermanentError{v1alpha1.ReasonInvalidKeyID, fmt.Sprintf(
+		return MasterKeyInfo{}, permanentError{v1alpha1.ReasonInvalidKeyID, fmt.Sprintf(
 			"the annotation %s is %q, which is not a lower-case UUID: set it to the key ID of this master key",
 			v1alpha1.AnnotationKeyID, truncate(ref.KeyID))}
 	}
@@ -100,7 +100,7 @@ func (r *masterKeyReconciler) ensureMaterial(ctx context.Context, key *v1alpha1.
 	}
 	if last := key.Status.KeyID; last != "" && last != ref.KeyID {
 		// The status is no proof, but it is reason enough not to make another key.
-		return MasterKeyInfo{}, PermanentError{v1alpha1.ReasonInvalidKeyID, fmt.Sprintf(
+		return MasterKeyInfo{}, permanentError{v1alpha1.ReasonInvalidKeyID, fmt.Sprintf(
 			"the annotation %s is gone, but this was master key %s: set the annotation to that key ID", v1alpha1.AnnotationKeyID, last)}
 	}
 
@@ -122,15 +122,15 @@ func masterKeyError(ref MasterKeyRef, err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, ErrInvalidKeyID):
-		return PermanentError{v1alpha1.ReasonInvalidKeyID, fmt.Sprintf("%q is not a lower-case UUID", ref.KeyID)}
+		return permanentError{v1alpha1.ReasonInvalidKeyID, fmt.Sprintf("%q is not a lower-case UUID", ref.KeyID)}
 	case errors.Is(err, ErrMaterialMissing):
-		return PermanentError{v1alpha1.ReasonMaterialMissing, fmt.Sprintf("there is no material of master key %s: "+
+		return permanentError{v1alpha1.ReasonMaterialMissing, fmt.Sprintf("there is no material of master key %s: "+
 			"restore the Secret %q in the namespace of the manager; a new key is never made in its place", ref.KeyID, ref.KeyID)}
 	case errors.Is(err, ErrMaterialConflict):
-		return PermanentError{v1alpha1.ReasonMaterialConflict, fmt.Sprintf(
+		return permanentError{v1alpha1.ReasonMaterialConflict, fmt.Sprintf(
 			"the material of master key %s belongs to a MasterKey of another namespace or name: this one cannot use it", ref.KeyID)}
 	case errors.Is(err, ErrMaterialBroken):
-		return PermanentError{v1alpha1.ReasonMaterialBroken, fmt.Sprintf("the material of master key %s does not open: "+
+		return permanentError{v1alpha1.ReasonMaterialBroken, fmt.Sprintf("the material of master key %s does not open: "+
 			"restore the Secret %q in the namespace of the manager, and the sealing keys that sealed it; nothing was changed", ref.KeyID, ref.KeyID)}
 	default:
 		return keyServiceError{v1alpha1.ReasonKeyServiceUnavailable, "the key service cannot read its material now; it is tried again", err}
