@@ -59,11 +59,10 @@ const AlgorithmAESGCM = "AES_GCM"
 // TokenAudience is the audience of the tokens that the key service takes.
 const TokenAudience = "datakeys.io"
 
-// Verbs of the key service on masterkeys and datakeyrequests, for Kubernetes RBAC: an operation's name in lower case.
+// What the key service asks Kubernetes RBAC about: verbs, each the name of an operation in lower case, on resources.
 const (
 	VerbDecrypt             = "decrypt"
 	VerbGenerateDataKey     = "generatedatakey"
-	VerbRestore             = "restore"
 	ResourceMasterKeys      = "masterkeys"
 	ResourceDataKeyRequests = "datakeyrequests"
 )
