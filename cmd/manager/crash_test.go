@@ -13,7 +13,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
-	admissionv1 "k8s.io/api/admissionregistration/v1"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -80,7 +80,7 @@ func newPlace(t *testing.T) *place {
 	}
 	p := &place{config: config, client: c, tenant: controllerstest.NewNamespace(t, c), system: controllerstest.NewNamespace(t, c)}
 	p.webhook = p.system
-	webhooks := &admissionv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: p.webhook}}
+	webhooks := &admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: p.webhook}}
 	if err := c.Create(t.Context(), webhooks); err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func (p *place) start(t *testing.T, faults *controllerstest.Faults) (stop func()
 	t.Helper()
 	o := &options{
 		namespace: p.system, restConfig: p.config,
-		rootKey: "secret://datakeys-root-key", auditLog: filepath.Join(t.TempDir(), "audit"),
+		rootKey: seal.DefaultRootKey, auditLog: filepath.Join(t.TempDir(), "audit"),
 		keyServiceBind: "127.0.0.1:0", keyServiceName: "datakeys-key-service",
 		webhookBind: freeAddress(t), webhookName: "datakeys-webhook", webhookConfiguration: p.webhook,
 		metricsBind: "0", healthBind: "0",
@@ -239,7 +239,7 @@ func (p *place) checkOpens(t *testing.T, name string) {
 		t.Errorf("the Secret and the status of %s do not hold the same blob", name)
 	}
 	store := secretStore{reader: p.client, writer: p.client, namespace: p.system}
-	keyring, err := seal.Open(ctx, "secret://datakeys-root-key", store)
+	keyring, err := seal.Open(ctx, seal.DefaultRootKey, store)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/config"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
+
+	"github.com/datakeys/datakeys/internal/seal"
 )
 
 // options is everything that the manager is told from outside.
@@ -52,7 +54,7 @@ func parseOptions(args []string, env func(string) string, stderr io.Writer) (*op
 	flags := flag.NewFlagSet("manager", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.StringVar(&o.namespace, "namespace", env(namespaceEnv), "the manager's own `namespace`; the default is $"+namespaceEnv)
-	flags.StringVar(&o.rootKey, "root-key", "secret://datakeys-root-key", "`URI` of the root key; secret://NAME is a Secret of the manager's namespace, made when there is none")
+	flags.StringVar(&o.rootKey, "root-key", seal.DefaultRootKey, "`URI` of the root key; secret://NAME is a Secret of the manager's namespace, made when there is none")
 	flags.StringVar(&o.auditLog, "audit-log", "-", "`file` that audit records are appended to, one JSON object a line; - is the standard output")
 	flags.StringVar(&o.keyServiceBind, "key-service-bind", ":8443", "`address` of the key service (gRPC over TLS)")
 	flags.StringVar(&o.keyServiceName, "key-service-name", "datakeys-key-service", "`name` of the Service in front of the key service; its port is the one of --key-service-bind")

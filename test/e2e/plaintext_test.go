@@ -37,7 +37,7 @@ func (secrets) Any(context.Context, string) (bool, error) { return true, nil }
 // masterKeyMaterial unseals version 1 of a master key, as only the key service does otherwise.
 func masterKeyMaterial(t *testing.T, c *cluster, keyID string) (envelope.MaterialID, envelope.Material) {
 	t.Helper()
-	keyring, err := seal.Open(t.Context(), "secret://datakeys-root-key", secrets{c})
+	keyring, err := seal.Open(t.Context(), seal.DefaultRootKey, secrets{c})
 	if err != nil {
 		t.Fatalf("open the seal: %v", err)
 	}
