@@ -37,7 +37,7 @@ type keyService struct {
 	store   seal.Store
 	// config is the key service's, but for the seal.
 	config kms.Config
-	listen func() (net.Listener, error)
+	listen func(context.Context) (net.Listener, error)
 	serve  func(*kms.Service) *grpc.Server
 	log    logr.Logger
 
@@ -61,7 +61,7 @@ func (k *keyService) Start(ctx context.Context) error {
 		}
 		return err
 	}
-	listener, err := k.listen()
+	listener, err := k.listen(ctx)
 	if err != nil {
 		return fmt.Errorf("listen for the key service: %w", err)
 	}

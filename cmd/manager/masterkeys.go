@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
@@ -44,10 +45,8 @@ func (d dataKeyRequests) Ready(ctx context.Context, namespace, name string) (fou
 	if err := d.cache.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &o); err != nil {
 		return false, false, "" // an error of the cache is a request that it does not hold
 	}
-	for _, condition := range o.Status.Conditions {
-		if condition.Type == v1alpha1.ConditionReady {
-			reason = condition.Reason
-		}
+	if condition := meta.FindStatusCondition(o.Status.Conditions, v1alpha1.ConditionReady); condition != nil {
+		reason = condition.Reason
 	}
 	return true, controllers.Ready(o.Status.Conditions, o.Generation), reason
 }

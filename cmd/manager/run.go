@@ -151,7 +151,9 @@ func newKeyService(mgr ctrl.Manager, o *options, authority *certs.Authority, aud
 			Registerer:    o.registerer,
 			Logger:        log,
 		},
-		listen: func() (net.Listener, error) { return net.Listen("tcp", o.keyServiceBind) },
+		listen: func(ctx context.Context) (net.Listener, error) {
+			return (&net.ListenConfig{}).Listen(ctx, "tcp", o.keyServiceBind)
+		},
 		serve: func(service *kms.Service) *grpc.Server {
 			return kms.NewGRPCServer(service, tlsConfig, log)
 		},
