@@ -88,8 +88,8 @@ func search(folders []string, secrets map[string][]byte) (found []string, bytesR
 	return found, bytesRead, nil
 }
 
-// nothingLeaked searches what etcd stores, all logs and all API objects of the run for every data key that a test has opened and
-// every master key, and finds a random value that was planted in them.
+// nothingLeaked searches what etcd stores, all logs and all events of the run for every data key that a test has opened and every
+// master key, and finds a random value that was planted in the data files of etcd and in a log.
 func nothingLeaked(t *testing.T) {
 	secrets := map[string][]byte{}
 	seenPlaintexts.Range(func(name, key any) bool {
