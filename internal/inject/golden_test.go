@@ -96,7 +96,7 @@ func TestReinvocation(t *testing.T) {
 	}
 	pod := decode(t, apply(t, raw, patch))
 	sidecar := &pod.Spec.InitContainers[0]
-	sidecar.Resources.Limits = DefaultResources().Requests
+	sidecar.Resources.Limits = sidecar.Resources.Requests
 	sidecar.VolumeMounts = append(sidecar.VolumeMounts, corev1.VolumeMount{Name: "other", MountPath: "/other"})
 	pod.Spec.InitContainers = append([]corev1.Container{{Name: "mesh-init"}}, pod.Spec.InitContainers...)
 	pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Name: "mesh"})

@@ -163,36 +163,27 @@ func TestResources(t *testing.T) {
 	limited := func(requests, limits corev1.ResourceList) *corev1.PodSpec {
 		return &corev1.PodSpec{Containers: []corev1.Container{{Resources: corev1.ResourceRequirements{Requests: requests, Limits: limits}}}}
 	}
-	custom := corev1.ResourceRequirements{Requests: list("1m", "10Mi"), Limits: list("200m", "40Mi")}
+	memory := func(size string) corev1.ResourceList {
+		return corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(size)}
+	}
+	burstable := corev1.ResourceRequirements{Requests: list("5m", "20Mi"), Limits: memory("64Mi")}
+	guaranteed := corev1.ResourceRequirements{Requests: list("100m", "64Mi"), Limits: list("100m", "64Mi")}
 	for name, test := range map[string]struct {
-		spec   *corev1.PodSpec
-		config *corev1.ResourceRequirements
-		want   corev1.ResourceRequirements
+		spec *corev1.PodSpec
+		want corev1.ResourceRequirements
 	}{
-		"a pod without resources": {limited(nil, nil), nil, DefaultResources()},
-		"a pod with requests below its limits": {
-			limited(list("1", "1Gi"), list("2", "1Gi")), nil, DefaultResources(),
-		},
-		"a pod with a memory limit only": {
-			limited(nil, corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}), nil, DefaultResources(),
-		},
-		"the configuration's": {limited(nil, nil), &custom, custom},
-		"a Guaranteed pod": {
-			limited(list("2", "1Gi"), list("2", "1Gi")), nil,
-			corev1.ResourceRequirements{Requests: list("100m", "64Mi"), Limits: list("100m", "64Mi")},
-		},
-		"a Guaranteed pod that states limits only, with the configuration's": {
-			limited(nil, list("2", "1Gi")), &custom,
-			corev1.ResourceRequirements{Requests: custom.Limits, Limits: custom.Limits},
-		},
+		"a pod without resources":                  {limited(nil, nil), burstable},
+		"a pod with requests below its limits":     {limited(list("1", "1Gi"), list("2", "1Gi")), burstable},
+		"a pod with a memory limit only":           {limited(nil, memory("1Gi")), burstable},
+		"a Guaranteed pod":                         {limited(list("2", "1Gi"), list("2", "1Gi")), guaranteed},
+		"a Guaranteed pod that states limits only": {limited(nil, list("2", "1Gi")), guaranteed},
 		"resources at the pod's level": {
 			&corev1.PodSpec{Resources: &corev1.ResourceRequirements{Limits: list("1", "1Gi")}, Containers: make([]corev1.Container, 1)},
-			&custom,
 			corev1.ResourceRequirements{},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := resources(test.spec, &Config{Resources: test.config})
+			got := resources(test.spec)
 			if string(encode(t, got)) != string(encode(t, test.want)) {
 				t.Errorf("got %s, want %s", encode(t, got), encode(t, test.want))
 			}
