@@ -2,11 +2,11 @@ package sidecar
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -63,40 +63,35 @@ func TestWaitThroughARestart(t *testing.T) {
 
 func TestWaitGivesTheLastReason(t *testing.T) {
 	for name, test := range map[string]struct {
-		socket func(t *testing.T) string
-		want   string
+		answers http.Handler // nil: nothing listens on the socket
+		want    string
 	}{
-		"a data key that does not come": {
-			func(t *testing.T) string {
-				t.Helper()
-				return serveStore(t, newStore([]string{"orders"}), nil)
-			}, `"orders" is not issued`,
-		},
-		"no sidecar": {
-			func(t *testing.T) string {
-				t.Helper()
-				return filepath.Join(shortDir(t), "s")
-			}, "no sidecar answers",
-		},
-		"something else behind the socket": {
-			func(t *testing.T) string {
-				t.Helper()
-				path := filepath.Join(shortDir(t), "s")
-				l, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", path)
+		"a data key that does not come":    {&api{store: newStore([]string{"orders"})}, `"orders" is not issued`},
+		"no sidecar":                       {nil, "no sidecar answers"},
+		"something else behind the socket": {http.NotFoundHandler(), "it answers 404"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			path := filepath.Join(shortDir(t), "s")
+			if test.answers == nil {
+				cancel() // every reason that there can be is the same
+			} else {
+				l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
 				if err != nil {
 					t.Fatal(err)
 				}
-				server := &http.Server{Handler: http.NotFoundHandler(), ReadHeaderTimeout: time.Minute}
+				var asked atomic.Int64
+				server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if asked.Add(1) == 2 { // the first answer has arrived
+						cancel()
+					}
+					test.answers.ServeHTTP(w, r)
+				})}
 				go func() { _ = server.Serve(l) }()
 				t.Cleanup(func() { _ = server.Close() })
-				return path
-			}, "it answers 404",
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeoutCause(t.Context(), 100*time.Millisecond, errors.New("in vain"))
-			defer cancel()
-			err := Wait(ctx, test.socket(t))
+			}
+			err := Wait(ctx, path)
 			if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "waited in vain") {
 				t.Errorf("got %v, want %q", err, test.want)
 			}

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -27,11 +26,11 @@ var unsealBackoff = wait.Backoff{Duration: 250 * time.Millisecond, Factor: 2, Ji
 // drainTimeout is how long answers that are under way may take when the manager ends.
 const drainTimeout = 10 * time.Second
 
-// errSealed is what everybody is told until the root key has opened the sealing keys.
+// errSealed is what health checks are told until the root key has opened the sealing keys.
 var errSealed = errors.New("the key service is still being unsealed")
 
-// keyService runs the key service on every replica, and is what the controllers see of it. It unseals first: until then, it is
-// not ready and every operation fails for the moment.
+// keyService runs the key service on every replica, and is what the controllers see of it. It unseals first. Until then it is
+// not ready, and the controllers' calls wait: an error would turn every object not Ready at each restart.
 type keyService struct {
 	rootKey string
 	store   seal.Store
@@ -41,7 +40,9 @@ type keyService struct {
 	serve  func(*kms.Service) *grpc.Server
 	log    logr.Logger
 
-	service atomic.Pointer[kms.Service]
+	// unsealed is closed once service is set, and service is read after that only.
+	unsealed chan struct{}
+	service  *kms.Service
 }
 
 var (
@@ -65,7 +66,7 @@ func (k *keyService) Start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen for the key service: %w", err)
 	}
-	server := k.serve(k.service.Load())
+	server := k.serve(k.service)
 	k.log.Info("Serving keys", "address", listener.Addr().String())
 	stopped := make(chan struct{})
 	go func() {
@@ -96,7 +97,8 @@ func (k *keyService) unseal(ctx context.Context) error {
 		if err != nil {
 			return false, err
 		}
-		k.service.Store(service)
+		k.service = service
+		close(k.unsealed)
 		k.log.Info("Unsealed", "rootKeyEmbedded", service.RootKeyEmbedded())
 		return true, nil
 	})
@@ -104,10 +106,22 @@ func (k *keyService) unseal(ctx context.Context) error {
 
 // Ready is a health check: the key service is unsealed.
 func (k *keyService) Ready(*http.Request) error {
-	if k.service.Load() == nil {
+	select {
+	case <-k.unsealed:
+		return nil
+	default:
 		return errSealed
 	}
-	return nil
+}
+
+// wait returns the key service once it is unsealed.
+func (k *keyService) wait(ctx context.Context) (*kms.Service, error) {
+	select {
+	case <-k.unsealed:
+		return k.service, nil
+	case <-ctx.Done():
+		return nil, errors.Join(errSealed, context.Cause(ctx))
+	}
 }
 
 // openAudit opens where audit records go. A file is only ever appended to.
@@ -126,9 +140,9 @@ func openAudit(path string) (io.WriteCloser, error) {
 
 // EnsureMasterKey implements controllers.KeyService.
 func (k *keyService) EnsureMasterKey(ctx context.Context, key controllers.MasterKeyRef) (controllers.MasterKeyInfo, error) {
-	service := k.service.Load()
-	if service == nil {
-		return controllers.MasterKeyInfo{}, errSealed
+	service, err := k.wait(ctx)
+	if err != nil {
+		return controllers.MasterKeyInfo{}, err
 	}
 	info, err := service.EnsureMasterKey(ctx, kms.MasterKeyRef(key))
 	return masterKeyInfo(info), controllersError(err)
@@ -136,9 +150,9 @@ func (k *keyService) EnsureMasterKey(ctx context.Context, key controllers.Master
 
 // MasterKey implements controllers.KeyService.
 func (k *keyService) MasterKey(ctx context.Context, key controllers.MasterKeyRef) (controllers.MasterKeyInfo, error) {
-	service := k.service.Load()
-	if service == nil {
-		return controllers.MasterKeyInfo{}, errSealed
+	service, err := k.wait(ctx)
+	if err != nil {
+		return controllers.MasterKeyInfo{}, err
 	}
 	info, err := service.MasterKey(ctx, kms.MasterKeyRef(key))
 	return masterKeyInfo(info), controllersError(err)
@@ -146,9 +160,9 @@ func (k *keyService) MasterKey(ctx context.Context, key controllers.MasterKeyRef
 
 // GenerateDataKeyWithoutPlaintext implements controllers.KeyService.
 func (k *keyService) GenerateDataKeyWithoutPlaintext(ctx context.Context, key controllers.DataKey) (controllers.SealedDataKey, error) {
-	service := k.service.Load()
-	if service == nil {
-		return controllers.SealedDataKey{}, errSealed
+	service, err := k.wait(ctx)
+	if err != nil {
+		return controllers.SealedDataKey{}, err
 	}
 	sealed, err := service.GenerateDataKeyWithoutPlaintext(ctx, dataKey(key))
 	return controllers.SealedDataKey(sealed), controllersError(err)
@@ -156,9 +170,9 @@ func (k *keyService) GenerateDataKeyWithoutPlaintext(ctx context.Context, key co
 
 // OpenDataKey implements controllers.KeyService.
 func (k *keyService) OpenDataKey(ctx context.Context, key controllers.DataKey, blob []byte) (controllers.SealedDataKey, error) {
-	service := k.service.Load()
-	if service == nil {
-		return controllers.SealedDataKey{}, errSealed
+	service, err := k.wait(ctx)
+	if err != nil {
+		return controllers.SealedDataKey{}, err
 	}
 	sealed, err := service.OpenDataKey(ctx, dataKey(key), blob)
 	return controllers.SealedDataKey(sealed), controllersError(err)

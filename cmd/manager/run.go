@@ -157,7 +157,8 @@ func newKeyService(mgr ctrl.Manager, o *options, authority *certs.Authority, aud
 		serve: func(service *kms.Service) *grpc.Server {
 			return kms.NewGRPCServer(service, tlsConfig, log)
 		},
-		log: log,
+		log:      log,
+		unsealed: make(chan struct{}),
 	}, nil
 }
 
