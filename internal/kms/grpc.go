@@ -21,8 +21,9 @@ import (
 
 // Limits of the gRPC server. A sidecar holds one connection, and sends a few calls a minute.
 const (
-	// maxReceive fits a batch of 100 blobs of 6144 bytes, each with a context and a key name of the greatest size.
-	maxReceive = 2 << 20
+	// maxReceive fits a batch of 100 blobs of 6144 bytes, each with a key name and a context of the greatest size: 8192 bytes in
+	// 1024 pairs, which protobuf frames with 6 bytes each.
+	maxReceive = 3 << 20
 	// maxSend fits a batch of 100 plaintexts of 4096 bytes with their ARNs.
 	maxSend = 1 << 20
 	// maxHeaders fits a token, usually 1 to 2 KiB, with room for one that names many groups.
