@@ -3,9 +3,12 @@ package kms
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/datakeys/datakeys/internal/envelope"
 )
 
 // Operations, as in audit records and metrics.
@@ -118,3 +121,60 @@ func (a *JSONAuditor) Record(ctx context.Context, r AuditRecord) error {
 }
 
 var _ Auditor = (*JSONAuditor)(nil)
+
+// audit writes the record of something that is about to be done. An error means that it must not be.
+func (s *Service) audit(ctx context.Context, r AuditRecord) error {
+	r.Time, r.Decision = s.now().UTC(), DecisionAllowed
+	if err := s.auditor.Record(ctx, r); err != nil {
+		return unavailable(err, "the audit record could not be written")
+	}
+	return nil
+}
+
+// refused records a refusal and tells of a denial. Nothing was released, so the refusal stands even where it cannot be
+// recorded.
+func (s *Service) refused(ctx context.Context, caller Caller, r AuditRecord, cause error) {
+	message := "internal error"
+	if e, ok := errors.AsType[*Error](cause); ok {
+		message = e.Message
+	}
+	r.Time, r.Decision, r.Code, r.Reason, r.Bytes = s.now().UTC(), DecisionRefused, CodeOf(cause).String(), message, 0
+	// A caller who hangs up must not get around the record.
+	if err := s.auditor.Record(context.WithoutCancel(ctx), r); err != nil {
+		s.log.Error(err, "Could not record a refusal", "operation", r.Operation, "code", r.Code)
+	}
+	if CodeOf(cause) == CodeDenied {
+		request := ""
+		if r.DataKey != nil && r.DataKey.Namespace == caller.Namespace {
+			request = r.DataKey.Name
+		}
+		s.events.Denied(Pod{Namespace: caller.Namespace, Name: caller.PodName, UID: caller.PodUID}, request, message)
+	}
+}
+
+func (c Caller) audited() *AuditCaller {
+	return &AuditCaller{
+		Username:       c.Username,
+		Namespace:      c.Namespace,
+		ServiceAccount: c.ServiceAccount,
+		Pod:            c.PodName,
+		PodUID:         c.PodUID,
+		Node:           c.Node,
+	}
+}
+
+// audited names a key in an audit record, with a version if v is not nil.
+func (k *key) audited(v *version) *AuditKey {
+	a := &AuditKey{ID: k.id.String(), Namespace: k.namespace, Name: k.name}
+	if v != nil {
+		a.Version = v.number
+	}
+	return a
+}
+
+func audited(s envelope.Scope) *AuditDataKey {
+	if s.IsZero() {
+		return nil
+	}
+	return &AuditDataKey{Namespace: s.Namespace, Name: s.Name, Generation: s.Generation}
+}

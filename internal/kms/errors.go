@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 )
 
 // Code is the class of an error of the key service. The zero Code is invalid.
@@ -105,4 +106,35 @@ func unavailable(err error, what string) *Error {
 		what = "the call was cancelled"
 	}
 	return &Error{Code: CodeUnavailable, Message: what, Err: err}
+}
+
+// absent reports whether a key cannot be had because its material is missing or does not open. Without material it is
+// not known which MasterKey it belongs to, so both are "no such key" to a caller; the log has the difference.
+func absent(err error) bool {
+	return errors.Is(err, ErrMaterialMissing) || errors.Is(err, ErrMaterialBroken)
+}
+
+// outward gives an error of the keyring its code. What is wrong with material is for the log and for the conditions of
+// the MasterKey.
+func outward(err error) error {
+	switch {
+	case absent(err), errors.Is(err, ErrMaterialConflict):
+		return &Error{Code: CodeFailedPrecondition, Message: "the material of the key cannot be used: see the conditions of its MasterKey", Err: err}
+	case errors.Is(err, errBudget):
+		return &Error{Code: CodeUnavailable, Message: errBudget.Error() + ": try again later"}
+	}
+	if _, ok := errors.AsType[*Error](err); ok {
+		return err
+	}
+	return unavailable(err, "the material of the key could not be read: try again")
+}
+
+// panicError turns a panic into an error. It keeps the value only of the runtime's own panics: any other may hold
+// anything.
+func panicError(p any) *Error {
+	cause := fmt.Errorf("panic with a %T", p)
+	if e, ok := p.(runtime.Error); ok {
+		cause = fmt.Errorf("panic: %w", e)
+	}
+	return &Error{Code: CodeInternal, Message: "internal error", Err: cause}
 }
