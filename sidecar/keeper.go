@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/status"
@@ -260,7 +261,7 @@ func jitter(d time.Duration) time.Duration {
 func message(err error) string {
 	m := status.Convert(err).Message()
 	if len(m) > maxMessage {
-		m = m[:maxMessage] + "…"
+		m = strings.ToValidUTF8(m[:maxMessage], "") + "…" // no half of a character
 	}
 	return m
 }

@@ -118,12 +118,13 @@ func (c *Client) Open(ctx context.Context, sealed []Sealed) ([]Opened, error) {
 	}
 	opened := make([]Opened, len(results))
 	for i, result := range results {
-		opened[i] = opened1(result)
+		opened[i] = newOpened(result)
 	}
 	return opened, nil
 }
 
-func opened1(result *kmsv1.BatchDecryptResult) Opened {
+// newOpened reads the answer to one request, and copies the plaintext: wiping the message is up to the caller.
+func newOpened(result *kmsv1.BatchDecryptResult) Opened {
 	if refusal := result.GetRefusal(); refusal != nil {
 		code := codes.Code(refusal.GetCode()) // any number is a code; one that is not known is an outage
 		if code == codes.OK {
