@@ -85,8 +85,8 @@ func (b *Blob) CheckKey(id KeyID, version uint32, material MaterialID) error {
 	return nil
 }
 
-// Overhead returns by how many bytes a blob with this header is larger than its plaintext.
-func Overhead(h Header) int {
+// overhead is by how many bytes a blob with this header is larger than its plaintext.
+func overhead(h Header) int {
 	return h.size() + saltSize + commitmentSize + IVSize + tagSize
 }
 

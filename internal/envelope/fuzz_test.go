@@ -30,7 +30,7 @@ func FuzzParse(f *testing.F) {
 		if !bytes.Equal(b.Marshal(), data) {
 			t.Fatal("Marshal does not return what Parse read")
 		}
-		if n := len(data) - Overhead(b.Header); n < 1 || n > MaxPlaintextSize {
+		if n := len(data) - overhead(b.Header); n < 1 || n > MaxPlaintextSize {
 			t.Fatalf("parsed a blob of a plaintext of %d bytes", n)
 		}
 	})

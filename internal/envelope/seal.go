@@ -26,7 +26,7 @@ func (m Material) Seal(h Header, ad AssociatedData, p Plaintext) ([]byte, error)
 	if err := ad.Validate(); err != nil {
 		return nil, err
 	}
-	out := make([]byte, 0, Overhead(h)+p.Len())
+	out := make([]byte, 0, overhead(h)+p.Len())
 	out = h.append(out)
 	header := out
 	out = out[:len(header)+saltSize]

@@ -50,7 +50,7 @@ func TestEveryKindAndSizeOpensAgain(t *testing.T) {
 			for _, ad := range []AssociatedData{{}, {Context: map[string]string{"tenant": "a"}}, {Raw: []byte("raw")}} {
 				h, p := testHeader(kind), newPlaintext(t, n)
 				blob := mustSeal(t, m, h, ad, p)
-				if got, want := len(blob), n+Overhead(h); got != want {
+				if got, want := len(blob), n+overhead(h); got != want {
 					t.Errorf("%v of %d bytes: blob of %d bytes, want %d", kind, n, got, want)
 				}
 				b := mustParse(t, blob)

@@ -430,7 +430,7 @@ func TestGoodVectorsOpen(t *testing.T) {
 			if !bytes.Equal(b.IV(), v.IV) {
 				t.Errorf("IV: got %x, want %x", b.IV(), []byte(v.IV))
 			}
-			if got, want := Overhead(b.Header), len(v.Blob)-len(v.Plaintext); got != want {
+			if got, want := overhead(b.Header), len(v.Blob)-len(v.Plaintext); got != want {
 				t.Errorf("overhead: got %d, want %d", got, want)
 			}
 			p, err := m.Open(b, v.data())
