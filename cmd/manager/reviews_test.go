@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/datakeys/datakeys/api/v1alpha1"
+	"github.com/datakeys/datakeys/internal/kms"
+)
+
+const (
+	podToken = "the.pods.token"
+	podUID   = "33333333-3333-4333-8333-333333333333"
+)
+
+func podReview(change func(*authenticationv1.TokenReviewStatus)) authenticationv1.TokenReviewStatus {
+	status := authenticationv1.TokenReviewStatus{
+		Authenticated: true,
+		Audiences:     []string{v1alpha1.TokenAudience},
+		User: authenticationv1.UserInfo{
+			Username: "system:serviceaccount:team-a:app",
+			UID:      "account-uid",
+			Groups:   []string{"system:serviceaccounts"},
+			Extra: map[string]authenticationv1.ExtraValue{
+				"authentication.kubernetes.io/pod-name":  {"app-1"},
+				"authentication.kubernetes.io/pod-uid":   {podUID},
+				"authentication.kubernetes.io/node-name": {"node-1"},
+			},
+		},
+	}
+	if change != nil {
+		change(&status)
+	}
+	return status
+}
+
+func TestAuthenticate(t *testing.T) {
+	errOutage := errors.New("no API server")
+	for name, test := range map[string]struct {
+		review  authenticationv1.TokenReviewStatus
+		err     error
+		refused bool
+	}{
+		"a pod's token":                              {review: podReview(nil)},
+		"a token that is not known":                  {review: podReview(func(s *authenticationv1.TokenReviewStatus) { s.Authenticated = false }), refused: true},
+		"a token for another audience":               {review: podReview(func(s *authenticationv1.TokenReviewStatus) { s.Audiences = []string{"https://kubernetes.default.svc"} }), refused: true},
+		"an API server that checks no audience":      {review: podReview(func(s *authenticationv1.TokenReviewStatus) { s.Audiences = nil }), refused: true},
+		"a token that is bound to no pod":            {review: podReview(func(s *authenticationv1.TokenReviewStatus) { delete(s.User.Extra, extraPodUID) }), refused: true},
+		"a person's token":                           {review: podReview(func(s *authenticationv1.TokenReviewStatus) { s.User.Username = "jane" }), refused: true},
+		"a user with a name like a ServiceAccount's": {review: podReview(func(s *authenticationv1.TokenReviewStatus) { s.User.Username = "system:serviceaccount:team-a" }), refused: true},
+		"an API server that does not answer":         {err: errOutage},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked := 0
+			set := fake.NewClientset()
+			set.PrependReactor("create", "tokenreviews", func(action clienttesting.Action) (bool, runtime.Object, error) {
+				asked++
+				review := action.(clienttesting.CreateAction).GetObject().(*authenticationv1.TokenReview)
+				if review.Spec.Token != podToken || !cmp.Equal(review.Spec.Audiences, []string{v1alpha1.TokenAudience}) {
+					t.Errorf("asked for %+v", review.Spec.Audiences)
+				}
+				return true, &authenticationv1.TokenReview{Status: test.review}, test.err
+			})
+			reviewer := newTokenReviewer(set.AuthenticationV1().TokenReviews())
+			for range 2 {
+				caller, err := reviewer.Authenticate(t.Context(), podToken)
+				switch {
+				case test.refused && !errors.Is(err, kms.ErrUnauthenticated):
+					t.Errorf("got %v, want a refusal", err)
+				case test.err != nil && (!errors.Is(err, test.err) || errors.Is(err, kms.ErrUnauthenticated)):
+					t.Errorf("got %v, want an outage and no refusal", err)
+				case !test.refused && test.err == nil:
+					want := kms.Caller{
+						Namespace: "team-a", ServiceAccount: "app", PodName: "app-1", PodUID: podUID, Node: "node-1",
+						Username: "system:serviceaccount:team-a:app", UID: "account-uid", Groups: []string{"system:serviceaccounts"},
+						Extra: map[string][]string{extraPodName: {"app-1"}, extraPodUID: {podUID}, extraNodeName: {"node-1"}},
+					}
+					if diff := cmp.Diff(want, caller); err != nil || diff != "" {
+						t.Errorf("got error %v and (-want +got)\n%s", err, diff)
+					}
+				}
+			}
+			if want := 2; test.refused || test.err != nil {
+				if asked != want {
+					t.Errorf("the API server was asked %d times: what is not a yes must not be remembered", asked)
+				}
+			} else if asked != 1 {
+				t.Errorf("the API server was asked %d times, want once", asked)
+			}
+		})
+	}
+}
+
+func TestAuthorize(t *testing.T) {
+	caller := kms.Caller{PodUID: podUID, Username: "system:serviceaccount:team-a:app", UID: "account-uid", Groups: []string{"g"}, Extra: map[string][]string{"k": {"v"}}}
+	access := kms.Access{Verb: "decrypt", Resource: "datakeyrequests", Namespace: "team-a", Name: "orders"}
+	for name, test := range map[string]struct {
+		review  authorizationv1.SubjectAccessReviewStatus
+		err     error
+		allowed bool
+		wantErr bool
+		asked   int
+	}{
+		"RBAC allows it":                            {review: authorizationv1.SubjectAccessReviewStatus{Allowed: true}, allowed: true, asked: 1},
+		"RBAC does not allow it":                    {review: authorizationv1.SubjectAccessReviewStatus{}, asked: 1},
+		"an authorizer denies what another allows":  {review: authorizationv1.SubjectAccessReviewStatus{Allowed: true, Denied: true}, asked: 1},
+		"an authorizer that failed has not said no": {review: authorizationv1.SubjectAccessReviewStatus{EvaluationError: "webhook down"}, wantErr: true, asked: 2},
+		"an API server that does not answer":        {err: errors.New("no API server"), wantErr: true, asked: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked := 0
+			set := fake.NewClientset()
+			set.PrependReactor("create", "subjectaccessreviews", func(action clienttesting.Action) (bool, runtime.Object, error) {
+				asked++
+				want := authorizationv1.SubjectAccessReviewSpec{
+					User: caller.Username, UID: caller.UID, Groups: caller.Groups, Extra: map[string]authorizationv1.ExtraValue{"k": {"v"}},
+					ResourceAttributes: &authorizationv1.ResourceAttributes{
+						Group: v1alpha1.GroupName, Verb: "decrypt", Resource: "datakeyrequests", Namespace: "team-a", Name: "orders",
+					},
+				}
+				got := action.(clienttesting.CreateAction).GetObject().(*authorizationv1.SubjectAccessReview).Spec
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Errorf("asked for (-want +got)\n%s", diff)
+				}
+				return true, &authorizationv1.SubjectAccessReview{Status: test.review}, test.err
+			})
+			reviewer := newAccessReviewer(set.AuthorizationV1().SubjectAccessReviews())
+			for range 2 {
+				allowed, err := reviewer.Authorize(t.Context(), caller, access)
+				if allowed != test.allowed || (err != nil) != test.wantErr {
+					t.Errorf("got %v, %v", allowed, err)
+				}
+			}
+			if asked != test.asked {
+				t.Errorf("the API server was asked %d times, want %d", asked, test.asked)
+			}
+		})
+	}
+}
+
+// What was allowed to one must not be remembered for another.
+func TestAuthorizeKeepsQuestionsApart(t *testing.T) {
+	set := fake.NewClientset()
+	asked := 0
+	set.PrependReactor("create", "subjectaccessreviews", func(clienttesting.Action) (bool, runtime.Object, error) {
+		asked++
+		return true, &authorizationv1.SubjectAccessReview{Status: authorizationv1.SubjectAccessReviewStatus{Allowed: asked == 1}}, nil
+	})
+	reviewer := newAccessReviewer(set.AuthorizationV1().SubjectAccessReviews())
+	caller := kms.Caller{PodUID: podUID, Username: "a", UID: "1"}
+	access := kms.Access{Verb: "decrypt", Resource: "masterkeys", Namespace: "n", Name: "o"}
+	allow := func(caller kms.Caller, access kms.Access) bool {
+		allowed, err := reviewer.Authorize(context.WithoutCancel(t.Context()), caller, access)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return allowed
+	}
+	if !allow(caller, access) {
+		t.Fatal("the first is not allowed")
+	}
+	for name, ask := range map[string]func() bool{
+		"another pod":       func() bool { c := caller; c.PodUID = "other"; return allow(c, access) },
+		"another account":   func() bool { c := caller; c.Username = "b"; return allow(c, access) },
+		"another UID":       func() bool { c := caller; c.UID = "2"; return allow(c, access) },
+		"another verb":      func() bool { a := access; a.Verb = "generatedatakey"; return allow(caller, a) },
+		"another resource":  func() bool { a := access; a.Resource = "datakeyrequests"; return allow(caller, a) },
+		"another namespace": func() bool { a := access; a.Namespace = "m"; return allow(caller, a) },
+		"another name":      func() bool { a := access; a.Name = "p"; return allow(caller, a) },
+	} {
+		if ask() {
+			t.Errorf("%s got the answer of the first", name)
+		}
+	}
+}
