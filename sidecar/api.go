@@ -47,39 +47,46 @@ func newServer(s *store, log *slog.Logger, d *watchdog) *http.Server {
 
 // ServeHTTP implements http.Handler.
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength != 0 {
+		w.Header().Set("Connection", "close") // else net/http would first wait for the body
+	}
 	path := r.URL.Path
 	name, ofKey := strings.CutPrefix(path, dataKeysPath+"/")
 	switch {
 	case len(r.RequestURI) > maxURI:
 		newProblem(http.StatusRequestURITooLong, reasonURITooLong,
 			fmt.Sprintf("the request target has %d bytes: at most %d are read", len(r.RequestURI), maxURI)).write(w)
-	case r.ContentLength != 0:
-		w.Header().Set("Connection", "close") // else net/http would first wait for the body
-		newProblem(http.StatusRequestEntityTooLarge, reasonBodyNotAllowed,
-			"the request has a body: no request of this API takes one").write(w)
 	case ofKey && name != "" && !strings.Contains(name, "/"), path == dataKeysPath, path == "/healthz", path == "/readyz":
-		if r.Method != http.MethodGet && r.Method != http.MethodHead {
-			w.Header().Set("Allow", "GET, HEAD")
-			newProblem(http.StatusMethodNotAllowed, reasonMethodNotAllowed,
-				fmt.Sprintf("%s is not a method of this path: use GET or HEAD", quote(r.Method))).write(w)
-			return
-		}
-		generation, problem := query(r.URL, ofKey)
-		switch {
-		case problem != "":
-			newProblem(http.StatusBadRequest, reasonInvalidParameter, problem).write(w)
-		case ofKey:
-			a.dataKey(w, r, name, generation)
-		case path == dataKeysPath:
-			a.plain(w, r, a.store.current.Load().list)
-		case path == "/healthz":
-			a.plain(w, r, alive)
-		default:
-			a.ready(w, r)
-		}
+		a.get(w, r, name, ofKey)
 	default:
 		newProblem(http.StatusNotFound, reasonUnknownPath, fmt.Sprintf("there is no path %s: the paths are %s, %s/{name}, "+
 			"/healthz and /readyz", quote(path), dataKeysPath, dataKeysPath)).write(w)
+	}
+}
+
+// get answers a request for a path that there is.
+func (a *api) get(w http.ResponseWriter, r *http.Request, name string, ofKey bool) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		newProblem(http.StatusMethodNotAllowed, reasonMethodNotAllowed,
+			fmt.Sprintf("%s is not a method of this path: use GET or HEAD", quote(r.Method))).write(w)
+		return
+	}
+	generation, problem := query(r.URL, ofKey)
+	switch {
+	case r.ContentLength != 0:
+		newProblem(http.StatusRequestEntityTooLarge, reasonBodyNotAllowed,
+			"the request has a body: no request of this API takes one").write(w)
+	case problem != "":
+		newProblem(http.StatusBadRequest, reasonInvalidParameter, problem).write(w)
+	case ofKey:
+		a.dataKey(w, r, name, generation)
+	case r.URL.Path == dataKeysPath:
+		a.plain(w, r, a.store.current.Load().list)
+	case r.URL.Path == "/healthz":
+		a.plain(w, r, alive)
+	default:
+		a.ready(w, r)
 	}
 }
 

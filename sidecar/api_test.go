@@ -218,6 +218,13 @@ func TestProblems(t *testing.T) {
 		"a body of unknown length": {
 			"GET /v1/data-keys/orders HTTP/1.1\r\nHost: l\r\nTransfer-Encoding: chunked\r\n\r\n", 413, "BodyNotAllowed", "no request", "",
 		},
+		"POST with a body that never comes": {
+			"POST /v1/data-keys/orders HTTP/1.1\r\nHost: l\r\nContent-Length: 5\r\n\r\n", 405, "MethodNotAllowed", "use GET or HEAD",
+			"Allow: GET, HEAD",
+		},
+		"POST with a body to another path": {
+			"POST / HTTP/1.1\r\nHost: l\r\nContent-Length: 5\r\n\r\n", 404, "UnknownPath", "no path", "",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			response, body := roundTrip(t, path, test.request)
