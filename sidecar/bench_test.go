@@ -83,7 +83,7 @@ func bare(b *testing.B, size int) *benchClient {
 	if err != nil {
 		b.Fatal(err)
 	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { //nolint:gosec // bare
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", mediaJSON)
 		_, _ = w.Write(body)
 	})}
