@@ -31,7 +31,7 @@ const (
 	syncAttempts = 5
 )
 
-// Authority holds the roots and answers TLS handshakes with leafs under them. There is one in every replica.
+// Authority holds the roots and answers TLS handshakes with leaves under them. There is one in every replica.
 //
 // What it promises to a pod that was given RootsPEM when it was created: for four years from then, less the minutes in
 // which replicas agree, every leaf verifies. The newest root that the pod knows had five years left; a root that it does
@@ -85,7 +85,7 @@ func (a *Authority) ServerTLSConfig(dnsNames ...string) *tls.Config {
 
 // WebhookTLS does the same to the configuration of controller-runtime's webhook server.
 func (a *Authority) WebhookTLS(dnsNames ...string) func(*tls.Config) {
-	source := &leafs{authority: a, dnsNames: dnsNames}
+	source := &leaves{authority: a, dnsNames: dnsNames}
 	return func(config *tls.Config) {
 		config.MinVersion = tls.VersionTLS13
 		config.GetCertificate = source.get

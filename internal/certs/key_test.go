@@ -20,8 +20,8 @@ func TestPrintsNothing(t *testing.T) {
 	logger := funcr.New(func(_, args string) { logged.WriteString(args + "\n") }, funcr.Options{Verbosity: 10})
 	authority := NewAuthority(&memoryStore{}, clocktesting.NewFakeClock(epoch), logger)
 	mustSync(t, authority)
-	leafsOf := &leafs{authority: authority, dnsNames: []string{"a"}}
-	certificate, err := leafsOf.get(nil)
+	leavesOf := &leaves{authority: authority, dnsNames: []string{"a"}}
+	certificate, err := leavesOf.get(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +42,7 @@ func TestPrintsNothing(t *testing.T) {
 		}
 		for name, value := range map[string]any{
 			"key": key, "key value": *key, "root": r, "root value": *r, "roots": authority.known(), "holder": holder, "holder pointer": &holder,
-			"certificate": certificate, "certificate value": *certificate, "plan": authority.plan(), "leafs": leafsOf,
+			"certificate": certificate, "certificate value": *certificate, "plan": authority.plan(), "leaves": leavesOf,
 			"authority": authority, "configuration": authority.ServerTLSConfig("a"),
 		} {
 			for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d", "%q"} {

@@ -20,8 +20,8 @@ func ServiceDNSNames(service, namespace string) []string {
 	}
 }
 
-// leafs hands out the leaf of one server, and mints the next in time.
-type leafs struct {
+// leaves hands out the leaf of one server, and mints the next in time.
+type leaves struct {
 	authority *Authority
 	dnsNames  []string
 
@@ -32,7 +32,7 @@ type leafs struct {
 }
 
 // get is for tls.Config.GetCertificate.
-func (l *leafs) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+func (l *leaves) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	now := l.authority.clock.Now()
 	signing := l.authority.plan().signing
 	if signing == nil {

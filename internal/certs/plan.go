@@ -29,7 +29,7 @@ const (
 
 // plan is what a set of roots means at one moment.
 type plan struct {
-	// signing is the root that signs leafs, nil if none is valid.
+	// signing is the root that signs leaves, nil if none is valid.
 	signing *root
 	// trusted are the roots of the bundle, the oldest first: all that have not expired.
 	trusted []*root
