@@ -103,7 +103,7 @@ test: test-unit test-e2e ## Run all tests.
 
 .PHONY: test-unit
 test-unit: ## Run the unit tests and those against a real API server, with the race detector.
-	KUBEBUILDER_ASSETS="$$($(CLUSTER) assets)" go test -race -timeout 20m ./...
+	KUBEBUILDER_ASSETS="$$($(CLUSTER) assets)" KUBEBUILDER_CONTROLPLANE_START_TIMEOUT=3m go test -race -timeout 20m ./...
 
 .PHONY: test-e2e
 test-e2e: images ## Run the end-to-end tests on a local Kubernetes of their own.
