@@ -21,6 +21,8 @@ LABEL org.opencontainers.image.title="datakeys-sidecar" \
       org.opencontainers.image.source="https://github.com/datakeys/datakeys" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}"
-COPY dist/linux-${TARGETARCH}/sidecar /sidecar
+# Nobody may read it: the kernel then keeps each process of it, from its first moment, from being looked into by others of
+# its user (ptrace(2), "Ptrace access mode checking": not dumpable).
+COPY --chmod=0111 dist/linux-${TARGETARCH}/sidecar /sidecar
 USER 65532:65532
 ENTRYPOINT ["/sidecar"]

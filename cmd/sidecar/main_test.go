@@ -200,12 +200,54 @@ func checkProcess(t *testing.T, pid int) {
 		t.Errorf("resident: %d bytes: must be at most %d", resident*1024, maxResident)
 	}
 	t.Logf("resident: %d bytes", resident*1024)
-	limits, err := os.ReadFile(filepath.Join(proc, "limits"))
+	checkNoCore(t, pid)
+}
+
+// checkNoCore looks for the part of coredump.Forbid that shows from outside whatever UID looks.
+func checkNoCore(t *testing.T, pid int) {
+	t.Helper()
+	limits, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "limits"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !regexp.MustCompile(`Max core file size\s+0\s+0\s`).Match(limits) {
 		t.Errorf("a core may be dumped:\n%s", limits)
+	}
+}
+
+// TestCommandsAreClosedToo: a container that shares the pod's process namespace, and the sidecar's user and group, could
+// otherwise read the token through /proc/PID/root of the commands that the kubelet runs in the sidecar's container.
+func TestCommandsAreClosedToo(t *testing.T) {
+	binary := build(t)
+	for _, command := range []string{"wait", "ready"} {
+		t.Run(command, func(t *testing.T) {
+			dir, err := os.MkdirTemp("", "dk") //nolint:usetesting // a socket's path must be short
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = os.RemoveAll(dir) })
+			l, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", filepath.Join(dir, "s"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = l.Close() }()
+			cmd := exec.CommandContext(t.Context(), binary, command, "--socket="+l.Addr().String(), "--timeout=1m")
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			c, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkNoCore(t, cmd.Process.Pid)
+			if _, err := io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Wait(); err != nil {
+				t.Error(err)
+			}
+			_ = c.Close()
+		})
 	}
 }
 
