@@ -12,8 +12,8 @@ func TestNegotiate(t *testing.T) {
 	}{
 		"no header takes the first offer":               {nil, mediaJSON},
 		"what curl sends takes the first offer":         {[]string{"*/*"}, mediaJSON},
-		"JSON":                                          {[]string{"application/json"}, mediaJSON},
-		"bytes":                                         {[]string{"application/octet-stream"}, mediaBytes},
+		"nothing but JSON":                              {[]string{"application/json"}, mediaJSON},
+		"nothing but bytes":                             {[]string{"application/octet-stream"}, mediaBytes},
 		"bytes before anything else":                    {[]string{"application/octet-stream, */*;q=0.1"}, mediaBytes},
 		"the order does not count, the weight does":     {[]string{"application/json;q=0.5, application/octet-stream"}, mediaBytes},
 		"equal weights take the first offer":            {[]string{"application/octet-stream, application/json"}, mediaJSON},
