@@ -57,6 +57,9 @@ func (s *Service) EnsureMasterKey(ctx context.Context, ref MasterKeyRef) (Master
 }
 
 func (s *Service) createMasterKey(ctx context.Context, id envelope.KeyID, ref MasterKeyRef) (k *key, created bool, err error) {
+	if err := s.seal.CheckStored(ctx); err != nil {
+		return nil, false, err
+	}
 	secret, materialID, err := sealFirstVersion(s.seal, id, ref, s.now())
 	if err != nil {
 		return nil, false, err

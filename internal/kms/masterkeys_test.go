@@ -16,6 +16,50 @@ import (
 	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
 
+func TestNoMasterKeyIsMadeThatNoManagerThatStartsCouldOpen(t *testing.T) {
+	const rootKey = "datakeys-root-key"
+	for name, lose := range map[string]func(t *testing.T, store *sealtest.Store){
+		"the sealing keys are deleted": func(_ *testing.T, store *sealtest.Store) { store.Delete(seal.SealingKeysSecret) },
+		"the root key is deleted":      func(_ *testing.T, store *sealtest.Store) { store.Delete(rootKey) },
+		"all is deleted, and another manager has started since": func(t *testing.T, store *sealtest.Store) {
+			store.Delete(seal.SealingKeysSecret)
+			store.Delete(rootKey)
+			if _, err := seal.Open(t.Context(), seal.DefaultRootKey, store); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"the sealing keys are another installation's": func(t *testing.T, store *sealtest.Store) {
+			other := &sealtest.Store{}
+			if _, err := seal.Open(t.Context(), seal.DefaultRootKey, other); err != nil {
+				t.Fatal(err)
+			}
+			store.Put(other.Secrets()[seal.SealingKeysSecret])
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			before := w.store.Secrets()
+			lose(t, w.store)
+			_, err := w.EnsureMasterKey(t.Context(), ordersKey)
+			if _, ok := errors.AsType[*seal.SecretError](err); !ok {
+				t.Errorf("got %v, want an error that names the Secret to restore", err)
+			}
+			if _, made := w.store.Secrets()[ordersKey.KeyID]; made {
+				t.Error("material was made")
+			}
+			for _, secret := range []string{rootKey, seal.SealingKeysSecret} {
+				w.store.Put(before[secret])
+			}
+			if _, err := w.EnsureMasterKey(t.Context(), ordersKey); err != nil {
+				t.Errorf("after a restore: %v", err)
+			}
+			if _, err := replica(t, w).MasterKey(t.Context(), ordersKey); err != nil {
+				t.Errorf("a manager that starts: %v", err)
+			}
+		})
+	}
+}
+
 func TestEnsureMasterKeyMakesVersionOneAndFindsItAgain(t *testing.T) {
 	w := newWorld(t)
 	got, err := w.EnsureMasterKey(t.Context(), ordersKey)
@@ -117,8 +161,8 @@ func TestAMasterKeyConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
 				_, err := w.EnsureMasterKey(t.Context(), ordersKey)
 				w.store.Hook = nil
 				if err == nil {
-					if n != 4 {
-						t.Errorf("EnsureMasterKey made %d calls, want 3: look, make, read back", n-1)
+					if n != 6 {
+						t.Errorf("EnsureMasterKey made %d calls, want 5: look, check the sealing keys, check the root key, make, read back", n-1)
 					}
 					return
 				}

@@ -1,6 +1,7 @@
 package seal
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -27,6 +28,8 @@ var installIDPattern = regexp.MustCompile(`^[0-9a-f]{12}$`)
 
 // Keyring holds the sealing keys of an installation, unwrapped. It is safe for concurrent use.
 type Keyring struct {
+	uri       string
+	store     Store
 	installID string
 	root      RootKey
 	id        envelope.KeyID
@@ -38,6 +41,7 @@ type Keyring struct {
 type sealingKey struct {
 	materialID envelope.MaterialID
 	material   envelope.Material
+	wrapped    []byte
 }
 
 // Open opens the root key that uri names and the sealing keys that it wraps. Where the installation is new, it makes
@@ -74,7 +78,46 @@ func Open(ctx context.Context, uri string, store Store) (*Keyring, error) {
 			return nil, fmt.Errorf("reading Secret %s: %w", SealingKeysSecret, err)
 		}
 	}
-	return readSealingKeys(ctx, root, s)
+	k, err := readSealingKeys(ctx, root, s)
+	if err != nil {
+		return nil, err
+	}
+	k.uri, k.store = uri, store
+	return k, nil
+}
+
+// CheckStored returns a *SecretError unless a manager that starts now would find the newest sealing key. It is asked before
+// something new is sealed: what only running managers can open is lost with the last of them.
+//
+// It asks the root key only where that is embedded, and so near: a root key's service is needed at the start alone.
+func (k *Keyring) CheckStored(ctx context.Context) error {
+	s, err := k.store.Get(ctx, SealingKeysSecret)
+	if errors.Is(err, ErrSecretNotFound) {
+		return &SecretError{
+			Secret:  SealingKeysSecret,
+			Problem: "is missing, although this manager runs with the sealing keys that were in it",
+			Remedy:  "restore it from a backup; until then nothing new is sealed, because no manager that starts could open it",
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("reading Secret %s: %w", SealingKeysSecret, err)
+	}
+	if !bytes.Equal(s.Data[VersionEntry(k.primary)], k.versions[k.primary].wrapped) {
+		return &SecretError{
+			Secret:  SealingKeysSecret,
+			Problem: "does not hold the newest sealing key of this manager any more",
+			Remedy:  "restart the manager, or restore the Secret from a backup; until then nothing new is sealed",
+		}
+	}
+	if !k.root.Embedded() {
+		return nil
+	}
+	root, err := openRootKey(ctx, k.uri, k.store, false)
+	if err != nil {
+		return err
+	}
+	_, err = readSealingKeys(ctx, root, s)
+	return err
 }
 
 func createSealingKeys(ctx context.Context, root RootKey, store Store) error {
@@ -161,7 +204,7 @@ func (k *Keyring) unwrap(ctx context.Context, version uint32, wrapped []byte) (s
 	if err != nil {
 		return sealingKey{}, err
 	}
-	return sealingKey{materialID: id, material: m}, nil
+	return sealingKey{materialID: id, material: m, wrapped: bytes.Clone(wrapped)}, nil
 }
 
 // binding is the associated data of a wrapped sealing key: its key ID, its version in four bytes, big-endian, and the
