@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strings"
 
 	"gomodules.xyz/jsonpatch/v2"
 	corev1 "k8s.io/api/core/v1"
@@ -136,7 +137,13 @@ func addSocket(c *corev1.Container, pointer string, where *field.Path) ([]jsonpa
 
 	mounted := false
 	for i, mount := range c.VolumeMounts {
-		if path.Clean(mount.MountPath) != socketMount.MountPath {
+		at := path.Clean(mount.MountPath)
+		if strings.HasPrefix(at, socketMount.MountPath+"/") {
+			// The runtime could not make the directory to mount it on, and the container would never start.
+			errs = append(errs, field.Invalid(where.Child("volumeMounts").Index(i).Child("mountPath"), mount.MountPath,
+				"is in the directory of the sidecar's socket, which is mounted read-only"+wayOut))
+		}
+		if at != socketMount.MountPath {
 			continue
 		}
 		mounted = true

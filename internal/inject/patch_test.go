@@ -61,6 +61,12 @@ func TestPatchRefuses(t *testing.T) {
 			},
 			`spec.containers[0].volumeMounts[0].mountPath: Invalid value: "/run/datakeys/": is where the sidecar's socket is mounted` + wayOut,
 		},
+		"another volume inside the socket's directory": {
+			func(p *corev1.Pod) {
+				p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "run", MountPath: "/run//datakeys/certs"}}
+			},
+			`spec.containers[0].volumeMounts[0].mountPath: Invalid value: "/run//datakeys/certs": is in the directory of the sidecar's socket, which is mounted read-only` + wayOut,
+		},
 		"the socket's volume mounted for writing": {
 			func(p *corev1.Pod) {
 				p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "datakeys-socket", MountPath: "/run/datakeys"}}
