@@ -89,7 +89,7 @@ func (c *cluster) checkOne(t *testing.T, h *history) {
 	}
 	keys := &controllerstest.KeyService{Client: c.client, Namespace: c.manager, Serial: c.serial}
 	_, err := keys.OpenDataKey(t.Context(), controllers.DataKey{
-		MasterKey: controllers.MasterKeyRef{KeyID: controllers.KeyID(key), Namespace: key.Namespace, Name: key.Name},
+		MasterKey: controllers.MasterKeyRef{KeyID: key.KeyID(), Namespace: key.Namespace, Name: key.Name},
 		Namespace: request.Namespace, Name: request.Name, Generation: 1, Length: 32,
 	}, []byte(blobIn(secret)))
 	if err != nil {

@@ -74,7 +74,7 @@ func (r *masterKeyReconciler) reconcile(ctx context.Context, req ctrl.Request) (
 	var told []notice
 	switch {
 	case problem == nil && info.Created:
-		told = append(told, newNotice(key, corev1.EventTypeNormal, v1alpha1.ReasonCreated, "made version %d of master key %s", info.PrimaryVersion, KeyID(key)))
+		told = append(told, newNotice(key, corev1.EventTypeNormal, v1alpha1.ReasonCreated, "made version %d of master key %s", info.PrimaryVersion, key.KeyID()))
 	case changed:
 		told = append(told, readyEvent(key, problem, readyMasterKey(info)))
 	}
@@ -141,7 +141,7 @@ func masterKeyError(ref MasterKeyRef, err error) error {
 // long as it speaks of the same key.
 func (r *masterKeyReconciler) status(key *v1alpha1.MasterKey, info MasterKeyInfo, problem *problem) (v1alpha1.MasterKeyStatus, bool) {
 	next := *key.Status.DeepCopy()
-	if keyID := KeyID(key); next.KeyID != keyID && canonicalUUID.MatchString(keyID) && (problem == nil || problem.reason != v1alpha1.ReasonInvalidKeyID) {
+	if keyID := key.KeyID(); next.KeyID != keyID && canonicalUUID.MatchString(keyID) && (problem == nil || problem.reason != v1alpha1.ReasonInvalidKeyID) {
 		next = v1alpha1.MasterKeyStatus{KeyID: keyID, Conditions: next.Conditions}
 	}
 	if problem == nil {
@@ -186,14 +186,6 @@ func applyMasterKeyStatus(key *v1alpha1.MasterKey, status v1alpha1.MasterKeyStat
 		WithStatus(apply)
 }
 
-// KeyID is the key ID of a MasterKey: the annotation where there is one, else the UID, which becomes the annotation.
-func KeyID(key *v1alpha1.MasterKey) string {
-	if keyID, found := key.Annotations[v1alpha1.AnnotationKeyID]; found {
-		return keyID
-	}
-	return string(key.UID)
-}
-
 func masterKeyRef(key *v1alpha1.MasterKey) MasterKeyRef {
-	return MasterKeyRef{KeyID: KeyID(key), Namespace: key.Namespace, Name: key.Name}
+	return MasterKeyRef{KeyID: key.KeyID(), Namespace: key.Namespace, Name: key.Name}
 }

@@ -91,7 +91,7 @@ func (r *podReconciler) waitingFor(ctx context.Context, pod client.Object, name 
 		why = "does not exist"
 	case err != nil:
 		return notice{}, false, err
-	case Ready(request.Status.Conditions, request.Generation):
+	case request.Ready():
 		return notice{}, false, nil
 	case ready == nil, ready.Status == metav1.ConditionTrue:
 		why = "is not Ready yet"

@@ -169,7 +169,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, config Config) error {
 }
 
 func keyIDIndex(object client.Object) []string {
-	return []string{KeyID(object.(*v1alpha1.MasterKey))}
+	return []string{object.(*v1alpha1.MasterKey).KeyID()}
 }
 
 func masterKeyIndex(object client.Object) []string {
@@ -185,7 +185,7 @@ var masterKeyUseChanged = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) 
 	before, after := e.ObjectOld.(*v1alpha1.MasterKey), e.ObjectNew.(*v1alpha1.MasterKey)
 	return before.UID != after.UID ||
 		before.DeletionTimestamp.IsZero() != after.DeletionTimestamp.IsZero() ||
-		KeyID(before) != KeyID(after) ||
+		before.KeyID() != after.KeyID() ||
 		before.Status.KeyID != after.Status.KeyID ||
 		!equality.Semantic.DeepEqual(readyOf(before.Status.Conditions), readyOf(after.Status.Conditions))
 }}

@@ -26,13 +26,6 @@ const fieldOwner = client.FieldOwner("datakeys-manager")
 // maxMessage bounds the messages of conditions and events, in bytes. The note of an event may have 1024.
 const maxMessage = 1024
 
-// Ready says whether an object is Ready, and whether it says so of its present spec: a condition about an older generation
-// does not count.
-func Ready(conditions []metav1.Condition, generation int64) bool {
-	ready := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady)
-	return ready != nil && ready.Status == metav1.ConditionTrue && ready.ObservedGeneration == generation
-}
-
 // setReady sets the Ready condition: True where there is no problem. It returns whether anything but the generation changed,
 // so that an event is due.
 func setReady(conditions *[]metav1.Condition, clock clock.PassiveClock, generation int64, problem *problem, readyMessage string) bool {

@@ -1,5 +1,10 @@
 package v1alpha1
 
+import (
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
 // Condition types. Every one is positive: True is the good state.
 const (
 	// ConditionReady says that the object can be used: of a MasterKey, that its primary version's material is durable
@@ -61,3 +66,10 @@ const (
 	// ReasonDataKeyDenied, on a pod: the key service refused a data key to the pod.
 	ReasonDataKeyDenied = "DataKeyDenied"
 )
+
+// ready says whether an object is Ready, and whether it says so of its present spec: a condition about an older generation does
+// not count.
+func ready(conditions []metav1.Condition, generation int64) bool {
+	condition := meta.FindStatusCondition(conditions, ConditionReady)
+	return condition != nil && condition.Status == metav1.ConditionTrue && condition.ObservedGeneration == generation
+}

@@ -218,3 +218,6 @@ func (s *DataKeyRequestSpec) Context() map[string]string {
 	}
 	return pairs
 }
+
+// Ready says whether the Secret holds a blob that opens.
+func (r *DataKeyRequest) Ready() bool { return ready(r.Status.Conditions, r.Generation) }

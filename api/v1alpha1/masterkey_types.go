@@ -120,3 +120,14 @@ type MasterKeyList struct {
 	metav1.ListMeta `json:"metadata,omitempty"`
 	Items           []MasterKey `json:"items"`
 }
+
+// KeyID is the key ID: the annotation where there is one, else the UID, which becomes the annotation.
+func (k *MasterKey) KeyID() string {
+	if keyID, found := k.Annotations[AnnotationKeyID]; found {
+		return keyID
+	}
+	return string(k.UID)
+}
+
+// Ready says whether the key can be used.
+func (k *MasterKey) Ready() bool { return ready(k.Status.Conditions, k.Generation) }

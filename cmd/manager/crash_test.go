@@ -26,7 +26,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
-	"github.com/datakeys/datakeys/controllers"
 	"github.com/datakeys/datakeys/controllers/controllerstest"
 	"github.com/datakeys/datakeys/internal/kms"
 	"github.com/datakeys/datakeys/internal/seal"
@@ -251,7 +250,7 @@ func (p *place) checkOpens(t *testing.T, name string) {
 		t.Fatal(err)
 	}
 	_, err = service.OpenDataKey(ctx, kms.DataKey{
-		MasterKey: kms.MasterKeyRef{KeyID: controllers.KeyID(&key), Namespace: key.Namespace, Name: key.Name},
+		MasterKey: kms.MasterKeyRef{KeyID: key.KeyID(), Namespace: key.Namespace, Name: key.Name},
 		Namespace: p.tenant, Name: name, Generation: 1, Length: 32,
 	}, blob)
 	if err != nil {

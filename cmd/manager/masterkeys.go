@@ -9,7 +9,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
-	"github.com/datakeys/datakeys/controllers"
 	"github.com/datakeys/datakeys/internal/kms"
 )
 
@@ -32,7 +31,7 @@ func (m masterKeys) ByName(ctx context.Context, namespace, name string) (kms.Mas
 	if err != nil {
 		return kms.MasterKey{}, fmt.Errorf("read MasterKey %s: %w", key, err)
 	}
-	return kms.MasterKey{KeyID: controllers.KeyID(&o), Namespace: o.Namespace, Name: o.Name}, nil
+	return kms.MasterKey{KeyID: o.KeyID(), Namespace: o.Namespace, Name: o.Name}, nil
 }
 
 // dataKeyRequests tells the pod injector, from the manager's cache, whether a pod's data keys are there.
@@ -48,5 +47,5 @@ func (d dataKeyRequests) Ready(ctx context.Context, namespace, name string) (fou
 	if condition := meta.FindStatusCondition(o.Status.Conditions, v1alpha1.ConditionReady); condition != nil {
 		reason = condition.Reason
 	}
-	return true, controllers.Ready(o.Status.Conditions, o.Generation), reason
+	return true, o.Ready(), reason
 }

@@ -17,6 +17,7 @@ import (
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
 
@@ -67,7 +68,7 @@ func run(ctx context.Context, o *options, log logr.Logger) error {
 	if err := registerInjector(mgr, o, authority); err != nil {
 		return err
 	}
-	for _, runnable := range []interface{ Start(context.Context) error }{authority, bundle, service} {
+	for _, runnable := range []manager.Runnable{authority, bundle, service} {
 		if err := mgr.Add(runnable); err != nil {
 			return err
 		}
