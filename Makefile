@@ -106,8 +106,8 @@ test-unit: ## Run the unit tests and those against a real API server, with the r
 	KUBEBUILDER_ASSETS="$$($(CLUSTER) assets)" KUBEBUILDER_CONTROLPLANE_START_TIMEOUT=3m go test -race -timeout 20m ./...
 
 .PHONY: test-e2e
-test-e2e: images ## Run the end-to-end tests on a local Kubernetes of their own.
-	go test -tags e2e -v -count=1 -timeout 40m ./test/e2e
+test-e2e: images ## Run the tests of the local Kubernetes, then the end-to-end tests on one.
+	go test -tags e2e -v -count=1 -p 1 -timeout 40m ./hack/cluster ./test/e2e
 
 .PHONY: bench
 bench: ## Run the benchmarks.

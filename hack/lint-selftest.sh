@@ -113,6 +113,7 @@ for room in sidecar cmd/sidecar; do
 done
 refused cmd/sidecar "$insecure" "raw key bytes are read by"
 allowed sidecar "$insecure"
+allowed cmd/sidecar "$own/internal/coredump"
 
 # 6. Only cmd/* read flags and environment or exit; hack/ and tests are not shipped.
 for room in controllers sidecar internal/kms internal/inject internal/envelope internal/seal; do
