@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -14,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -36,6 +38,10 @@ const (
 	// indexDataKeys finds pods by the DataKeyRequests that they name.
 	indexDataKeys = "datakeys.io/data-keys"
 )
+
+// maxBackoff is the longest pause before something that failed is tried again. Nothing else wakes an object when the key
+// service has recovered.
+const maxBackoff = 30 * time.Second
 
 // Config is what the controllers are made of.
 type Config struct {
@@ -133,7 +139,10 @@ func Setup(ctx context.Context, mgr ctrl.Manager, config Config) error {
 		}
 	}
 
-	options := controller.Options{MaxConcurrentReconciles: max(config.MaxConcurrentReconciles, 1)}
+	options := controller.Options{
+		MaxConcurrentReconciles: max(config.MaxConcurrentReconciles, 1),
+		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[ctrl.Request](10*time.Millisecond, maxBackoff),
+	}
 	reader := mgr.GetAPIReader()
 	watched := watches{mgr.GetClient(), config.Namespace}
 	if err := ctrl.NewControllerManagedBy(mgr).

@@ -55,6 +55,7 @@ func ask(ctx context.Context, args []string, stderr io.Writer, f func(context.Co
 	flags.SetOutput(stderr)
 	socket := flags.String("socket", "", "`path` of the sidecar's socket")
 	timeout := flags.Duration("timeout", 10*time.Second, "how long to wait at most")
+	lastWords := flags.String("termination-log", "/dev/termination-log", "`file` that takes the reason of a failure, if it exists")
 	if err := parse(flags, args[1:]); err != nil {
 		return err
 	}
@@ -71,7 +72,22 @@ func ask(ctx context.Context, args []string, stderr io.Writer, f func(context.Co
 	}
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
-	return f(ctx, *socket)
+	err := f(ctx, *socket)
+	if err != nil {
+		sayWhy(*lastWords, err)
+	}
+	return err
+}
+
+// sayWhy leaves the reason where the kubelet looks for a container's last words. It ends the container after a hook that
+// failed, and its event does not repeat what the hook said.
+func sayWhy(path string, reason error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0) //nolint:gosec // whoever runs the command names the file
+	if err != nil {
+		return // not in a container: the standard error has it
+	}
+	_, _ = fmt.Fprintln(f, reason)
+	_ = f.Close()
 }
 
 func serve(ctx context.Context, args []string, env func(string) string, stderr io.Writer) error {

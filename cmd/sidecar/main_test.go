@@ -274,3 +274,27 @@ func TestUsage(t *testing.T) {
 		})
 	}
 }
+
+// The kubelet's event about a hook that failed does not repeat what the hook said: the container's last words do.
+func TestWaitLeavesItsReason(t *testing.T) {
+	words := filepath.Join(t.TempDir(), "termination-log")
+	if err := os.WriteFile(words, []byte("something older and much longer than the reason that comes now, to see that nothing of it stays behind it: "+strings.Repeat("x", 300)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"wait", "--socket=" + filepath.Join(t.TempDir(), "s"), "--timeout=1ms", "--termination-log=" + words}
+	err := run(t.Context(), args, func(string) string { return "" }, io.Discard)
+	if err == nil {
+		t.Fatal("waited for nothing, and was content")
+	}
+	got, readErr := os.ReadFile(words)
+	if readErr != nil || string(got) != err.Error()+"\n" {
+		t.Errorf("the last words are %q, error %v; want %q", got, readErr, err)
+	}
+	absent := filepath.Join(t.TempDir(), "absent")
+	if err := run(t.Context(), append(args[:3:3], "--termination-log="+absent), func(string) string { return "" }, io.Discard); err == nil {
+		t.Fatal("waited for nothing, and was content")
+	}
+	if _, err := os.Stat(absent); !os.IsNotExist(err) {
+		t.Errorf("a file was made where there was none: %v", err)
+	}
+}

@@ -176,6 +176,15 @@ func serviceAccountWithoutPermission(t *testing.T) {
 		event := kube.waitEvent(t, namespace, p.Name, "orders", v1alpha1.ReasonDataKeyDenied)
 		t.Logf("event: %s: %s", event.Reason, event.Note)
 		kube.waitEvent(t, namespace, p.Name, "", "FailedPostStartHook")
+		kube.waitPod(t, namespace, p.Name, "says why in its status", func(p *corev1.Pod) bool {
+			for _, status := range p.Status.InitContainerStatuses {
+				last := status.LastTerminationState.Terminated
+				if status.Name == v1alpha1.SidecarName && last != nil && strings.Contains(last.Message, `data key "orders" is not issued`) {
+					return true
+				}
+			}
+			return false
+		})
 		if err := kube.client.Get(t.Context(), client.ObjectKeyFromObject(p), p); err != nil {
 			t.Fatal(err)
 		}
