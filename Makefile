@@ -47,7 +47,7 @@ cluster-down: ## Stop the local Kubernetes and leave nothing of it behind.
 
 .PHONY: build
 build: ## Build the commands into bin/.
-	go build -trimpath -o bin/ ./cmd/...
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/...
 
 .PHONY: images
 images: ## Build the images for this machine's architecture as OCI archives in dist/.
