@@ -95,13 +95,16 @@ for library in k8s.io/client-go/kubernetes sigs.k8s.io/controller-runtime k8s.io
 	refused internal/kms "$library" "the key service reaches Kubernetes through interfaces that it declares"
 done
 refused internal/kms "$own/controllers" "the key service imports envelope, seal and api"
-refused internal/seal "$own/api/v1alpha1" "root and sealing keys build on the crypto core alone"
+refused internal/seal "$own/internal/kms" "root and sealing keys import envelope and the words of api"
 refused internal/seal k8s.io/client-go/kubernetes "root and sealing keys reach Kubernetes through interfaces"
 allowed internal/kms "$own/internal/envelope"
 allowed internal/kms "$own/internal/seal"
 allowed internal/kms "$own/api/kms/v1"
 allowed internal/kms "$insecure"
+allowed internal/seal "$own/api/v1alpha1"
 allowed internal/seal "$insecure"
+refused internal/certs "$own/internal/kms" "the serving certificates import api alone"
+allowed internal/certs "$own/api/v1alpha1"
 
 # 5. The sidecar links no Kubernetes library.
 for room in sidecar cmd/sidecar; do

@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/kms"
 	"github.com/datakeys/datakeys/internal/seal"
@@ -344,19 +343,6 @@ func TestMasterKeyReportsEveryVersionNewestFirst(t *testing.T) {
 	made, err := w.GenerateDataKeyWithoutPlaintext(t.Context(), orders())
 	if err != nil || made.KeyVersion != 12 {
 		t.Errorf("a new data key is of version %d (%v), want 12", made.KeyVersion, err)
-	}
-}
-
-func TestTheSealMarksItsSecretsWithTheWordsOfTheAPI(t *testing.T) {
-	want := []string{
-		string(v1alpha1.SecretTypeRootKey), string(v1alpha1.SecretTypeSealingKeys), string(v1alpha1.SecretTypeMasterKey),
-		v1alpha1.LabelManagedBy, v1alpha1.ManagedBy,
-	}
-	got := []string{
-		seal.RootKeyType, seal.SealingKeysType, seal.MasterKeyType, seal.LabelManagedBy, seal.ManagedBy,
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
 	}
 }
 

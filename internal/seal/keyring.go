@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/envelope"
 )
 
@@ -54,14 +55,14 @@ func Open(ctx context.Context, uri string, store Store) (*Keyring, error) {
 		return nil, fmt.Errorf("reading Secret %s: %w", SealingKeysSecret, err)
 	}
 	if isNew {
-		used, err := store.Any(ctx, MasterKeyType)
+		used, err := store.Any(ctx, v1alpha1.SecretTypeMasterKey)
 		if err != nil {
-			return nil, fmt.Errorf("looking for Secrets of type %s: %w", MasterKeyType, err)
+			return nil, fmt.Errorf("looking for Secrets of type %s: %w", v1alpha1.SecretTypeMasterKey, err)
 		}
 		if used {
 			return nil, &SecretError{
 				Secret:  SealingKeysSecret,
-				Problem: "is missing, but there are Secrets of type " + MasterKeyType + " sealed under it",
+				Problem: "is missing, but there are Secrets of type " + v1alpha1.SecretTypeMasterKey + " sealed under it",
 				Remedy:  "restore it from a backup; no new sealing key is made, because it could open nothing",
 			}
 		}
@@ -138,8 +139,8 @@ func createSealingKeys(ctx context.Context, root RootKey, store Store) error {
 	}
 	return store.Create(ctx, Secret{
 		Name:   SealingKeysSecret,
-		Type:   SealingKeysType,
-		Labels: map[string]string{LabelManagedBy: ManagedBy},
+		Type:   v1alpha1.SecretTypeSealingKeys,
+		Labels: map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy},
 		Data: map[string][]byte{
 			sealingEntryInstallID: []byte(k.installID),
 			sealingEntryKeyID:     []byte(k.id.String()),
@@ -152,8 +153,8 @@ func readSealingKeys(ctx context.Context, root RootKey, s Secret) (*Keyring, err
 	broken := func(format string, args ...any) error {
 		return &SecretError{Secret: s.Name, Problem: fmt.Sprintf(format, args...), Remedy: "restore it from a backup"}
 	}
-	if s.Type != SealingKeysType {
-		return nil, broken("is of type %q and not %q", s.Type, SealingKeysType)
+	if s.Type != v1alpha1.SecretTypeSealingKeys {
+		return nil, broken("is of type %q and not %q", s.Type, v1alpha1.SecretTypeSealingKeys)
 	}
 	k := &Keyring{root: root, installID: string(s.Data[sealingEntryInstallID]), versions: map[uint32]sealingKey{}}
 	if !installIDPattern.MatchString(k.installID) {

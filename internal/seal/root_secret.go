@@ -7,6 +7,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
 )
@@ -55,8 +56,8 @@ func createSecretRoot(ctx context.Context, name string, store Store) error {
 	defer m.Destroy()
 	return store.Create(ctx, Secret{
 		Name:      name,
-		Type:      RootKeyType,
-		Labels:    map[string]string{LabelManagedBy: ManagedBy},
+		Type:      v1alpha1.SecretTypeRootKey,
+		Labels:    map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy},
 		Immutable: true,
 		Data: map[string][]byte{
 			rootEntryID:  []byte(envelope.NewKeyID().String()),
@@ -69,8 +70,8 @@ func readSecretRoot(s Secret) (RootKey, error) {
 	broken := func(problem string) error {
 		return &SecretError{Secret: s.Name, Problem: problem, Remedy: "restore the root key in it from a backup"}
 	}
-	if s.Type != RootKeyType {
-		return nil, broken(fmt.Sprintf("is of type %q and not %q", s.Type, RootKeyType))
+	if s.Type != v1alpha1.SecretTypeRootKey {
+		return nil, broken(fmt.Sprintf("is of type %q and not %q", s.Type, v1alpha1.SecretTypeRootKey))
 	}
 	id, err := envelope.ParseKeyID(string(s.Data[rootEntryID]))
 	if err != nil {

@@ -11,17 +11,6 @@ import (
 	"strings"
 )
 
-// What the Secrets of the seal are marked with: the words of api/v1alpha1, which this package does not import. A test of
-// internal/kms keeps the two the same.
-const (
-	RootKeyType     = "datakeys.io/root-key"
-	SealingKeysType = "datakeys.io/sealing-keys"
-	MasterKeyType   = "datakeys.io/master-key"
-
-	LabelManagedBy = "app.kubernetes.io/managed-by"
-	ManagedBy      = "datakeys"
-)
-
 var (
 	// ErrSecretNotFound is what a Store returns for a Secret that does not exist.
 	ErrSecretNotFound = errors.New("the Secret does not exist")
