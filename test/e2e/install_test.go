@@ -34,7 +34,7 @@ func TestHelmInstall(t *testing.T) {
 
 // TestKustomizeInstall installs with kubectl alone on an empty cluster, and reads the samples' data key.
 func TestKustomizeInstall(t *testing.T) {
-	const state = ".cluster-e2e-kustomize"
+	const state = ".cluster-e2e-k" // kept short: sockets lie below it
 	t.Cleanup(func() {
 		if err := run(context.WithoutCancel(t.Context()), state, "go", "run", "./hack/cluster", "down"); err != nil {
 			t.Error(err)
