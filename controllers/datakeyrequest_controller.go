@@ -316,6 +316,11 @@ func usableMasterKey(ctx context.Context, reader client.Reader, request *v1alpha
 	key := &v1alpha1.MasterKey{}
 	if err := reader.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, key); err != nil {
 		if apierrors.IsNotFound(err) {
+			if last := request.Status.KeyID; last != "" {
+				// The natural next step, to make the MasterKey again, would make another key.
+				return nil, pending(v1alpha1.ReasonMasterKeyNotFound, "does not exist; this data key needs it with the annotation %s: %s",
+					v1alpha1.AnnotationKeyID, last)
+			}
 			return nil, pending(v1alpha1.ReasonMasterKeyNotFound, "does not exist")
 		}
 		return nil, err
@@ -334,7 +339,7 @@ func usableMasterKey(ctx context.Context, reader client.Reader, request *v1alpha
 
 // notLookedAt is what a request waits for when its MasterKey, or the key ID in its annotation, is newer than its status.
 func notLookedAt(namespace, name string) error {
-	return pendingError{v1alpha1.ReasonMasterKeyNotReady, fmt.Sprintf("MasterKey %s/%s was not looked at yet as it is now", namespace, name)}
+	return pendingError{v1alpha1.ReasonMasterKeyNotReady, fmt.Sprintf("MasterKey %s/%s has a change that the manager has not worked on yet", namespace, name)}
 }
 
 // masterKeyName is the namespace and name of the MasterKey that a request refers to.

@@ -53,7 +53,8 @@ func TestDataKeyRequest(t *testing.T) {
 		changedMessage = "this data key was wrapped by master key " + otherUID + ", but MasterKey team-a/orders-key is master key " + keyUID +
 			" now: nothing was touched; restore the MasterKey with its annotation datakeys.io/key-id"
 		immutableMessage = `Secret "orders" does not hold this data key as it has to and is immutable: delete it, and it is written again`
-		notLookedAt      = "MasterKey team-a/orders-key was not looked at yet as it is now"
+		notLookedAt      = "MasterKey team-a/orders-key has a change that the manager has not worked on yet"
+		goneMessage      = "MasterKey team-a/orders-key does not exist; this data key needs it with the annotation datakeys.io/key-id: " + keyUID
 		unavailable      = "the key service cannot work on this data key now; it is tried again"
 	)
 	var (
@@ -148,6 +149,12 @@ func TestDataKeyRequest(t *testing.T) {
 			objects:    []client.Object{request()},
 			wantPatch:  notReady("MasterKeyNotFound", "MasterKey team-a/orders-key does not exist"),
 			wantEvents: []string{"Warning MasterKeyNotFound MasterKey team-a/orders-key does not exist"},
+		},
+		"when the MasterKey of a data key is gone, say which one it needs": {
+			objects:    []client.Object{request(withBlob(keyUID, first)), ownMaterial, secretWith(keyUID, first)},
+			wantPatch:  stillHas("MasterKeyNotFound", goneMessage, keyUID, first),
+			wantEvents: []string{"Warning MasterKeyNotFound " + goneMessage},
+			wantSecret: secretWith(keyUID, first),
 		},
 		"a MasterKey that nobody looked at yet is waited for": {
 			objects:    []client.Object{request(), masterKey()},

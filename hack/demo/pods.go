@@ -67,7 +67,8 @@ func (d *demo) stranger(ctx context.Context) error {
 	if err := d.waitForPod(ctx, "stranger"); err != nil {
 		return err
 	}
-	d.say("The same pod, but for ServiceAccount stranger, which nobody gave a right to. The ciphertext is mounted here too.")
+	d.say(`The same pod, but for ServiceAccount stranger, which nobody gave a right to. The ciphertext is mounted here too. Such a pod
+would be held back before its application starts; this one has the annotation datakeys.io/wait: "false", so that you can ask.`)
 	d.show("kubectl", "-n", namespace, "exec", "stranger", "-c", "app", "--", "/reader", "sha256", "orders")
 	err := d.waitFor(ctx, 30*time.Second, "the socket refuses the key to pod stranger", func(ctx context.Context) (string, bool, error) {
 		said, err := d.readerSays(ctx, "stranger")
