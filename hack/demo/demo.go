@@ -59,6 +59,10 @@ func (d *demo) prepare(ctx context.Context) error {
 		d.say(`Its nodes need the three images of dist/, which only you can bring there. For example, with kind:
   for image in manager sidecar demo-reader; do kind load image-archive dist/$image.tar; done`)
 	}
+	// Helm is built here, where it shows, and not while the installation is waited for.
+	if err := d.stream(ctx, "go", "run", "./hack/cluster", "bin", "helm"); err != nil {
+		return err
+	}
 	path, err := output(ctx, "", "go", "run", "./hack/cluster", "bin", "kubectl")
 	if err != nil {
 		return err
