@@ -202,16 +202,16 @@ func TestSteadyState(t *testing.T) {
 	c.startManager(t, faults)
 	c.create(t, c.masterKey("key"))
 	c.waitForMasterKey(t, "key", "Ready")
-	before := len(faults.Writes())
+	before := len(faults.Effects())
 	if before != 3 {
-		t.Errorf("got writes %v for a MasterKey, want the material, the annotation and the status", faults.Writes())
+		t.Errorf("got writes %v for a MasterKey, want the material, the annotation and the status", faults.Effects())
 	}
 	names := []string{"a", "b", "c", "d", "e"}
 	for _, name := range names { // each one's echoes have passed when the next ones are Ready
 		c.create(t, c.request(name, "key"))
 		c.waitForRequest(t, name, "Ready")
 	}
-	if got := faults.Writes()[before:]; len(got) != 2*len(names) {
+	if got := faults.Effects()[before:]; len(got) != 2*len(names) {
 		t.Errorf("got writes %v, want two for each of %d requests", got, len(names))
 	}
 }

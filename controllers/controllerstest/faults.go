@@ -49,8 +49,11 @@ type Faults struct {
 
 	mutex  sync.Mutex
 	writes []string
-	died   chan struct{}
-	dead   bool
+	// effects are the writes that took effect: one from a view that is behind fails by its resourceVersion.
+	effects  []string
+	underWay sync.RWMutex // read-locked by each write that is under way
+	died     chan struct{}
+	dead     bool
 }
 
 // NewFaults lets the write with the number at, from 1, meet a fault.
@@ -66,6 +69,15 @@ func (f *Faults) Writes() []string {
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
 	return append([]string(nil), f.writes...)
+}
+
+// Effects are the writes so far that took effect, as "verb kind". Those that are under way are waited for.
+func (f *Faults) Effects() []string {
+	f.underWay.Lock()
+	defer f.underWay.Unlock()
+	f.mutex.Lock()
+	defer f.mutex.Unlock()
+	return append([]string(nil), f.effects...)
 }
 
 // Reached says whether the write that was to fail was made.
@@ -102,7 +114,15 @@ func (f *Faults) write(what string, do func() error) error {
 	now := len(f.writes) == f.At
 	f.mutex.Unlock()
 	if !now {
-		return do()
+		f.underWay.RLock()
+		defer f.underWay.RUnlock()
+		err := do()
+		if err == nil {
+			f.mutex.Lock()
+			f.effects = append(f.effects, what)
+			f.mutex.Unlock()
+		}
+		return err
 	}
 	switch f.Fault {
 	case FailAfter:
