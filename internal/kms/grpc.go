@@ -124,7 +124,7 @@ func refusal(log logr.Logger, err error) *status.Status {
 
 // adapter is the gRPC face of a Service.
 type adapter struct {
-	kmsv1.UnsafeKeyServiceServer // so that a new method does not compile before it is written
+	kmsv1.UnimplementedKeyServiceServer
 	service                      *Service
 	log                          logr.Logger
 }

@@ -9,6 +9,7 @@ package kmsv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -21,16 +22,82 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Door is the protocol that a caller speaks at the sidecar. It decides which version of a key encrypts, the kind of the blobs that
+// are made, and which kinds open (docs/format.md). The data key of a DataKeyRequest opens through every door.
+type Door int32
+
+const (
+	// The native API. It makes no blobs, and opens the data keys of DataKeyRequests alone.
+	Door_DOOR_UNSPECIFIED Door = 0
+	// AWS KMS: the primary version; opens its own.
+	Door_DOOR_AWS Door = 1
+	// The operations of Alibaba Cloud KMS that know only the initial version, and bring the IV back to decrypt.
+	Door_DOOR_ALIBABA Door = 2
+	// The Advance operations of Alibaba Cloud KMS: the primary version; opens its own, and with the IV those of DOOR_ALIBABA.
+	Door_DOOR_ALIBABA_ADVANCE Door = 3
+)
+
+// Enum value maps for Door.
+var (
+	Door_name = map[int32]string{
+		0: "DOOR_UNSPECIFIED",
+		1: "DOOR_AWS",
+		2: "DOOR_ALIBABA",
+		3: "DOOR_ALIBABA_ADVANCE",
+	}
+	Door_value = map[string]int32{
+		"DOOR_UNSPECIFIED":     0,
+		"DOOR_AWS":             1,
+		"DOOR_ALIBABA":         2,
+		"DOOR_ALIBABA_ADVANCE": 3,
+	}
+)
+
+func (x Door) Enum() *Door {
+	p := new(Door)
+	*p = x
+	return p
+}
+
+func (x Door) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Door) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_kms_v1_kms_proto_enumTypes[0].Descriptor()
+}
+
+func (Door) Type() protoreflect.EnumType {
+	return &file_api_kms_v1_kms_proto_enumTypes[0]
+}
+
+func (x Door) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Door.Descriptor instead.
+func (Door) EnumDescriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{0}
+}
+
 type GenerateDataKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The key: its key ID, its ARN, or the name of a MasterKey in the caller's namespace. At most 2048 bytes.
+	// Required.
 	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	// The length of the data key in bytes, 1 to 1024.
+	// The length of the data key in bytes, 1 to 1024. Exactly one of number_of_bytes and key_spec is set.
 	NumberOfBytes int32 `protobuf:"varint,2,opt,name=number_of_bytes,json=numberOfBytes,proto3" json:"number_of_bytes,omitempty"`
 	// Non-secret pairs bound to the blob.
 	EncryptionContext map[string]string `protobuf:"bytes,3,rep,name=encryption_context,json=encryptionContext,proto3" json:"encryption_context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// AES_256 or AES_128.
+	KeySpec string `protobuf:"bytes,4,opt,name=key_spec,json=keySpec,proto3" json:"key_spec,omitempty"`
+	// Non-secret bytes bound to the blob.
+	Aad []byte `protobuf:"bytes,5,opt,name=aad,proto3" json:"aad,omitempty"`
+	// Required.
+	Door Door `protobuf:"varint,6,opt,name=door,proto3,enum=datakeys.kms.v1.Door" json:"door,omitempty"`
+	// Check everything, make nothing: the answer is FAILED_PRECONDITION with the reason DRY_RUN where it would have succeeded.
+	DryRun        bool `protobuf:"varint,7,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GenerateDataKeyRequest) Reset() {
@@ -84,6 +151,34 @@ func (x *GenerateDataKeyRequest) GetEncryptionContext() map[string]string {
 	return nil
 }
 
+func (x *GenerateDataKeyRequest) GetKeySpec() string {
+	if x != nil {
+		return x.KeySpec
+	}
+	return ""
+}
+
+func (x *GenerateDataKeyRequest) GetAad() []byte {
+	if x != nil {
+		return x.Aad
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyRequest) GetDoor() Door {
+	if x != nil {
+		return x.Door
+	}
+	return Door_DOOR_UNSPECIFIED
+}
+
+func (x *GenerateDataKeyRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
 type GenerateDataKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The ARN of the key.
@@ -91,8 +186,12 @@ type GenerateDataKeyResponse struct {
 	KeyVersion     int32  `protobuf:"varint,2,opt,name=key_version,json=keyVersion,proto3" json:"key_version,omitempty"`
 	CiphertextBlob []byte `protobuf:"bytes,3,opt,name=ciphertext_blob,json=ciphertextBlob,proto3" json:"ciphertext_blob,omitempty"`
 	Plaintext      []byte `protobuf:"bytes,4,opt,name=plaintext,proto3" json:"plaintext,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The 12 bytes of the IV inside ciphertext_blob.
+	Iv []byte `protobuf:"bytes,5,opt,name=iv,proto3" json:"iv,omitempty"`
+	// The 16 bytes that name the material of the version.
+	MaterialId    []byte `protobuf:"bytes,6,opt,name=material_id,json=materialId,proto3" json:"material_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GenerateDataKeyResponse) Reset() {
@@ -153,20 +252,743 @@ func (x *GenerateDataKeyResponse) GetPlaintext() []byte {
 	return nil
 }
 
+func (x *GenerateDataKeyResponse) GetIv() []byte {
+	if x != nil {
+		return x.Iv
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyResponse) GetMaterialId() []byte {
+	if x != nil {
+		return x.MaterialId
+	}
+	return nil
+}
+
+// GenerateDataKeyWithoutPlaintextRequest has the fields and rules of GenerateDataKeyRequest.
+type GenerateDataKeyWithoutPlaintextRequest struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	KeyId             string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	NumberOfBytes     int32                  `protobuf:"varint,2,opt,name=number_of_bytes,json=numberOfBytes,proto3" json:"number_of_bytes,omitempty"`
+	EncryptionContext map[string]string      `protobuf:"bytes,3,rep,name=encryption_context,json=encryptionContext,proto3" json:"encryption_context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	KeySpec           string                 `protobuf:"bytes,4,opt,name=key_spec,json=keySpec,proto3" json:"key_spec,omitempty"`
+	Aad               []byte                 `protobuf:"bytes,5,opt,name=aad,proto3" json:"aad,omitempty"`
+	Door              Door                   `protobuf:"varint,6,opt,name=door,proto3,enum=datakeys.kms.v1.Door" json:"door,omitempty"`
+	DryRun            bool                   `protobuf:"varint,7,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *GenerateDataKeyWithoutPlaintextRequest) Reset() {
+	*x = GenerateDataKeyWithoutPlaintextRequest{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerateDataKeyWithoutPlaintextRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerateDataKeyWithoutPlaintextRequest) ProtoMessage() {}
+
+func (x *GenerateDataKeyWithoutPlaintextRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerateDataKeyWithoutPlaintextRequest.ProtoReflect.Descriptor instead.
+func (*GenerateDataKeyWithoutPlaintextRequest) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *GenerateDataKeyWithoutPlaintextRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *GenerateDataKeyWithoutPlaintextRequest) GetNumberOfBytes() int32 {
+	if x != nil {
+		return x.NumberOfBytes
+	}
+	return 0
+}
+
+func (x *GenerateDataKeyWithoutPlaintextRequest) GetEncryptionContext() map[string]string {
+	if x != nil {
+		return x.EncryptionContext
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyWithoutPlaintextRequest) GetKeySpec() string {
+	if x != nil {
+		return x.KeySpec
+	}
+	return ""
+}
+
+func (x *GenerateDataKeyWithoutPlaintextRequest) GetAad() []byte {
+	if x != nil {
+		return x.Aad
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyWithoutPlaintextRequest) GetDoor() Door {
+	if x != nil {
+		return x.Door
+	}
+	return Door_DOOR_UNSPECIFIED
+}
+
+func (x *GenerateDataKeyWithoutPlaintextRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type GenerateDataKeyWithoutPlaintextResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The ARN of the key.
+	KeyId          string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	KeyVersion     int32  `protobuf:"varint,2,opt,name=key_version,json=keyVersion,proto3" json:"key_version,omitempty"`
+	CiphertextBlob []byte `protobuf:"bytes,3,opt,name=ciphertext_blob,json=ciphertextBlob,proto3" json:"ciphertext_blob,omitempty"`
+	Iv             []byte `protobuf:"bytes,4,opt,name=iv,proto3" json:"iv,omitempty"`
+	MaterialId     []byte `protobuf:"bytes,5,opt,name=material_id,json=materialId,proto3" json:"material_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *GenerateDataKeyWithoutPlaintextResponse) Reset() {
+	*x = GenerateDataKeyWithoutPlaintextResponse{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerateDataKeyWithoutPlaintextResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerateDataKeyWithoutPlaintextResponse) ProtoMessage() {}
+
+func (x *GenerateDataKeyWithoutPlaintextResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerateDataKeyWithoutPlaintextResponse.ProtoReflect.Descriptor instead.
+func (*GenerateDataKeyWithoutPlaintextResponse) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *GenerateDataKeyWithoutPlaintextResponse) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *GenerateDataKeyWithoutPlaintextResponse) GetKeyVersion() int32 {
+	if x != nil {
+		return x.KeyVersion
+	}
+	return 0
+}
+
+func (x *GenerateDataKeyWithoutPlaintextResponse) GetCiphertextBlob() []byte {
+	if x != nil {
+		return x.CiphertextBlob
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyWithoutPlaintextResponse) GetIv() []byte {
+	if x != nil {
+		return x.Iv
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyWithoutPlaintextResponse) GetMaterialId() []byte {
+	if x != nil {
+		return x.MaterialId
+	}
+	return nil
+}
+
+type GenerateDataKeyPairRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// RSA_2048, RSA_3072, RSA_4096, ECC_NIST_P256, ECC_NIST_P384, ECC_NIST_P521, ECC_SECG_P256K1 (not in a FIPS build) or
+	// ECC_NIST_EDWARDS25519. Required.
+	KeyPairSpec       string            `protobuf:"bytes,2,opt,name=key_pair_spec,json=keyPairSpec,proto3" json:"key_pair_spec,omitempty"`
+	EncryptionContext map[string]string `protobuf:"bytes,3,rep,name=encryption_context,json=encryptionContext,proto3" json:"encryption_context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Aad               []byte            `protobuf:"bytes,4,opt,name=aad,proto3" json:"aad,omitempty"`
+	// Required.
+	Door          Door `protobuf:"varint,5,opt,name=door,proto3,enum=datakeys.kms.v1.Door" json:"door,omitempty"`
+	DryRun        bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GenerateDataKeyPairRequest) Reset() {
+	*x = GenerateDataKeyPairRequest{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerateDataKeyPairRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerateDataKeyPairRequest) ProtoMessage() {}
+
+func (x *GenerateDataKeyPairRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerateDataKeyPairRequest.ProtoReflect.Descriptor instead.
+func (*GenerateDataKeyPairRequest) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *GenerateDataKeyPairRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *GenerateDataKeyPairRequest) GetKeyPairSpec() string {
+	if x != nil {
+		return x.KeyPairSpec
+	}
+	return ""
+}
+
+func (x *GenerateDataKeyPairRequest) GetEncryptionContext() map[string]string {
+	if x != nil {
+		return x.EncryptionContext
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairRequest) GetAad() []byte {
+	if x != nil {
+		return x.Aad
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairRequest) GetDoor() Door {
+	if x != nil {
+		return x.Door
+	}
+	return Door_DOOR_UNSPECIFIED
+}
+
+func (x *GenerateDataKeyPairRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type GenerateDataKeyPairResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The ARN of the key.
+	KeyId       string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	KeyVersion  int32  `protobuf:"varint,2,opt,name=key_version,json=keyVersion,proto3" json:"key_version,omitempty"`
+	KeyPairSpec string `protobuf:"bytes,3,opt,name=key_pair_spec,json=keyPairSpec,proto3" json:"key_pair_spec,omitempty"`
+	// SubjectPublicKeyInfo in DER (RFC 5280).
+	PublicKey []byte `protobuf:"bytes,4,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	// PKCS #8 in DER (RFC 5958), encrypted.
+	PrivateKeyCiphertextBlob []byte `protobuf:"bytes,5,opt,name=private_key_ciphertext_blob,json=privateKeyCiphertextBlob,proto3" json:"private_key_ciphertext_blob,omitempty"`
+	// PKCS #8 in DER.
+	PrivateKeyPlaintext []byte `protobuf:"bytes,6,opt,name=private_key_plaintext,json=privateKeyPlaintext,proto3" json:"private_key_plaintext,omitempty"`
+	Iv                  []byte `protobuf:"bytes,7,opt,name=iv,proto3" json:"iv,omitempty"`
+	MaterialId          []byte `protobuf:"bytes,8,opt,name=material_id,json=materialId,proto3" json:"material_id,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *GenerateDataKeyPairResponse) Reset() {
+	*x = GenerateDataKeyPairResponse{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerateDataKeyPairResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerateDataKeyPairResponse) ProtoMessage() {}
+
+func (x *GenerateDataKeyPairResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerateDataKeyPairResponse.ProtoReflect.Descriptor instead.
+func (*GenerateDataKeyPairResponse) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *GenerateDataKeyPairResponse) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *GenerateDataKeyPairResponse) GetKeyVersion() int32 {
+	if x != nil {
+		return x.KeyVersion
+	}
+	return 0
+}
+
+func (x *GenerateDataKeyPairResponse) GetKeyPairSpec() string {
+	if x != nil {
+		return x.KeyPairSpec
+	}
+	return ""
+}
+
+func (x *GenerateDataKeyPairResponse) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairResponse) GetPrivateKeyCiphertextBlob() []byte {
+	if x != nil {
+		return x.PrivateKeyCiphertextBlob
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairResponse) GetPrivateKeyPlaintext() []byte {
+	if x != nil {
+		return x.PrivateKeyPlaintext
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairResponse) GetIv() []byte {
+	if x != nil {
+		return x.Iv
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairResponse) GetMaterialId() []byte {
+	if x != nil {
+		return x.MaterialId
+	}
+	return nil
+}
+
+// GenerateDataKeyPairWithoutPlaintextRequest has the fields and rules of GenerateDataKeyPairRequest.
+type GenerateDataKeyPairWithoutPlaintextRequest struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	KeyId             string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	KeyPairSpec       string                 `protobuf:"bytes,2,opt,name=key_pair_spec,json=keyPairSpec,proto3" json:"key_pair_spec,omitempty"`
+	EncryptionContext map[string]string      `protobuf:"bytes,3,rep,name=encryption_context,json=encryptionContext,proto3" json:"encryption_context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Aad               []byte                 `protobuf:"bytes,4,opt,name=aad,proto3" json:"aad,omitempty"`
+	Door              Door                   `protobuf:"varint,5,opt,name=door,proto3,enum=datakeys.kms.v1.Door" json:"door,omitempty"`
+	DryRun            bool                   `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) Reset() {
+	*x = GenerateDataKeyPairWithoutPlaintextRequest{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerateDataKeyPairWithoutPlaintextRequest) ProtoMessage() {}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerateDataKeyPairWithoutPlaintextRequest.ProtoReflect.Descriptor instead.
+func (*GenerateDataKeyPairWithoutPlaintextRequest) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) GetKeyPairSpec() string {
+	if x != nil {
+		return x.KeyPairSpec
+	}
+	return ""
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) GetEncryptionContext() map[string]string {
+	if x != nil {
+		return x.EncryptionContext
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) GetAad() []byte {
+	if x != nil {
+		return x.Aad
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) GetDoor() Door {
+	if x != nil {
+		return x.Door
+	}
+	return Door_DOOR_UNSPECIFIED
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type GenerateDataKeyPairWithoutPlaintextResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The ARN of the key.
+	KeyId                    string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	KeyVersion               int32  `protobuf:"varint,2,opt,name=key_version,json=keyVersion,proto3" json:"key_version,omitempty"`
+	KeyPairSpec              string `protobuf:"bytes,3,opt,name=key_pair_spec,json=keyPairSpec,proto3" json:"key_pair_spec,omitempty"`
+	PublicKey                []byte `protobuf:"bytes,4,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	PrivateKeyCiphertextBlob []byte `protobuf:"bytes,5,opt,name=private_key_ciphertext_blob,json=privateKeyCiphertextBlob,proto3" json:"private_key_ciphertext_blob,omitempty"`
+	Iv                       []byte `protobuf:"bytes,6,opt,name=iv,proto3" json:"iv,omitempty"`
+	MaterialId               []byte `protobuf:"bytes,7,opt,name=material_id,json=materialId,proto3" json:"material_id,omitempty"`
+	unknownFields            protoimpl.UnknownFields
+	sizeCache                protoimpl.SizeCache
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextResponse) Reset() {
+	*x = GenerateDataKeyPairWithoutPlaintextResponse{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerateDataKeyPairWithoutPlaintextResponse) ProtoMessage() {}
+
+func (x *GenerateDataKeyPairWithoutPlaintextResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerateDataKeyPairWithoutPlaintextResponse.ProtoReflect.Descriptor instead.
+func (*GenerateDataKeyPairWithoutPlaintextResponse) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextResponse) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextResponse) GetKeyVersion() int32 {
+	if x != nil {
+		return x.KeyVersion
+	}
+	return 0
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextResponse) GetKeyPairSpec() string {
+	if x != nil {
+		return x.KeyPairSpec
+	}
+	return ""
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextResponse) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextResponse) GetPrivateKeyCiphertextBlob() []byte {
+	if x != nil {
+		return x.PrivateKeyCiphertextBlob
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextResponse) GetIv() []byte {
+	if x != nil {
+		return x.Iv
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextResponse) GetMaterialId() []byte {
+	if x != nil {
+		return x.MaterialId
+	}
+	return nil
+}
+
+type EncryptRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// 1 to 4096 bytes.
+	Plaintext         []byte            `protobuf:"bytes,2,opt,name=plaintext,proto3" json:"plaintext,omitempty"`
+	EncryptionContext map[string]string `protobuf:"bytes,3,rep,name=encryption_context,json=encryptionContext,proto3" json:"encryption_context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Aad               []byte            `protobuf:"bytes,4,opt,name=aad,proto3" json:"aad,omitempty"`
+	// Required.
+	Door          Door `protobuf:"varint,5,opt,name=door,proto3,enum=datakeys.kms.v1.Door" json:"door,omitempty"`
+	DryRun        bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EncryptRequest) Reset() {
+	*x = EncryptRequest{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EncryptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EncryptRequest) ProtoMessage() {}
+
+func (x *EncryptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EncryptRequest.ProtoReflect.Descriptor instead.
+func (*EncryptRequest) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *EncryptRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *EncryptRequest) GetPlaintext() []byte {
+	if x != nil {
+		return x.Plaintext
+	}
+	return nil
+}
+
+func (x *EncryptRequest) GetEncryptionContext() map[string]string {
+	if x != nil {
+		return x.EncryptionContext
+	}
+	return nil
+}
+
+func (x *EncryptRequest) GetAad() []byte {
+	if x != nil {
+		return x.Aad
+	}
+	return nil
+}
+
+func (x *EncryptRequest) GetDoor() Door {
+	if x != nil {
+		return x.Door
+	}
+	return Door_DOOR_UNSPECIFIED
+}
+
+func (x *EncryptRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type EncryptResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The ARN of the key.
+	KeyId          string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	KeyVersion     int32  `protobuf:"varint,2,opt,name=key_version,json=keyVersion,proto3" json:"key_version,omitempty"`
+	CiphertextBlob []byte `protobuf:"bytes,3,opt,name=ciphertext_blob,json=ciphertextBlob,proto3" json:"ciphertext_blob,omitempty"`
+	Iv             []byte `protobuf:"bytes,4,opt,name=iv,proto3" json:"iv,omitempty"`
+	MaterialId     []byte `protobuf:"bytes,5,opt,name=material_id,json=materialId,proto3" json:"material_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *EncryptResponse) Reset() {
+	*x = EncryptResponse{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EncryptResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EncryptResponse) ProtoMessage() {}
+
+func (x *EncryptResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EncryptResponse.ProtoReflect.Descriptor instead.
+func (*EncryptResponse) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *EncryptResponse) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *EncryptResponse) GetKeyVersion() int32 {
+	if x != nil {
+		return x.KeyVersion
+	}
+	return 0
+}
+
+func (x *EncryptResponse) GetCiphertextBlob() []byte {
+	if x != nil {
+		return x.CiphertextBlob
+	}
+	return nil
+}
+
+func (x *EncryptResponse) GetIv() []byte {
+	if x != nil {
+		return x.Iv
+	}
+	return nil
+}
+
+func (x *EncryptResponse) GetMaterialId() []byte {
+	if x != nil {
+		return x.MaterialId
+	}
+	return nil
+}
+
 type DecryptRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most 6144 bytes.
 	CiphertextBlob    []byte            `protobuf:"bytes,1,opt,name=ciphertext_blob,json=ciphertextBlob,proto3" json:"ciphertext_blob,omitempty"`
 	EncryptionContext map[string]string `protobuf:"bytes,2,rep,name=encryption_context,json=encryptionContext,proto3" json:"encryption_context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// The key that the blob must be of, in any form of GenerateDataKeyRequest.key_id. Empty: the blob names its key.
-	KeyId         string `protobuf:"bytes,3,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// The key that the blob must be of. Empty: the blob names its key.
+	KeyId string `protobuf:"bytes,3,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Aad   []byte `protobuf:"bytes,4,opt,name=aad,proto3" json:"aad,omitempty"`
+	// The IV inside the blob, stated again: required for a blob of DOOR_ALIBABA, checked wherever it is set.
+	Iv            []byte `protobuf:"bytes,5,opt,name=iv,proto3" json:"iv,omitempty"`
+	Door          Door   `protobuf:"varint,6,opt,name=door,proto3,enum=datakeys.kms.v1.Door" json:"door,omitempty"`
+	DryRun        bool   `protobuf:"varint,7,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DecryptRequest) Reset() {
 	*x = DecryptRequest{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[2]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -178,7 +1000,7 @@ func (x *DecryptRequest) String() string {
 func (*DecryptRequest) ProtoMessage() {}
 
 func (x *DecryptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[2]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -191,7 +1013,7 @@ func (x *DecryptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecryptRequest.ProtoReflect.Descriptor instead.
 func (*DecryptRequest) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{2}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DecryptRequest) GetCiphertextBlob() []byte {
@@ -215,19 +1037,48 @@ func (x *DecryptRequest) GetKeyId() string {
 	return ""
 }
 
+func (x *DecryptRequest) GetAad() []byte {
+	if x != nil {
+		return x.Aad
+	}
+	return nil
+}
+
+func (x *DecryptRequest) GetIv() []byte {
+	if x != nil {
+		return x.Iv
+	}
+	return nil
+}
+
+func (x *DecryptRequest) GetDoor() Door {
+	if x != nil {
+		return x.Door
+	}
+	return Door_DOOR_UNSPECIFIED
+}
+
+func (x *DecryptRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
 type DecryptResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The ARN of the key.
 	KeyId         string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
 	KeyVersion    int32  `protobuf:"varint,2,opt,name=key_version,json=keyVersion,proto3" json:"key_version,omitempty"`
 	Plaintext     []byte `protobuf:"bytes,3,opt,name=plaintext,proto3" json:"plaintext,omitempty"`
+	MaterialId    []byte `protobuf:"bytes,4,opt,name=material_id,json=materialId,proto3" json:"material_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DecryptResponse) Reset() {
 	*x = DecryptResponse{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[3]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -239,7 +1090,7 @@ func (x *DecryptResponse) String() string {
 func (*DecryptResponse) ProtoMessage() {}
 
 func (x *DecryptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[3]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -252,7 +1103,7 @@ func (x *DecryptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecryptResponse.ProtoReflect.Descriptor instead.
 func (*DecryptResponse) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{3}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DecryptResponse) GetKeyId() string {
@@ -276,6 +1127,13 @@ func (x *DecryptResponse) GetPlaintext() []byte {
 	return nil
 }
 
+func (x *DecryptResponse) GetMaterialId() []byte {
+	if x != nil {
+		return x.MaterialId
+	}
+	return nil
+}
+
 type BatchDecryptRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 100 requests.
@@ -286,7 +1144,7 @@ type BatchDecryptRequest struct {
 
 func (x *BatchDecryptRequest) Reset() {
 	*x = BatchDecryptRequest{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[4]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -298,7 +1156,7 @@ func (x *BatchDecryptRequest) String() string {
 func (*BatchDecryptRequest) ProtoMessage() {}
 
 func (x *BatchDecryptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[4]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -311,7 +1169,7 @@ func (x *BatchDecryptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchDecryptRequest.ProtoReflect.Descriptor instead.
 func (*BatchDecryptRequest) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{4}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *BatchDecryptRequest) GetRequests() []*DecryptRequest {
@@ -331,7 +1189,7 @@ type BatchDecryptResponse struct {
 
 func (x *BatchDecryptResponse) Reset() {
 	*x = BatchDecryptResponse{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[5]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -343,7 +1201,7 @@ func (x *BatchDecryptResponse) String() string {
 func (*BatchDecryptResponse) ProtoMessage() {}
 
 func (x *BatchDecryptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[5]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -356,7 +1214,7 @@ func (x *BatchDecryptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchDecryptResponse.ProtoReflect.Descriptor instead.
 func (*BatchDecryptResponse) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{5}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *BatchDecryptResponse) GetResults() []*BatchDecryptResult {
@@ -379,7 +1237,7 @@ type BatchDecryptResult struct {
 
 func (x *BatchDecryptResult) Reset() {
 	*x = BatchDecryptResult{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[6]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -391,7 +1249,7 @@ func (x *BatchDecryptResult) String() string {
 func (*BatchDecryptResult) ProtoMessage() {}
 
 func (x *BatchDecryptResult) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[6]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -404,7 +1262,7 @@ func (x *BatchDecryptResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchDecryptResult.ProtoReflect.Descriptor instead.
 func (*BatchDecryptResult) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{6}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *BatchDecryptResult) GetResult() isBatchDecryptResult_Result {
@@ -452,15 +1310,17 @@ func (*BatchDecryptResult_Refusal) isBatchDecryptResult_Result() {}
 type Refusal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A gRPC code, never OK.
-	Code          int32  `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
-	Message       string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	Code    int32  `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
+	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	// The reason of the google.rpc.ErrorInfo.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[7]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -472,7 +1332,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[7]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -485,7 +1345,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{7}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Refusal) GetCode() int32 {
@@ -502,36 +1362,1015 @@ func (x *Refusal) GetMessage() string {
 	return ""
 }
 
+func (x *Refusal) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ReEncryptRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 6144 bytes.
+	CiphertextBlob          []byte            `protobuf:"bytes,1,opt,name=ciphertext_blob,json=ciphertextBlob,proto3" json:"ciphertext_blob,omitempty"`
+	SourceEncryptionContext map[string]string `protobuf:"bytes,2,rep,name=source_encryption_context,json=sourceEncryptionContext,proto3" json:"source_encryption_context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	SourceAad               []byte            `protobuf:"bytes,3,opt,name=source_aad,json=sourceAad,proto3" json:"source_aad,omitempty"`
+	// The key that the blob must be of. Empty: the blob names its key.
+	SourceKeyId string `protobuf:"bytes,4,opt,name=source_key_id,json=sourceKeyId,proto3" json:"source_key_id,omitempty"`
+	// The IV inside the blob, as in DecryptRequest.
+	SourceIv []byte `protobuf:"bytes,5,opt,name=source_iv,json=sourceIv,proto3" json:"source_iv,omitempty"`
+	// Required.
+	DestinationKeyId             string            `protobuf:"bytes,6,opt,name=destination_key_id,json=destinationKeyId,proto3" json:"destination_key_id,omitempty"`
+	DestinationEncryptionContext map[string]string `protobuf:"bytes,7,rep,name=destination_encryption_context,json=destinationEncryptionContext,proto3" json:"destination_encryption_context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	DestinationAad               []byte            `protobuf:"bytes,8,opt,name=destination_aad,json=destinationAad,proto3" json:"destination_aad,omitempty"`
+	// Opens the blob, and is the door of the new one. Required.
+	Door          Door `protobuf:"varint,9,opt,name=door,proto3,enum=datakeys.kms.v1.Door" json:"door,omitempty"`
+	DryRun        bool `protobuf:"varint,10,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReEncryptRequest) Reset() {
+	*x = ReEncryptRequest{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReEncryptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReEncryptRequest) ProtoMessage() {}
+
+func (x *ReEncryptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReEncryptRequest.ProtoReflect.Descriptor instead.
+func (*ReEncryptRequest) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ReEncryptRequest) GetCiphertextBlob() []byte {
+	if x != nil {
+		return x.CiphertextBlob
+	}
+	return nil
+}
+
+func (x *ReEncryptRequest) GetSourceEncryptionContext() map[string]string {
+	if x != nil {
+		return x.SourceEncryptionContext
+	}
+	return nil
+}
+
+func (x *ReEncryptRequest) GetSourceAad() []byte {
+	if x != nil {
+		return x.SourceAad
+	}
+	return nil
+}
+
+func (x *ReEncryptRequest) GetSourceKeyId() string {
+	if x != nil {
+		return x.SourceKeyId
+	}
+	return ""
+}
+
+func (x *ReEncryptRequest) GetSourceIv() []byte {
+	if x != nil {
+		return x.SourceIv
+	}
+	return nil
+}
+
+func (x *ReEncryptRequest) GetDestinationKeyId() string {
+	if x != nil {
+		return x.DestinationKeyId
+	}
+	return ""
+}
+
+func (x *ReEncryptRequest) GetDestinationEncryptionContext() map[string]string {
+	if x != nil {
+		return x.DestinationEncryptionContext
+	}
+	return nil
+}
+
+func (x *ReEncryptRequest) GetDestinationAad() []byte {
+	if x != nil {
+		return x.DestinationAad
+	}
+	return nil
+}
+
+func (x *ReEncryptRequest) GetDoor() Door {
+	if x != nil {
+		return x.Door
+	}
+	return Door_DOOR_UNSPECIFIED
+}
+
+func (x *ReEncryptRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type ReEncryptResponse struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	CiphertextBlob []byte                 `protobuf:"bytes,1,opt,name=ciphertext_blob,json=ciphertextBlob,proto3" json:"ciphertext_blob,omitempty"`
+	// The ARN of the key that the old blob was of.
+	SourceKeyId      string `protobuf:"bytes,2,opt,name=source_key_id,json=sourceKeyId,proto3" json:"source_key_id,omitempty"`
+	SourceKeyVersion int32  `protobuf:"varint,3,opt,name=source_key_version,json=sourceKeyVersion,proto3" json:"source_key_version,omitempty"`
+	SourceMaterialId []byte `protobuf:"bytes,4,opt,name=source_material_id,json=sourceMaterialId,proto3" json:"source_material_id,omitempty"`
+	// The ARN of the key that the new blob is of.
+	KeyId         string `protobuf:"bytes,5,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	KeyVersion    int32  `protobuf:"varint,6,opt,name=key_version,json=keyVersion,proto3" json:"key_version,omitempty"`
+	MaterialId    []byte `protobuf:"bytes,7,opt,name=material_id,json=materialId,proto3" json:"material_id,omitempty"`
+	Iv            []byte `protobuf:"bytes,8,opt,name=iv,proto3" json:"iv,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReEncryptResponse) Reset() {
+	*x = ReEncryptResponse{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReEncryptResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReEncryptResponse) ProtoMessage() {}
+
+func (x *ReEncryptResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReEncryptResponse.ProtoReflect.Descriptor instead.
+func (*ReEncryptResponse) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ReEncryptResponse) GetCiphertextBlob() []byte {
+	if x != nil {
+		return x.CiphertextBlob
+	}
+	return nil
+}
+
+func (x *ReEncryptResponse) GetSourceKeyId() string {
+	if x != nil {
+		return x.SourceKeyId
+	}
+	return ""
+}
+
+func (x *ReEncryptResponse) GetSourceKeyVersion() int32 {
+	if x != nil {
+		return x.SourceKeyVersion
+	}
+	return 0
+}
+
+func (x *ReEncryptResponse) GetSourceMaterialId() []byte {
+	if x != nil {
+		return x.SourceMaterialId
+	}
+	return nil
+}
+
+func (x *ReEncryptResponse) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *ReEncryptResponse) GetKeyVersion() int32 {
+	if x != nil {
+		return x.KeyVersion
+	}
+	return 0
+}
+
+func (x *ReEncryptResponse) GetMaterialId() []byte {
+	if x != nil {
+		return x.MaterialId
+	}
+	return nil
+}
+
+func (x *ReEncryptResponse) GetIv() []byte {
+	if x != nil {
+		return x.Iv
+	}
+	return nil
+}
+
+type GenerateRandomRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 1024.
+	NumberOfBytes int32 `protobuf:"varint,1,opt,name=number_of_bytes,json=numberOfBytes,proto3" json:"number_of_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GenerateRandomRequest) Reset() {
+	*x = GenerateRandomRequest{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerateRandomRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerateRandomRequest) ProtoMessage() {}
+
+func (x *GenerateRandomRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerateRandomRequest.ProtoReflect.Descriptor instead.
+func (*GenerateRandomRequest) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *GenerateRandomRequest) GetNumberOfBytes() int32 {
+	if x != nil {
+		return x.NumberOfBytes
+	}
+	return 0
+}
+
+type GenerateRandomResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Plaintext     []byte                 `protobuf:"bytes,1,opt,name=plaintext,proto3" json:"plaintext,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GenerateRandomResponse) Reset() {
+	*x = GenerateRandomResponse{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerateRandomResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerateRandomResponse) ProtoMessage() {}
+
+func (x *GenerateRandomResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerateRandomResponse.ProtoReflect.Descriptor instead.
+func (*GenerateRandomResponse) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *GenerateRandomResponse) GetPlaintext() []byte {
+	if x != nil {
+		return x.Plaintext
+	}
+	return nil
+}
+
+type DescribeKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	KeyId         string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DescribeKeyRequest) Reset() {
+	*x = DescribeKeyRequest{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DescribeKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DescribeKeyRequest) ProtoMessage() {}
+
+func (x *DescribeKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DescribeKeyRequest.ProtoReflect.Descriptor instead.
+func (*DescribeKeyRequest) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *DescribeKeyRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+type DescribeKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *KeyMetadata           `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DescribeKeyResponse) Reset() {
+	*x = DescribeKeyResponse{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DescribeKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DescribeKeyResponse) ProtoMessage() {}
+
+func (x *DescribeKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DescribeKeyResponse.ProtoReflect.Descriptor instead.
+func (*DescribeKeyResponse) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *DescribeKeyResponse) GetKey() *KeyMetadata {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+// KeyMetadata is what may be told of a key.
+type KeyMetadata struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key ID alone.
+	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Arn   string `protobuf:"bytes,2,opt,name=arn,proto3" json:"arn,omitempty"`
+	// The MasterKey.
+	Namespace   string `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name        string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Description string `protobuf:"bytes,5,opt,name=description,proto3" json:"description,omitempty"`
+	// Enabled, Disabled, PendingDeletion or Unavailable.
+	KeyState string `protobuf:"bytes,6,opt,name=key_state,json=keyState,proto3" json:"key_state,omitempty"`
+	// AES_256.
+	KeySpec      string                 `protobuf:"bytes,7,opt,name=key_spec,json=keySpec,proto3" json:"key_spec,omitempty"`
+	CreationTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=creation_time,json=creationTime,proto3" json:"creation_time,omitempty"`
+	// Set in the state PendingDeletion.
+	DeletionTime   *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=deletion_time,json=deletionTime,proto3" json:"deletion_time,omitempty"`
+	PrimaryVersion int32                  `protobuf:"varint,10,opt,name=primary_version,json=primaryVersion,proto3" json:"primary_version,omitempty"`
+	// The material of the primary version.
+	MaterialId    []byte `protobuf:"bytes,11,opt,name=material_id,json=materialId,proto3" json:"material_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyMetadata) Reset() {
+	*x = KeyMetadata{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyMetadata) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyMetadata) ProtoMessage() {}
+
+func (x *KeyMetadata) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyMetadata.ProtoReflect.Descriptor instead.
+func (*KeyMetadata) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *KeyMetadata) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *KeyMetadata) GetArn() string {
+	if x != nil {
+		return x.Arn
+	}
+	return ""
+}
+
+func (x *KeyMetadata) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *KeyMetadata) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *KeyMetadata) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *KeyMetadata) GetKeyState() string {
+	if x != nil {
+		return x.KeyState
+	}
+	return ""
+}
+
+func (x *KeyMetadata) GetKeySpec() string {
+	if x != nil {
+		return x.KeySpec
+	}
+	return ""
+}
+
+func (x *KeyMetadata) GetCreationTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreationTime
+	}
+	return nil
+}
+
+func (x *KeyMetadata) GetDeletionTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DeletionTime
+	}
+	return nil
+}
+
+func (x *KeyMetadata) GetPrimaryVersion() int32 {
+	if x != nil {
+		return x.PrimaryVersion
+	}
+	return 0
+}
+
+func (x *KeyMetadata) GetMaterialId() []byte {
+	if x != nil {
+		return x.MaterialId
+	}
+	return nil
+}
+
+type ListKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The most entries of the answer, 1 to 1000; 0 is 100.
+	Limit int32 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	// next_marker of the answer before, as it was; at most 1024 bytes.
+	Marker        string `protobuf:"bytes,2,opt,name=marker,proto3" json:"marker,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKeysRequest) Reset() {
+	*x = ListKeysRequest{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKeysRequest) ProtoMessage() {}
+
+func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
+func (*ListKeysRequest) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ListKeysRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListKeysRequest) GetMarker() string {
+	if x != nil {
+		return x.Marker
+	}
+	return ""
+}
+
+type ListKeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Keys  []*KeyEntry            `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	// Set if there are more.
+	NextMarker    string `protobuf:"bytes,2,opt,name=next_marker,json=nextMarker,proto3" json:"next_marker,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKeysResponse) Reset() {
+	*x = ListKeysResponse{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKeysResponse) ProtoMessage() {}
+
+func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
+func (*ListKeysResponse) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ListKeysResponse) GetKeys() []*KeyEntry {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *ListKeysResponse) GetNextMarker() string {
+	if x != nil {
+		return x.NextMarker
+	}
+	return ""
+}
+
+type KeyEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key ID alone.
+	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Arn   string `protobuf:"bytes,2,opt,name=arn,proto3" json:"arn,omitempty"`
+	// The name of the MasterKey.
+	Name          string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyEntry) Reset() {
+	*x = KeyEntry{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyEntry) ProtoMessage() {}
+
+func (x *KeyEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyEntry.ProtoReflect.Descriptor instead.
+func (*KeyEntry) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *KeyEntry) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *KeyEntry) GetArn() string {
+	if x != nil {
+		return x.Arn
+	}
+	return ""
+}
+
+func (x *KeyEntry) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ListAliasesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only the aliases of this key. Empty: all of the caller's namespace.
+	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// The most entries of the answer, 1 to 1000; 0 is 50.
+	Limit int32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	// next_marker of the answer before, as it was; at most 1024 bytes.
+	Marker        string `protobuf:"bytes,3,opt,name=marker,proto3" json:"marker,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAliasesRequest) Reset() {
+	*x = ListAliasesRequest{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAliasesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAliasesRequest) ProtoMessage() {}
+
+func (x *ListAliasesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAliasesRequest.ProtoReflect.Descriptor instead.
+func (*ListAliasesRequest) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ListAliasesRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *ListAliasesRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListAliasesRequest) GetMarker() string {
+	if x != nil {
+		return x.Marker
+	}
+	return ""
+}
+
+type ListAliasesResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Aliases []*AliasEntry          `protobuf:"bytes,1,rep,name=aliases,proto3" json:"aliases,omitempty"`
+	// Set if there are more.
+	NextMarker    string `protobuf:"bytes,2,opt,name=next_marker,json=nextMarker,proto3" json:"next_marker,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAliasesResponse) Reset() {
+	*x = ListAliasesResponse{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAliasesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAliasesResponse) ProtoMessage() {}
+
+func (x *ListAliasesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAliasesResponse.ProtoReflect.Descriptor instead.
+func (*ListAliasesResponse) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ListAliasesResponse) GetAliases() []*AliasEntry {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
+func (x *ListAliasesResponse) GetNextMarker() string {
+	if x != nil {
+		return x.NextMarker
+	}
+	return ""
+}
+
+type AliasEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// alias/NAME.
+	AliasName string `protobuf:"bytes,1,opt,name=alias_name,json=aliasName,proto3" json:"alias_name,omitempty"`
+	AliasArn  string `protobuf:"bytes,2,opt,name=alias_arn,json=aliasArn,proto3" json:"alias_arn,omitempty"`
+	// The key ID alone.
+	TargetKeyId   string `protobuf:"bytes,3,opt,name=target_key_id,json=targetKeyId,proto3" json:"target_key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AliasEntry) Reset() {
+	*x = AliasEntry{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AliasEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AliasEntry) ProtoMessage() {}
+
+func (x *AliasEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AliasEntry.ProtoReflect.Descriptor instead.
+func (*AliasEntry) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *AliasEntry) GetAliasName() string {
+	if x != nil {
+		return x.AliasName
+	}
+	return ""
+}
+
+func (x *AliasEntry) GetAliasArn() string {
+	if x != nil {
+		return x.AliasArn
+	}
+	return ""
+}
+
+func (x *AliasEntry) GetTargetKeyId() string {
+	if x != nil {
+		return x.TargetKeyId
+	}
+	return ""
+}
+
 var File_api_kms_v1_kms_proto protoreflect.FileDescriptor
 
 const file_api_kms_v1_kms_proto_rawDesc = "" +
 	"\n" +
-	"\x14api/kms/v1/kms.proto\x12\x0fdatakeys.kms.v1\"\x8c\x02\n" +
+	"\x14api/kms/v1/kms.proto\x12\x0fdatakeys.kms.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfd\x02\n" +
 	"\x16GenerateDataKeyRequest\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12&\n" +
 	"\x0fnumber_of_bytes\x18\x02 \x01(\x05R\rnumberOfBytes\x12m\n" +
-	"\x12encryption_context\x18\x03 \x03(\v2>.datakeys.kms.v1.GenerateDataKeyRequest.EncryptionContextEntryR\x11encryptionContext\x1aD\n" +
+	"\x12encryption_context\x18\x03 \x03(\v2>.datakeys.kms.v1.GenerateDataKeyRequest.EncryptionContextEntryR\x11encryptionContext\x12\x19\n" +
+	"\bkey_spec\x18\x04 \x01(\tR\akeySpec\x12\x10\n" +
+	"\x03aad\x18\x05 \x01(\fR\x03aad\x12)\n" +
+	"\x04door\x18\x06 \x01(\x0e2\x15.datakeys.kms.v1.DoorR\x04door\x12\x17\n" +
+	"\adry_run\x18\a \x01(\bR\x06dryRun\x1aD\n" +
 	"\x16EncryptionContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x98\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc9\x01\n" +
 	"\x17GenerateDataKeyResponse\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1f\n" +
 	"\vkey_version\x18\x02 \x01(\x05R\n" +
 	"keyVersion\x12'\n" +
 	"\x0fciphertext_blob\x18\x03 \x01(\fR\x0eciphertextBlob\x12\x1c\n" +
-	"\tplaintext\x18\x04 \x01(\fR\tplaintext\"\xfd\x01\n" +
+	"\tplaintext\x18\x04 \x01(\fR\tplaintext\x12\x0e\n" +
+	"\x02iv\x18\x05 \x01(\fR\x02iv\x12\x1f\n" +
+	"\vmaterial_id\x18\x06 \x01(\fR\n" +
+	"materialId\"\x9d\x03\n" +
+	"&GenerateDataKeyWithoutPlaintextRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12&\n" +
+	"\x0fnumber_of_bytes\x18\x02 \x01(\x05R\rnumberOfBytes\x12}\n" +
+	"\x12encryption_context\x18\x03 \x03(\v2N.datakeys.kms.v1.GenerateDataKeyWithoutPlaintextRequest.EncryptionContextEntryR\x11encryptionContext\x12\x19\n" +
+	"\bkey_spec\x18\x04 \x01(\tR\akeySpec\x12\x10\n" +
+	"\x03aad\x18\x05 \x01(\fR\x03aad\x12)\n" +
+	"\x04door\x18\x06 \x01(\x0e2\x15.datakeys.kms.v1.DoorR\x04door\x12\x17\n" +
+	"\adry_run\x18\a \x01(\bR\x06dryRun\x1aD\n" +
+	"\x16EncryptionContextEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbb\x01\n" +
+	"'GenerateDataKeyWithoutPlaintextResponse\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1f\n" +
+	"\vkey_version\x18\x02 \x01(\x05R\n" +
+	"keyVersion\x12'\n" +
+	"\x0fciphertext_blob\x18\x03 \x01(\fR\x0eciphertextBlob\x12\x0e\n" +
+	"\x02iv\x18\x04 \x01(\fR\x02iv\x12\x1f\n" +
+	"\vmaterial_id\x18\x05 \x01(\fR\n" +
+	"materialId\"\xe6\x02\n" +
+	"\x1aGenerateDataKeyPairRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\"\n" +
+	"\rkey_pair_spec\x18\x02 \x01(\tR\vkeyPairSpec\x12q\n" +
+	"\x12encryption_context\x18\x03 \x03(\v2B.datakeys.kms.v1.GenerateDataKeyPairRequest.EncryptionContextEntryR\x11encryptionContext\x12\x10\n" +
+	"\x03aad\x18\x04 \x01(\fR\x03aad\x12)\n" +
+	"\x04door\x18\x05 \x01(\x0e2\x15.datakeys.kms.v1.DoorR\x04door\x12\x17\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x1aD\n" +
+	"\x16EncryptionContextEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbc\x02\n" +
+	"\x1bGenerateDataKeyPairResponse\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1f\n" +
+	"\vkey_version\x18\x02 \x01(\x05R\n" +
+	"keyVersion\x12\"\n" +
+	"\rkey_pair_spec\x18\x03 \x01(\tR\vkeyPairSpec\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x04 \x01(\fR\tpublicKey\x12=\n" +
+	"\x1bprivate_key_ciphertext_blob\x18\x05 \x01(\fR\x18privateKeyCiphertextBlob\x122\n" +
+	"\x15private_key_plaintext\x18\x06 \x01(\fR\x13privateKeyPlaintext\x12\x0e\n" +
+	"\x02iv\x18\a \x01(\fR\x02iv\x12\x1f\n" +
+	"\vmaterial_id\x18\b \x01(\fR\n" +
+	"materialId\"\x87\x03\n" +
+	"*GenerateDataKeyPairWithoutPlaintextRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\"\n" +
+	"\rkey_pair_spec\x18\x02 \x01(\tR\vkeyPairSpec\x12\x81\x01\n" +
+	"\x12encryption_context\x18\x03 \x03(\v2R.datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest.EncryptionContextEntryR\x11encryptionContext\x12\x10\n" +
+	"\x03aad\x18\x04 \x01(\fR\x03aad\x12)\n" +
+	"\x04door\x18\x05 \x01(\x0e2\x15.datakeys.kms.v1.DoorR\x04door\x12\x17\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x1aD\n" +
+	"\x16EncryptionContextEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x98\x02\n" +
+	"+GenerateDataKeyPairWithoutPlaintextResponse\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1f\n" +
+	"\vkey_version\x18\x02 \x01(\x05R\n" +
+	"keyVersion\x12\"\n" +
+	"\rkey_pair_spec\x18\x03 \x01(\tR\vkeyPairSpec\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x04 \x01(\fR\tpublicKey\x12=\n" +
+	"\x1bprivate_key_ciphertext_blob\x18\x05 \x01(\fR\x18privateKeyCiphertextBlob\x12\x0e\n" +
+	"\x02iv\x18\x06 \x01(\fR\x02iv\x12\x1f\n" +
+	"\vmaterial_id\x18\a \x01(\fR\n" +
+	"materialId\"\xc8\x02\n" +
+	"\x0eEncryptRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1c\n" +
+	"\tplaintext\x18\x02 \x01(\fR\tplaintext\x12e\n" +
+	"\x12encryption_context\x18\x03 \x03(\v26.datakeys.kms.v1.EncryptRequest.EncryptionContextEntryR\x11encryptionContext\x12\x10\n" +
+	"\x03aad\x18\x04 \x01(\fR\x03aad\x12)\n" +
+	"\x04door\x18\x05 \x01(\x0e2\x15.datakeys.kms.v1.DoorR\x04door\x12\x17\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x1aD\n" +
+	"\x16EncryptionContextEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa3\x01\n" +
+	"\x0fEncryptResponse\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1f\n" +
+	"\vkey_version\x18\x02 \x01(\x05R\n" +
+	"keyVersion\x12'\n" +
+	"\x0fciphertext_blob\x18\x03 \x01(\fR\x0eciphertextBlob\x12\x0e\n" +
+	"\x02iv\x18\x04 \x01(\fR\x02iv\x12\x1f\n" +
+	"\vmaterial_id\x18\x05 \x01(\fR\n" +
+	"materialId\"\xe3\x02\n" +
 	"\x0eDecryptRequest\x12'\n" +
 	"\x0fciphertext_blob\x18\x01 \x01(\fR\x0eciphertextBlob\x12e\n" +
 	"\x12encryption_context\x18\x02 \x03(\v26.datakeys.kms.v1.DecryptRequest.EncryptionContextEntryR\x11encryptionContext\x12\x15\n" +
-	"\x06key_id\x18\x03 \x01(\tR\x05keyId\x1aD\n" +
+	"\x06key_id\x18\x03 \x01(\tR\x05keyId\x12\x10\n" +
+	"\x03aad\x18\x04 \x01(\fR\x03aad\x12\x0e\n" +
+	"\x02iv\x18\x05 \x01(\fR\x02iv\x12)\n" +
+	"\x04door\x18\x06 \x01(\x0e2\x15.datakeys.kms.v1.DoorR\x04door\x12\x17\n" +
+	"\adry_run\x18\a \x01(\bR\x06dryRun\x1aD\n" +
 	"\x16EncryptionContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"g\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x88\x01\n" +
 	"\x0fDecryptResponse\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1f\n" +
 	"\vkey_version\x18\x02 \x01(\x05R\n" +
 	"keyVersion\x12\x1c\n" +
-	"\tplaintext\x18\x03 \x01(\fR\tplaintext\"R\n" +
+	"\tplaintext\x18\x03 \x01(\fR\tplaintext\x12\x1f\n" +
+	"\vmaterial_id\x18\x04 \x01(\fR\n" +
+	"materialId\"R\n" +
 	"\x13BatchDecryptRequest\x12;\n" +
 	"\brequests\x18\x01 \x03(\v2\x1f.datakeys.kms.v1.DecryptRequestR\brequests\"U\n" +
 	"\x14BatchDecryptResponse\x12=\n" +
@@ -539,15 +2378,107 @@ const file_api_kms_v1_kms_proto_rawDesc = "" +
 	"\x12BatchDecryptResult\x12>\n" +
 	"\bresponse\x18\x01 \x01(\v2 .datakeys.kms.v1.DecryptResponseH\x00R\bresponse\x124\n" +
 	"\arefusal\x18\x02 \x01(\v2\x18.datakeys.kms.v1.RefusalH\x00R\arefusalB\b\n" +
-	"\x06result\"7\n" +
+	"\x06result\"O\n" +
 	"\aRefusal\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage2\x9d\x02\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xdb\x05\n" +
+	"\x10ReEncryptRequest\x12'\n" +
+	"\x0fciphertext_blob\x18\x01 \x01(\fR\x0eciphertextBlob\x12z\n" +
+	"\x19source_encryption_context\x18\x02 \x03(\v2>.datakeys.kms.v1.ReEncryptRequest.SourceEncryptionContextEntryR\x17sourceEncryptionContext\x12\x1d\n" +
+	"\n" +
+	"source_aad\x18\x03 \x01(\fR\tsourceAad\x12\"\n" +
+	"\rsource_key_id\x18\x04 \x01(\tR\vsourceKeyId\x12\x1b\n" +
+	"\tsource_iv\x18\x05 \x01(\fR\bsourceIv\x12,\n" +
+	"\x12destination_key_id\x18\x06 \x01(\tR\x10destinationKeyId\x12\x89\x01\n" +
+	"\x1edestination_encryption_context\x18\a \x03(\v2C.datakeys.kms.v1.ReEncryptRequest.DestinationEncryptionContextEntryR\x1cdestinationEncryptionContext\x12'\n" +
+	"\x0fdestination_aad\x18\b \x01(\fR\x0edestinationAad\x12)\n" +
+	"\x04door\x18\t \x01(\x0e2\x15.datakeys.kms.v1.DoorR\x04door\x12\x17\n" +
+	"\adry_run\x18\n" +
+	" \x01(\bR\x06dryRun\x1aJ\n" +
+	"\x1cSourceEncryptionContextEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aO\n" +
+	"!DestinationEncryptionContextEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa5\x02\n" +
+	"\x11ReEncryptResponse\x12'\n" +
+	"\x0fciphertext_blob\x18\x01 \x01(\fR\x0eciphertextBlob\x12\"\n" +
+	"\rsource_key_id\x18\x02 \x01(\tR\vsourceKeyId\x12,\n" +
+	"\x12source_key_version\x18\x03 \x01(\x05R\x10sourceKeyVersion\x12,\n" +
+	"\x12source_material_id\x18\x04 \x01(\fR\x10sourceMaterialId\x12\x15\n" +
+	"\x06key_id\x18\x05 \x01(\tR\x05keyId\x12\x1f\n" +
+	"\vkey_version\x18\x06 \x01(\x05R\n" +
+	"keyVersion\x12\x1f\n" +
+	"\vmaterial_id\x18\a \x01(\fR\n" +
+	"materialId\x12\x0e\n" +
+	"\x02iv\x18\b \x01(\fR\x02iv\"?\n" +
+	"\x15GenerateRandomRequest\x12&\n" +
+	"\x0fnumber_of_bytes\x18\x01 \x01(\x05R\rnumberOfBytes\"6\n" +
+	"\x16GenerateRandomResponse\x12\x1c\n" +
+	"\tplaintext\x18\x01 \x01(\fR\tplaintext\"+\n" +
+	"\x12DescribeKeyRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\"E\n" +
+	"\x13DescribeKeyResponse\x12.\n" +
+	"\x03key\x18\x01 \x01(\v2\x1c.datakeys.kms.v1.KeyMetadataR\x03key\"\x8e\x03\n" +
+	"\vKeyMetadata\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x10\n" +
+	"\x03arn\x18\x02 \x01(\tR\x03arn\x12\x1c\n" +
+	"\tnamespace\x18\x03 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12 \n" +
+	"\vdescription\x18\x05 \x01(\tR\vdescription\x12\x1b\n" +
+	"\tkey_state\x18\x06 \x01(\tR\bkeyState\x12\x19\n" +
+	"\bkey_spec\x18\a \x01(\tR\akeySpec\x12?\n" +
+	"\rcreation_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\fcreationTime\x12?\n" +
+	"\rdeletion_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\fdeletionTime\x12'\n" +
+	"\x0fprimary_version\x18\n" +
+	" \x01(\x05R\x0eprimaryVersion\x12\x1f\n" +
+	"\vmaterial_id\x18\v \x01(\fR\n" +
+	"materialId\"?\n" +
+	"\x0fListKeysRequest\x12\x14\n" +
+	"\x05limit\x18\x01 \x01(\x05R\x05limit\x12\x16\n" +
+	"\x06marker\x18\x02 \x01(\tR\x06marker\"b\n" +
+	"\x10ListKeysResponse\x12-\n" +
+	"\x04keys\x18\x01 \x03(\v2\x19.datakeys.kms.v1.KeyEntryR\x04keys\x12\x1f\n" +
+	"\vnext_marker\x18\x02 \x01(\tR\n" +
+	"nextMarker\"G\n" +
+	"\bKeyEntry\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x10\n" +
+	"\x03arn\x18\x02 \x01(\tR\x03arn\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"Y\n" +
+	"\x12ListAliasesRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\x05R\x05limit\x12\x16\n" +
+	"\x06marker\x18\x03 \x01(\tR\x06marker\"m\n" +
+	"\x13ListAliasesResponse\x125\n" +
+	"\aaliases\x18\x01 \x03(\v2\x1b.datakeys.kms.v1.AliasEntryR\aaliases\x12\x1f\n" +
+	"\vnext_marker\x18\x02 \x01(\tR\n" +
+	"nextMarker\"l\n" +
+	"\n" +
+	"AliasEntry\x12\x1d\n" +
+	"\n" +
+	"alias_name\x18\x01 \x01(\tR\taliasName\x12\x1b\n" +
+	"\talias_arn\x18\x02 \x01(\tR\baliasArn\x12\"\n" +
+	"\rtarget_key_id\x18\x03 \x01(\tR\vtargetKeyId*V\n" +
+	"\x04Door\x12\x14\n" +
+	"\x10DOOR_UNSPECIFIED\x10\x00\x12\f\n" +
+	"\bDOOR_AWS\x10\x01\x12\x10\n" +
+	"\fDOOR_ALIBABA\x10\x02\x12\x18\n" +
+	"\x14DOOR_ALIBABA_ADVANCE\x10\x032\xd3\t\n" +
 	"\n" +
 	"KeyService\x12d\n" +
-	"\x0fGenerateDataKey\x12'.datakeys.kms.v1.GenerateDataKeyRequest\x1a(.datakeys.kms.v1.GenerateDataKeyResponse\x12L\n" +
+	"\x0fGenerateDataKey\x12'.datakeys.kms.v1.GenerateDataKeyRequest\x1a(.datakeys.kms.v1.GenerateDataKeyResponse\x12\x94\x01\n" +
+	"\x1fGenerateDataKeyWithoutPlaintext\x127.datakeys.kms.v1.GenerateDataKeyWithoutPlaintextRequest\x1a8.datakeys.kms.v1.GenerateDataKeyWithoutPlaintextResponse\x12p\n" +
+	"\x13GenerateDataKeyPair\x12+.datakeys.kms.v1.GenerateDataKeyPairRequest\x1a,.datakeys.kms.v1.GenerateDataKeyPairResponse\x12\xa0\x01\n" +
+	"#GenerateDataKeyPairWithoutPlaintext\x12;.datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest\x1a<.datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextResponse\x12L\n" +
+	"\aEncrypt\x12\x1f.datakeys.kms.v1.EncryptRequest\x1a .datakeys.kms.v1.EncryptResponse\x12L\n" +
 	"\aDecrypt\x12\x1f.datakeys.kms.v1.DecryptRequest\x1a .datakeys.kms.v1.DecryptResponse\x12[\n" +
-	"\fBatchDecrypt\x12$.datakeys.kms.v1.BatchDecryptRequest\x1a%.datakeys.kms.v1.BatchDecryptResponseB/Z-github.com/datakeys/datakeys/api/kms/v1;kmsv1b\x06proto3"
+	"\fBatchDecrypt\x12$.datakeys.kms.v1.BatchDecryptRequest\x1a%.datakeys.kms.v1.BatchDecryptResponse\x12R\n" +
+	"\tReEncrypt\x12!.datakeys.kms.v1.ReEncryptRequest\x1a\".datakeys.kms.v1.ReEncryptResponse\x12a\n" +
+	"\x0eGenerateRandom\x12&.datakeys.kms.v1.GenerateRandomRequest\x1a'.datakeys.kms.v1.GenerateRandomResponse\x12X\n" +
+	"\vDescribeKey\x12#.datakeys.kms.v1.DescribeKeyRequest\x1a$.datakeys.kms.v1.DescribeKeyResponse\x12O\n" +
+	"\bListKeys\x12 .datakeys.kms.v1.ListKeysRequest\x1a!.datakeys.kms.v1.ListKeysResponse\x12X\n" +
+	"\vListAliases\x12#.datakeys.kms.v1.ListAliasesRequest\x1a$.datakeys.kms.v1.ListAliasesResponseB/Z-github.com/datakeys/datakeys/api/kms/v1;kmsv1b\x06proto3"
 
 var (
 	file_api_kms_v1_kms_proto_rawDescOnce sync.Once
@@ -561,37 +2492,103 @@ func file_api_kms_v1_kms_proto_rawDescGZIP() []byte {
 	return file_api_kms_v1_kms_proto_rawDescData
 }
 
-var file_api_kms_v1_kms_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_api_kms_v1_kms_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_api_kms_v1_kms_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_api_kms_v1_kms_proto_goTypes = []any{
-	(*GenerateDataKeyRequest)(nil),  // 0: datakeys.kms.v1.GenerateDataKeyRequest
-	(*GenerateDataKeyResponse)(nil), // 1: datakeys.kms.v1.GenerateDataKeyResponse
-	(*DecryptRequest)(nil),          // 2: datakeys.kms.v1.DecryptRequest
-	(*DecryptResponse)(nil),         // 3: datakeys.kms.v1.DecryptResponse
-	(*BatchDecryptRequest)(nil),     // 4: datakeys.kms.v1.BatchDecryptRequest
-	(*BatchDecryptResponse)(nil),    // 5: datakeys.kms.v1.BatchDecryptResponse
-	(*BatchDecryptResult)(nil),      // 6: datakeys.kms.v1.BatchDecryptResult
-	(*Refusal)(nil),                 // 7: datakeys.kms.v1.Refusal
-	nil,                             // 8: datakeys.kms.v1.GenerateDataKeyRequest.EncryptionContextEntry
-	nil,                             // 9: datakeys.kms.v1.DecryptRequest.EncryptionContextEntry
+	(Door)(0),                                           // 0: datakeys.kms.v1.Door
+	(*GenerateDataKeyRequest)(nil),                      // 1: datakeys.kms.v1.GenerateDataKeyRequest
+	(*GenerateDataKeyResponse)(nil),                     // 2: datakeys.kms.v1.GenerateDataKeyResponse
+	(*GenerateDataKeyWithoutPlaintextRequest)(nil),      // 3: datakeys.kms.v1.GenerateDataKeyWithoutPlaintextRequest
+	(*GenerateDataKeyWithoutPlaintextResponse)(nil),     // 4: datakeys.kms.v1.GenerateDataKeyWithoutPlaintextResponse
+	(*GenerateDataKeyPairRequest)(nil),                  // 5: datakeys.kms.v1.GenerateDataKeyPairRequest
+	(*GenerateDataKeyPairResponse)(nil),                 // 6: datakeys.kms.v1.GenerateDataKeyPairResponse
+	(*GenerateDataKeyPairWithoutPlaintextRequest)(nil),  // 7: datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest
+	(*GenerateDataKeyPairWithoutPlaintextResponse)(nil), // 8: datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextResponse
+	(*EncryptRequest)(nil),                              // 9: datakeys.kms.v1.EncryptRequest
+	(*EncryptResponse)(nil),                             // 10: datakeys.kms.v1.EncryptResponse
+	(*DecryptRequest)(nil),                              // 11: datakeys.kms.v1.DecryptRequest
+	(*DecryptResponse)(nil),                             // 12: datakeys.kms.v1.DecryptResponse
+	(*BatchDecryptRequest)(nil),                         // 13: datakeys.kms.v1.BatchDecryptRequest
+	(*BatchDecryptResponse)(nil),                        // 14: datakeys.kms.v1.BatchDecryptResponse
+	(*BatchDecryptResult)(nil),                          // 15: datakeys.kms.v1.BatchDecryptResult
+	(*Refusal)(nil),                                     // 16: datakeys.kms.v1.Refusal
+	(*ReEncryptRequest)(nil),                            // 17: datakeys.kms.v1.ReEncryptRequest
+	(*ReEncryptResponse)(nil),                           // 18: datakeys.kms.v1.ReEncryptResponse
+	(*GenerateRandomRequest)(nil),                       // 19: datakeys.kms.v1.GenerateRandomRequest
+	(*GenerateRandomResponse)(nil),                      // 20: datakeys.kms.v1.GenerateRandomResponse
+	(*DescribeKeyRequest)(nil),                          // 21: datakeys.kms.v1.DescribeKeyRequest
+	(*DescribeKeyResponse)(nil),                         // 22: datakeys.kms.v1.DescribeKeyResponse
+	(*KeyMetadata)(nil),                                 // 23: datakeys.kms.v1.KeyMetadata
+	(*ListKeysRequest)(nil),                             // 24: datakeys.kms.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),                            // 25: datakeys.kms.v1.ListKeysResponse
+	(*KeyEntry)(nil),                                    // 26: datakeys.kms.v1.KeyEntry
+	(*ListAliasesRequest)(nil),                          // 27: datakeys.kms.v1.ListAliasesRequest
+	(*ListAliasesResponse)(nil),                         // 28: datakeys.kms.v1.ListAliasesResponse
+	(*AliasEntry)(nil),                                  // 29: datakeys.kms.v1.AliasEntry
+	nil,                                                 // 30: datakeys.kms.v1.GenerateDataKeyRequest.EncryptionContextEntry
+	nil,                                                 // 31: datakeys.kms.v1.GenerateDataKeyWithoutPlaintextRequest.EncryptionContextEntry
+	nil,                                                 // 32: datakeys.kms.v1.GenerateDataKeyPairRequest.EncryptionContextEntry
+	nil,                                                 // 33: datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest.EncryptionContextEntry
+	nil,                                                 // 34: datakeys.kms.v1.EncryptRequest.EncryptionContextEntry
+	nil,                                                 // 35: datakeys.kms.v1.DecryptRequest.EncryptionContextEntry
+	nil,                                                 // 36: datakeys.kms.v1.ReEncryptRequest.SourceEncryptionContextEntry
+	nil,                                                 // 37: datakeys.kms.v1.ReEncryptRequest.DestinationEncryptionContextEntry
+	(*timestamppb.Timestamp)(nil),                       // 38: google.protobuf.Timestamp
 }
 var file_api_kms_v1_kms_proto_depIdxs = []int32{
-	8, // 0: datakeys.kms.v1.GenerateDataKeyRequest.encryption_context:type_name -> datakeys.kms.v1.GenerateDataKeyRequest.EncryptionContextEntry
-	9, // 1: datakeys.kms.v1.DecryptRequest.encryption_context:type_name -> datakeys.kms.v1.DecryptRequest.EncryptionContextEntry
-	2, // 2: datakeys.kms.v1.BatchDecryptRequest.requests:type_name -> datakeys.kms.v1.DecryptRequest
-	6, // 3: datakeys.kms.v1.BatchDecryptResponse.results:type_name -> datakeys.kms.v1.BatchDecryptResult
-	3, // 4: datakeys.kms.v1.BatchDecryptResult.response:type_name -> datakeys.kms.v1.DecryptResponse
-	7, // 5: datakeys.kms.v1.BatchDecryptResult.refusal:type_name -> datakeys.kms.v1.Refusal
-	0, // 6: datakeys.kms.v1.KeyService.GenerateDataKey:input_type -> datakeys.kms.v1.GenerateDataKeyRequest
-	2, // 7: datakeys.kms.v1.KeyService.Decrypt:input_type -> datakeys.kms.v1.DecryptRequest
-	4, // 8: datakeys.kms.v1.KeyService.BatchDecrypt:input_type -> datakeys.kms.v1.BatchDecryptRequest
-	1, // 9: datakeys.kms.v1.KeyService.GenerateDataKey:output_type -> datakeys.kms.v1.GenerateDataKeyResponse
-	3, // 10: datakeys.kms.v1.KeyService.Decrypt:output_type -> datakeys.kms.v1.DecryptResponse
-	5, // 11: datakeys.kms.v1.KeyService.BatchDecrypt:output_type -> datakeys.kms.v1.BatchDecryptResponse
-	9, // [9:12] is the sub-list for method output_type
-	6, // [6:9] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	30, // 0: datakeys.kms.v1.GenerateDataKeyRequest.encryption_context:type_name -> datakeys.kms.v1.GenerateDataKeyRequest.EncryptionContextEntry
+	0,  // 1: datakeys.kms.v1.GenerateDataKeyRequest.door:type_name -> datakeys.kms.v1.Door
+	31, // 2: datakeys.kms.v1.GenerateDataKeyWithoutPlaintextRequest.encryption_context:type_name -> datakeys.kms.v1.GenerateDataKeyWithoutPlaintextRequest.EncryptionContextEntry
+	0,  // 3: datakeys.kms.v1.GenerateDataKeyWithoutPlaintextRequest.door:type_name -> datakeys.kms.v1.Door
+	32, // 4: datakeys.kms.v1.GenerateDataKeyPairRequest.encryption_context:type_name -> datakeys.kms.v1.GenerateDataKeyPairRequest.EncryptionContextEntry
+	0,  // 5: datakeys.kms.v1.GenerateDataKeyPairRequest.door:type_name -> datakeys.kms.v1.Door
+	33, // 6: datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest.encryption_context:type_name -> datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest.EncryptionContextEntry
+	0,  // 7: datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest.door:type_name -> datakeys.kms.v1.Door
+	34, // 8: datakeys.kms.v1.EncryptRequest.encryption_context:type_name -> datakeys.kms.v1.EncryptRequest.EncryptionContextEntry
+	0,  // 9: datakeys.kms.v1.EncryptRequest.door:type_name -> datakeys.kms.v1.Door
+	35, // 10: datakeys.kms.v1.DecryptRequest.encryption_context:type_name -> datakeys.kms.v1.DecryptRequest.EncryptionContextEntry
+	0,  // 11: datakeys.kms.v1.DecryptRequest.door:type_name -> datakeys.kms.v1.Door
+	11, // 12: datakeys.kms.v1.BatchDecryptRequest.requests:type_name -> datakeys.kms.v1.DecryptRequest
+	15, // 13: datakeys.kms.v1.BatchDecryptResponse.results:type_name -> datakeys.kms.v1.BatchDecryptResult
+	12, // 14: datakeys.kms.v1.BatchDecryptResult.response:type_name -> datakeys.kms.v1.DecryptResponse
+	16, // 15: datakeys.kms.v1.BatchDecryptResult.refusal:type_name -> datakeys.kms.v1.Refusal
+	36, // 16: datakeys.kms.v1.ReEncryptRequest.source_encryption_context:type_name -> datakeys.kms.v1.ReEncryptRequest.SourceEncryptionContextEntry
+	37, // 17: datakeys.kms.v1.ReEncryptRequest.destination_encryption_context:type_name -> datakeys.kms.v1.ReEncryptRequest.DestinationEncryptionContextEntry
+	0,  // 18: datakeys.kms.v1.ReEncryptRequest.door:type_name -> datakeys.kms.v1.Door
+	23, // 19: datakeys.kms.v1.DescribeKeyResponse.key:type_name -> datakeys.kms.v1.KeyMetadata
+	38, // 20: datakeys.kms.v1.KeyMetadata.creation_time:type_name -> google.protobuf.Timestamp
+	38, // 21: datakeys.kms.v1.KeyMetadata.deletion_time:type_name -> google.protobuf.Timestamp
+	26, // 22: datakeys.kms.v1.ListKeysResponse.keys:type_name -> datakeys.kms.v1.KeyEntry
+	29, // 23: datakeys.kms.v1.ListAliasesResponse.aliases:type_name -> datakeys.kms.v1.AliasEntry
+	1,  // 24: datakeys.kms.v1.KeyService.GenerateDataKey:input_type -> datakeys.kms.v1.GenerateDataKeyRequest
+	3,  // 25: datakeys.kms.v1.KeyService.GenerateDataKeyWithoutPlaintext:input_type -> datakeys.kms.v1.GenerateDataKeyWithoutPlaintextRequest
+	5,  // 26: datakeys.kms.v1.KeyService.GenerateDataKeyPair:input_type -> datakeys.kms.v1.GenerateDataKeyPairRequest
+	7,  // 27: datakeys.kms.v1.KeyService.GenerateDataKeyPairWithoutPlaintext:input_type -> datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest
+	9,  // 28: datakeys.kms.v1.KeyService.Encrypt:input_type -> datakeys.kms.v1.EncryptRequest
+	11, // 29: datakeys.kms.v1.KeyService.Decrypt:input_type -> datakeys.kms.v1.DecryptRequest
+	13, // 30: datakeys.kms.v1.KeyService.BatchDecrypt:input_type -> datakeys.kms.v1.BatchDecryptRequest
+	17, // 31: datakeys.kms.v1.KeyService.ReEncrypt:input_type -> datakeys.kms.v1.ReEncryptRequest
+	19, // 32: datakeys.kms.v1.KeyService.GenerateRandom:input_type -> datakeys.kms.v1.GenerateRandomRequest
+	21, // 33: datakeys.kms.v1.KeyService.DescribeKey:input_type -> datakeys.kms.v1.DescribeKeyRequest
+	24, // 34: datakeys.kms.v1.KeyService.ListKeys:input_type -> datakeys.kms.v1.ListKeysRequest
+	27, // 35: datakeys.kms.v1.KeyService.ListAliases:input_type -> datakeys.kms.v1.ListAliasesRequest
+	2,  // 36: datakeys.kms.v1.KeyService.GenerateDataKey:output_type -> datakeys.kms.v1.GenerateDataKeyResponse
+	4,  // 37: datakeys.kms.v1.KeyService.GenerateDataKeyWithoutPlaintext:output_type -> datakeys.kms.v1.GenerateDataKeyWithoutPlaintextResponse
+	6,  // 38: datakeys.kms.v1.KeyService.GenerateDataKeyPair:output_type -> datakeys.kms.v1.GenerateDataKeyPairResponse
+	8,  // 39: datakeys.kms.v1.KeyService.GenerateDataKeyPairWithoutPlaintext:output_type -> datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextResponse
+	10, // 40: datakeys.kms.v1.KeyService.Encrypt:output_type -> datakeys.kms.v1.EncryptResponse
+	12, // 41: datakeys.kms.v1.KeyService.Decrypt:output_type -> datakeys.kms.v1.DecryptResponse
+	14, // 42: datakeys.kms.v1.KeyService.BatchDecrypt:output_type -> datakeys.kms.v1.BatchDecryptResponse
+	18, // 43: datakeys.kms.v1.KeyService.ReEncrypt:output_type -> datakeys.kms.v1.ReEncryptResponse
+	20, // 44: datakeys.kms.v1.KeyService.GenerateRandom:output_type -> datakeys.kms.v1.GenerateRandomResponse
+	22, // 45: datakeys.kms.v1.KeyService.DescribeKey:output_type -> datakeys.kms.v1.DescribeKeyResponse
+	25, // 46: datakeys.kms.v1.KeyService.ListKeys:output_type -> datakeys.kms.v1.ListKeysResponse
+	28, // 47: datakeys.kms.v1.KeyService.ListAliases:output_type -> datakeys.kms.v1.ListAliasesResponse
+	36, // [36:48] is the sub-list for method output_type
+	24, // [24:36] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_api_kms_v1_kms_proto_init() }
@@ -599,7 +2596,7 @@ func file_api_kms_v1_kms_proto_init() {
 	if File_api_kms_v1_kms_proto != nil {
 		return
 	}
-	file_api_kms_v1_kms_proto_msgTypes[6].OneofWrappers = []any{
+	file_api_kms_v1_kms_proto_msgTypes[14].OneofWrappers = []any{
 		(*BatchDecryptResult_Response)(nil),
 		(*BatchDecryptResult_Refusal)(nil),
 	}
@@ -608,13 +2605,14 @@ func file_api_kms_v1_kms_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_kms_v1_kms_proto_rawDesc), len(file_api_kms_v1_kms_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   10,
+			NumEnums:      1,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_api_kms_v1_kms_proto_goTypes,
 		DependencyIndexes: file_api_kms_v1_kms_proto_depIdxs,
+		EnumInfos:         file_api_kms_v1_kms_proto_enumTypes,
 		MessageInfos:      file_api_kms_v1_kms_proto_msgTypes,
 	}.Build()
 	File_api_kms_v1_kms_proto = out.File

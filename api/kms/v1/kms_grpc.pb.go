@@ -19,9 +19,18 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	KeyService_GenerateDataKey_FullMethodName = "/datakeys.kms.v1.KeyService/GenerateDataKey"
-	KeyService_Decrypt_FullMethodName         = "/datakeys.kms.v1.KeyService/Decrypt"
-	KeyService_BatchDecrypt_FullMethodName    = "/datakeys.kms.v1.KeyService/BatchDecrypt"
+	KeyService_GenerateDataKey_FullMethodName                     = "/datakeys.kms.v1.KeyService/GenerateDataKey"
+	KeyService_GenerateDataKeyWithoutPlaintext_FullMethodName     = "/datakeys.kms.v1.KeyService/GenerateDataKeyWithoutPlaintext"
+	KeyService_GenerateDataKeyPair_FullMethodName                 = "/datakeys.kms.v1.KeyService/GenerateDataKeyPair"
+	KeyService_GenerateDataKeyPairWithoutPlaintext_FullMethodName = "/datakeys.kms.v1.KeyService/GenerateDataKeyPairWithoutPlaintext"
+	KeyService_Encrypt_FullMethodName                             = "/datakeys.kms.v1.KeyService/Encrypt"
+	KeyService_Decrypt_FullMethodName                             = "/datakeys.kms.v1.KeyService/Decrypt"
+	KeyService_BatchDecrypt_FullMethodName                        = "/datakeys.kms.v1.KeyService/BatchDecrypt"
+	KeyService_ReEncrypt_FullMethodName                           = "/datakeys.kms.v1.KeyService/ReEncrypt"
+	KeyService_GenerateRandom_FullMethodName                      = "/datakeys.kms.v1.KeyService/GenerateRandom"
+	KeyService_DescribeKey_FullMethodName                         = "/datakeys.kms.v1.KeyService/DescribeKey"
+	KeyService_ListKeys_FullMethodName                            = "/datakeys.kms.v1.KeyService/ListKeys"
+	KeyService_ListAliases_FullMethodName                         = "/datakeys.kms.v1.KeyService/ListAliases"
 )
 
 // KeyServiceClient is the client API for KeyService service.
@@ -33,15 +42,42 @@ const (
 //
 // Codes: UNAUTHENTICATED, a token that is missing, expired or bound to no pod; PERMISSION_DENIED, not allowed by RBAC or
 // another namespace's data key; NOT_FOUND, a key or version that is not known; INVALID_ARGUMENT, a field against its rule, a
-// blob that is malformed or does not open; FAILED_PRECONDITION, a key in a state that does not allow the operation;
-// UNAVAILABLE, try again.
+// blob that is malformed or does not open; FAILED_PRECONDITION, a key in a state that does not allow the operation, and the
+// answer of a dry run that would have succeeded; RESOURCE_EXHAUSTED, too many calls of one pod; UNAVAILABLE, try again.
+// A status carries a google.rpc.ErrorInfo of the domain datakeys.io, whose reason (reasons.go) tells these apart further.
+//
+// Wherever a request names a key, it is a key ID, the ARN of a key, the name of a MasterKey in the caller's namespace,
+// alias/NAME for an alias there, or that alias's ARN; at most 2048 bytes. Answers name it by its ARN.
+//
+// Associated data is an encryption context (at most 8192 bytes of keys and values) or aad (at most 8192 bytes), not both.
+//
+// The order of checks: each field by itself, fields against each other, the token, the permission, the key, its state, the
+// blob, and last the dry run.
 type KeyServiceClient interface {
-	// GenerateDataKey makes a data key under the primary version of a master key.
+	// GenerateDataKey makes a data key and returns it encrypted and in plaintext.
 	GenerateDataKey(ctx context.Context, in *GenerateDataKeyRequest, opts ...grpc.CallOption) (*GenerateDataKeyResponse, error)
+	// GenerateDataKeyWithoutPlaintext makes a data key and returns it encrypted only.
+	GenerateDataKeyWithoutPlaintext(ctx context.Context, in *GenerateDataKeyWithoutPlaintextRequest, opts ...grpc.CallOption) (*GenerateDataKeyWithoutPlaintextResponse, error)
+	// GenerateDataKeyPair makes a key pair and returns the private key encrypted and in plaintext.
+	GenerateDataKeyPair(ctx context.Context, in *GenerateDataKeyPairRequest, opts ...grpc.CallOption) (*GenerateDataKeyPairResponse, error)
+	// GenerateDataKeyPairWithoutPlaintext makes a key pair and returns the private key encrypted only.
+	GenerateDataKeyPairWithoutPlaintext(ctx context.Context, in *GenerateDataKeyPairWithoutPlaintextRequest, opts ...grpc.CallOption) (*GenerateDataKeyPairWithoutPlaintextResponse, error)
+	// Encrypt encrypts up to 4096 bytes.
+	Encrypt(ctx context.Context, in *EncryptRequest, opts ...grpc.CallOption) (*EncryptResponse, error)
 	// Decrypt opens one blob.
 	Decrypt(ctx context.Context, in *DecryptRequest, opts ...grpc.CallOption) (*DecryptResponse, error)
 	// BatchDecrypt opens up to 100 blobs. Each has an answer or a refusal of its own.
 	BatchDecrypt(ctx context.Context, in *BatchDecryptRequest, opts ...grpc.CallOption) (*BatchDecryptResponse, error)
+	// ReEncrypt opens a blob and encrypts what was in it under another key or context. The plaintext does not leave.
+	ReEncrypt(ctx context.Context, in *ReEncryptRequest, opts ...grpc.CallOption) (*ReEncryptResponse, error)
+	// GenerateRandom returns random bytes.
+	GenerateRandom(ctx context.Context, in *GenerateRandomRequest, opts ...grpc.CallOption) (*GenerateRandomResponse, error)
+	// DescribeKey says what is known of a key.
+	DescribeKey(ctx context.Context, in *DescribeKeyRequest, opts ...grpc.CallOption) (*DescribeKeyResponse, error)
+	// ListKeys lists the keys of the caller's namespace, by name.
+	ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error)
+	// ListAliases lists the aliases of the caller's namespace, by name.
+	ListAliases(ctx context.Context, in *ListAliasesRequest, opts ...grpc.CallOption) (*ListAliasesResponse, error)
 }
 
 type keyServiceClient struct {
@@ -56,6 +92,46 @@ func (c *keyServiceClient) GenerateDataKey(ctx context.Context, in *GenerateData
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GenerateDataKeyResponse)
 	err := c.cc.Invoke(ctx, KeyService_GenerateDataKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) GenerateDataKeyWithoutPlaintext(ctx context.Context, in *GenerateDataKeyWithoutPlaintextRequest, opts ...grpc.CallOption) (*GenerateDataKeyWithoutPlaintextResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GenerateDataKeyWithoutPlaintextResponse)
+	err := c.cc.Invoke(ctx, KeyService_GenerateDataKeyWithoutPlaintext_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) GenerateDataKeyPair(ctx context.Context, in *GenerateDataKeyPairRequest, opts ...grpc.CallOption) (*GenerateDataKeyPairResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GenerateDataKeyPairResponse)
+	err := c.cc.Invoke(ctx, KeyService_GenerateDataKeyPair_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) GenerateDataKeyPairWithoutPlaintext(ctx context.Context, in *GenerateDataKeyPairWithoutPlaintextRequest, opts ...grpc.CallOption) (*GenerateDataKeyPairWithoutPlaintextResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GenerateDataKeyPairWithoutPlaintextResponse)
+	err := c.cc.Invoke(ctx, KeyService_GenerateDataKeyPairWithoutPlaintext_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) Encrypt(ctx context.Context, in *EncryptRequest, opts ...grpc.CallOption) (*EncryptResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EncryptResponse)
+	err := c.cc.Invoke(ctx, KeyService_Encrypt_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -82,6 +158,56 @@ func (c *keyServiceClient) BatchDecrypt(ctx context.Context, in *BatchDecryptReq
 	return out, nil
 }
 
+func (c *keyServiceClient) ReEncrypt(ctx context.Context, in *ReEncryptRequest, opts ...grpc.CallOption) (*ReEncryptResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReEncryptResponse)
+	err := c.cc.Invoke(ctx, KeyService_ReEncrypt_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) GenerateRandom(ctx context.Context, in *GenerateRandomRequest, opts ...grpc.CallOption) (*GenerateRandomResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GenerateRandomResponse)
+	err := c.cc.Invoke(ctx, KeyService_GenerateRandom_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) DescribeKey(ctx context.Context, in *DescribeKeyRequest, opts ...grpc.CallOption) (*DescribeKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DescribeKeyResponse)
+	err := c.cc.Invoke(ctx, KeyService_DescribeKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListKeysResponse)
+	err := c.cc.Invoke(ctx, KeyService_ListKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) ListAliases(ctx context.Context, in *ListAliasesRequest, opts ...grpc.CallOption) (*ListAliasesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAliasesResponse)
+	err := c.cc.Invoke(ctx, KeyService_ListAliases_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // KeyServiceServer is the server API for KeyService service.
 // All implementations must embed UnimplementedKeyServiceServer
 // for forward compatibility.
@@ -91,15 +217,42 @@ func (c *keyServiceClient) BatchDecrypt(ctx context.Context, in *BatchDecryptReq
 //
 // Codes: UNAUTHENTICATED, a token that is missing, expired or bound to no pod; PERMISSION_DENIED, not allowed by RBAC or
 // another namespace's data key; NOT_FOUND, a key or version that is not known; INVALID_ARGUMENT, a field against its rule, a
-// blob that is malformed or does not open; FAILED_PRECONDITION, a key in a state that does not allow the operation;
-// UNAVAILABLE, try again.
+// blob that is malformed or does not open; FAILED_PRECONDITION, a key in a state that does not allow the operation, and the
+// answer of a dry run that would have succeeded; RESOURCE_EXHAUSTED, too many calls of one pod; UNAVAILABLE, try again.
+// A status carries a google.rpc.ErrorInfo of the domain datakeys.io, whose reason (reasons.go) tells these apart further.
+//
+// Wherever a request names a key, it is a key ID, the ARN of a key, the name of a MasterKey in the caller's namespace,
+// alias/NAME for an alias there, or that alias's ARN; at most 2048 bytes. Answers name it by its ARN.
+//
+// Associated data is an encryption context (at most 8192 bytes of keys and values) or aad (at most 8192 bytes), not both.
+//
+// The order of checks: each field by itself, fields against each other, the token, the permission, the key, its state, the
+// blob, and last the dry run.
 type KeyServiceServer interface {
-	// GenerateDataKey makes a data key under the primary version of a master key.
+	// GenerateDataKey makes a data key and returns it encrypted and in plaintext.
 	GenerateDataKey(context.Context, *GenerateDataKeyRequest) (*GenerateDataKeyResponse, error)
+	// GenerateDataKeyWithoutPlaintext makes a data key and returns it encrypted only.
+	GenerateDataKeyWithoutPlaintext(context.Context, *GenerateDataKeyWithoutPlaintextRequest) (*GenerateDataKeyWithoutPlaintextResponse, error)
+	// GenerateDataKeyPair makes a key pair and returns the private key encrypted and in plaintext.
+	GenerateDataKeyPair(context.Context, *GenerateDataKeyPairRequest) (*GenerateDataKeyPairResponse, error)
+	// GenerateDataKeyPairWithoutPlaintext makes a key pair and returns the private key encrypted only.
+	GenerateDataKeyPairWithoutPlaintext(context.Context, *GenerateDataKeyPairWithoutPlaintextRequest) (*GenerateDataKeyPairWithoutPlaintextResponse, error)
+	// Encrypt encrypts up to 4096 bytes.
+	Encrypt(context.Context, *EncryptRequest) (*EncryptResponse, error)
 	// Decrypt opens one blob.
 	Decrypt(context.Context, *DecryptRequest) (*DecryptResponse, error)
 	// BatchDecrypt opens up to 100 blobs. Each has an answer or a refusal of its own.
 	BatchDecrypt(context.Context, *BatchDecryptRequest) (*BatchDecryptResponse, error)
+	// ReEncrypt opens a blob and encrypts what was in it under another key or context. The plaintext does not leave.
+	ReEncrypt(context.Context, *ReEncryptRequest) (*ReEncryptResponse, error)
+	// GenerateRandom returns random bytes.
+	GenerateRandom(context.Context, *GenerateRandomRequest) (*GenerateRandomResponse, error)
+	// DescribeKey says what is known of a key.
+	DescribeKey(context.Context, *DescribeKeyRequest) (*DescribeKeyResponse, error)
+	// ListKeys lists the keys of the caller's namespace, by name.
+	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
+	// ListAliases lists the aliases of the caller's namespace, by name.
+	ListAliases(context.Context, *ListAliasesRequest) (*ListAliasesResponse, error)
 	mustEmbedUnimplementedKeyServiceServer()
 }
 
@@ -113,11 +266,38 @@ type UnimplementedKeyServiceServer struct{}
 func (UnimplementedKeyServiceServer) GenerateDataKey(context.Context, *GenerateDataKeyRequest) (*GenerateDataKeyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GenerateDataKey not implemented")
 }
+func (UnimplementedKeyServiceServer) GenerateDataKeyWithoutPlaintext(context.Context, *GenerateDataKeyWithoutPlaintextRequest) (*GenerateDataKeyWithoutPlaintextResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GenerateDataKeyWithoutPlaintext not implemented")
+}
+func (UnimplementedKeyServiceServer) GenerateDataKeyPair(context.Context, *GenerateDataKeyPairRequest) (*GenerateDataKeyPairResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GenerateDataKeyPair not implemented")
+}
+func (UnimplementedKeyServiceServer) GenerateDataKeyPairWithoutPlaintext(context.Context, *GenerateDataKeyPairWithoutPlaintextRequest) (*GenerateDataKeyPairWithoutPlaintextResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GenerateDataKeyPairWithoutPlaintext not implemented")
+}
+func (UnimplementedKeyServiceServer) Encrypt(context.Context, *EncryptRequest) (*EncryptResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Encrypt not implemented")
+}
 func (UnimplementedKeyServiceServer) Decrypt(context.Context, *DecryptRequest) (*DecryptResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Decrypt not implemented")
 }
 func (UnimplementedKeyServiceServer) BatchDecrypt(context.Context, *BatchDecryptRequest) (*BatchDecryptResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method BatchDecrypt not implemented")
+}
+func (UnimplementedKeyServiceServer) ReEncrypt(context.Context, *ReEncryptRequest) (*ReEncryptResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReEncrypt not implemented")
+}
+func (UnimplementedKeyServiceServer) GenerateRandom(context.Context, *GenerateRandomRequest) (*GenerateRandomResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GenerateRandom not implemented")
+}
+func (UnimplementedKeyServiceServer) DescribeKey(context.Context, *DescribeKeyRequest) (*DescribeKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DescribeKey not implemented")
+}
+func (UnimplementedKeyServiceServer) ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListKeys not implemented")
+}
+func (UnimplementedKeyServiceServer) ListAliases(context.Context, *ListAliasesRequest) (*ListAliasesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAliases not implemented")
 }
 func (UnimplementedKeyServiceServer) mustEmbedUnimplementedKeyServiceServer() {}
 func (UnimplementedKeyServiceServer) testEmbeddedByValue()                    {}
@@ -158,6 +338,78 @@ func _KeyService_GenerateDataKey_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyService_GenerateDataKeyWithoutPlaintext_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GenerateDataKeyWithoutPlaintextRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).GenerateDataKeyWithoutPlaintext(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_GenerateDataKeyWithoutPlaintext_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).GenerateDataKeyWithoutPlaintext(ctx, req.(*GenerateDataKeyWithoutPlaintextRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_GenerateDataKeyPair_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GenerateDataKeyPairRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).GenerateDataKeyPair(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_GenerateDataKeyPair_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).GenerateDataKeyPair(ctx, req.(*GenerateDataKeyPairRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_GenerateDataKeyPairWithoutPlaintext_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GenerateDataKeyPairWithoutPlaintextRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).GenerateDataKeyPairWithoutPlaintext(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_GenerateDataKeyPairWithoutPlaintext_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).GenerateDataKeyPairWithoutPlaintext(ctx, req.(*GenerateDataKeyPairWithoutPlaintextRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_Encrypt_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EncryptRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).Encrypt(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_Encrypt_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).Encrypt(ctx, req.(*EncryptRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KeyService_Decrypt_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DecryptRequest)
 	if err := dec(in); err != nil {
@@ -194,6 +446,96 @@ func _KeyService_BatchDecrypt_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyService_ReEncrypt_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReEncryptRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).ReEncrypt(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_ReEncrypt_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).ReEncrypt(ctx, req.(*ReEncryptRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_GenerateRandom_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GenerateRandomRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).GenerateRandom(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_GenerateRandom_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).GenerateRandom(ctx, req.(*GenerateRandomRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_DescribeKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DescribeKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).DescribeKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_DescribeKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).DescribeKey(ctx, req.(*DescribeKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_ListKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).ListKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_ListKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).ListKeys(ctx, req.(*ListKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_ListAliases_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAliasesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).ListAliases(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_ListAliases_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).ListAliases(ctx, req.(*ListAliasesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // KeyService_ServiceDesc is the grpc.ServiceDesc for KeyService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -206,12 +548,48 @@ var KeyService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _KeyService_GenerateDataKey_Handler,
 		},
 		{
+			MethodName: "GenerateDataKeyWithoutPlaintext",
+			Handler:    _KeyService_GenerateDataKeyWithoutPlaintext_Handler,
+		},
+		{
+			MethodName: "GenerateDataKeyPair",
+			Handler:    _KeyService_GenerateDataKeyPair_Handler,
+		},
+		{
+			MethodName: "GenerateDataKeyPairWithoutPlaintext",
+			Handler:    _KeyService_GenerateDataKeyPairWithoutPlaintext_Handler,
+		},
+		{
+			MethodName: "Encrypt",
+			Handler:    _KeyService_Encrypt_Handler,
+		},
+		{
 			MethodName: "Decrypt",
 			Handler:    _KeyService_Decrypt_Handler,
 		},
 		{
 			MethodName: "BatchDecrypt",
 			Handler:    _KeyService_BatchDecrypt_Handler,
+		},
+		{
+			MethodName: "ReEncrypt",
+			Handler:    _KeyService_ReEncrypt_Handler,
+		},
+		{
+			MethodName: "GenerateRandom",
+			Handler:    _KeyService_GenerateRandom_Handler,
+		},
+		{
+			MethodName: "DescribeKey",
+			Handler:    _KeyService_DescribeKey_Handler,
+		},
+		{
+			MethodName: "ListKeys",
+			Handler:    _KeyService_ListKeys_Handler,
+		},
+		{
+			MethodName: "ListAliases",
+			Handler:    _KeyService_ListAliases_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
