@@ -125,8 +125,8 @@ func refusal(log logr.Logger, err error) *status.Status {
 // adapter is the gRPC face of a Service.
 type adapter struct {
 	kmsv1.UnimplementedKeyServiceServer
-	service                      *Service
-	log                          logr.Logger
+	service *Service
+	log     logr.Logger
 }
 
 // GenerateDataKey implements kmsv1.KeyServiceServer.
