@@ -58,13 +58,18 @@ func (b secretBody) size() int {
 // appendTo appends size bytes to out and never moves them: out grows before. Clearing them is up to the caller.
 func (b secretBody) appendTo(out []byte) []byte {
 	out = slices.Grow(out, b.size())
-	plaintext := b.issued.plaintext.Bytes(insecuresecret.Token{})
-	if b.raw {
-		return append(out, plaintext...)
-	}
-	out = append(out, b.issued.answer.head...)
-	out = base64.StdEncoding.AppendEncode(out, plaintext)
-	return append(out, b.issued.answer.tail...)
+	// The user of the answer holds the plaintext, so it is not destroyed.
+	_ = b.issued.plaintext.Use(insecuresecret.Token{}, func(plaintext []byte) error {
+		if b.raw {
+			out = append(out, plaintext...)
+			return nil
+		}
+		out = append(out, b.issued.answer.head...)
+		out = base64.StdEncoding.AppendEncode(out, plaintext)
+		out = append(out, b.issued.answer.tail...)
+		return nil
+	})
+	return out
 }
 
 // renderList is the answer of GET /v1/data-keys.

@@ -100,7 +100,7 @@ func (b *bench) wants(name, want string) {
 	k := b.store.get(name)
 	got := fmt.Sprintf("%s %s", k.State, k.Reason)
 	if k.issued != nil {
-		got = string(k.issued.plaintext.Bytes(insecuresecret.Token{}))
+		got = string(k.issued.plaintext.AppendTo(insecuresecret.Token{}, nil))
 		k.issued.release()
 	}
 	if got != want {

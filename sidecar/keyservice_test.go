@@ -54,7 +54,7 @@ func TestClientOpensEachForItself(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p := opened[0].Plaintext.Bytes(insecuresecret.Token{}); !bytes.Equal(p, testPlaintext) ||
+	if p := opened[0].Plaintext.AppendTo(insecuresecret.Token{}, nil); !bytes.Equal(p, testPlaintext) ||
 		opened[0].KeyARN != sidecartest.ARN || opened[0].KeyVersion != 1 {
 		t.Errorf("got %d bytes of version %d of %s", len(p), opened[0].KeyVersion, opened[0].KeyARN)
 	}
@@ -181,7 +181,7 @@ func TestClientWipesWhatGRPCDecoded(t *testing.T) {
 		Result: &kmsv1.BatchDecryptResult_Response{Response: &kmsv1.DecryptResponse{Plaintext: decoded}},
 	}}}}}
 	opened, err := client.Open(t.Context(), []Sealed{{}})
-	if err != nil || !bytes.Equal(opened[0].Plaintext.Bytes(insecuresecret.Token{}), testPlaintext) {
+	if err != nil || !bytes.Equal(opened[0].Plaintext.AppendTo(insecuresecret.Token{}, nil), testPlaintext) {
 		t.Fatalf("got %v, %v", opened, err)
 	}
 	if !bytes.Equal(decoded, make([]byte, len(decoded))) {

@@ -248,7 +248,7 @@ func TestNothingIsSealedOrOpenedWithoutItsSecret(t *testing.T) {
 		if got, err := PlaintextOfMaterial(NewMaterialID(), m); !errors.Is(err, ErrDestroyed) || !got.IsZero() {
 			t.Errorf("%s material, PlaintextOfMaterial: got %v, want ErrDestroyed", name, err)
 		}
-		if !m.IsZero() || m.Bytes(insecuresecret.Token{}) != nil || m.Equal(m) || m.Equal(NewMaterial()) {
+		if !m.IsZero() || m.AppendTo(insecuresecret.Token{}, nil) != nil || m.Equal(m) || m.Equal(NewMaterial()) {
 			t.Errorf("%s material: not zero, has bytes, or equals something", name)
 		}
 	}
@@ -259,7 +259,7 @@ func TestNothingIsSealedOrOpenedWithoutItsSecret(t *testing.T) {
 		if _, got, err := p.Material(); !errors.Is(err, ErrDestroyed) || !got.IsZero() {
 			t.Errorf("%s plaintext, Material: got %v, want ErrDestroyed", name, err)
 		}
-		if !p.IsZero() || p.Len() != 0 || p.Bytes(insecuresecret.Token{}) != nil || p.Equal(p) {
+		if !p.IsZero() || p.Len() != 0 || p.AppendTo(insecuresecret.Token{}, nil) != nil || p.Equal(p) {
 			t.Errorf("%s plaintext: not zero, has bytes, or equals something", name)
 		}
 	}

@@ -42,13 +42,15 @@ func (s *secret) use(f func([]byte) error) error {
 	return f(s.reveal())
 }
 
-// live returns the live bytes, nil if there are none.
-func (s *secret) live() (live []byte) {
-	_ = s.use(func(b []byte) error { live = b; return nil })
-	return live
+func (s *secret) appendTo(dst []byte) []byte {
+	_ = s.use(func(b []byte) error { dst = append(dst, b...); return nil })
+	return dst
 }
 
-func (s *secret) len() int { return len(s.live()) }
+func (s *secret) len() (n int) {
+	_ = s.use(func(b []byte) error { n = len(b); return nil })
+	return n
+}
 
 func (s *secret) destroy() {
 	if s == nil {
@@ -102,9 +104,14 @@ func MaterialFromBytes(b []byte) (Material, error) {
 	return Material{s: newSecret(bytes.Clone(b))}, nil
 }
 
-// Bytes returns the live bytes, not a copy: they must not be changed, and Destroy, which does not wait for this
-// caller, clears them. It returns nil for material that is zero or destroyed.
-func (m Material) Bytes(insecuresecret.Token) []byte { return m.s.live() }
+// Use calls f with the live bytes and returns its error; it returns ErrDestroyed, without a call, for material that is
+// zero or destroyed. Destroy waits for f. The bytes must not be changed, nor kept after f returns: their place is then
+// given to another secret. Inside f nothing may destroy m.
+func (m Material) Use(_ insecuresecret.Token, f func([]byte) error) error { return m.s.use(f) }
+
+// AppendTo appends a copy of the bytes to dst, and nothing for material that is zero or destroyed. Clearing the copy
+// is up to the caller.
+func (m Material) AppendTo(_ insecuresecret.Token, dst []byte) []byte { return m.s.appendTo(dst) }
 
 // Destroy clears the bytes, here and in every copy of m, and makes every later use fail with ErrDestroyed. It waits
 // for uses under way, and may be called twice.
@@ -184,9 +191,11 @@ func (p Plaintext) Material() (id MaterialID, m Material, err error) {
 	return id, m, err
 }
 
-// Bytes returns the live bytes, not a copy: they must not be changed, and Destroy, which does not wait for this
-// caller, clears them. It returns nil for a plaintext that is zero or destroyed.
-func (p Plaintext) Bytes(insecuresecret.Token) []byte { return p.s.live() }
+// Use calls f with the live bytes and returns its error, as Material.Use does.
+func (p Plaintext) Use(_ insecuresecret.Token, f func([]byte) error) error { return p.s.use(f) }
+
+// AppendTo appends a copy of the bytes to dst, as Material.AppendTo does.
+func (p Plaintext) AppendTo(_ insecuresecret.Token, dst []byte) []byte { return p.s.appendTo(dst) }
 
 // Len returns the number of bytes, 0 for a plaintext that is zero or destroyed.
 func (p Plaintext) Len() int { return p.s.len() }

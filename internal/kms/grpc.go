@@ -143,7 +143,7 @@ func (a *adapter) GenerateDataKey(ctx context.Context, req *kmsv1.GenerateDataKe
 		KeyId:          resp.KeyARN,
 		KeyVersion:     resp.KeyVersion,
 		CiphertextBlob: resp.CiphertextBlob,
-		Plaintext:      resp.Plaintext.Bytes(insecuresecret.Token{}),
+		Plaintext:      resp.Plaintext.AppendTo(insecuresecret.Token{}, nil),
 	}, nil
 }
 
@@ -191,13 +191,13 @@ func decryptRequest(r *kmsv1.DecryptRequest) DecryptRequest {
 	}
 }
 
-// decryptResponse hands the plaintext's own bytes to the encoder: one copy less. They are collected with the response;
-// gRPC tells nobody when it is done with them.
+// decryptResponse hands a copy of the plaintext to the encoder, which is collected with the response: gRPC tells nobody
+// when it is done with it.
 func decryptResponse(r DecryptResponse) *kmsv1.DecryptResponse {
 	return &kmsv1.DecryptResponse{
 		KeyId:      r.KeyARN,
 		KeyVersion: r.KeyVersion,
-		Plaintext:  r.Plaintext.Bytes(insecuresecret.Token{}),
+		Plaintext:  r.Plaintext.AppendTo(insecuresecret.Token{}, nil),
 	}
 }
 

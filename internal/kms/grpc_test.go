@@ -349,7 +349,7 @@ func TestNoKeyIsInTheServersLog(t *testing.T) {
 		}
 	}
 	secrets := map[string][]byte{
-		"data key": opened.GetPlaintext(), "master key": material.Bytes(insecuresecret.Token{}),
+		"data key": opened.GetPlaintext(), "master key": material.AppendTo(insecuresecret.Token{}, nil),
 		"token": []byte("a-token-that-nobody-should-ever-log"),
 	}
 	if w.log.String() == "" {

@@ -24,7 +24,7 @@ func TestNoKeyIsInErrorsLogsAuditEventsMetricsOrTheStore(t *testing.T) {
 	_, material := w.material(t, ordersKey)
 	secrets := map[string][]byte{
 		"root key":   w.store.Secrets()["datakeys-root-key"].Data["key"],
-		"master key": material.Bytes(insecuresecret.Token{}),
+		"master key": material.AppendTo(insecuresecret.Token{}, nil),
 	}
 	var errs strings.Builder
 	note := func(err error) {
@@ -141,7 +141,7 @@ func TestNothingThatHoldsADataKeyPrintsIt(t *testing.T) {
 			}
 			slog.New(slog.NewJSONHandler(&out, nil)).Info("test", "value", v)
 			slog.New(slog.NewTextHandler(&out, nil)).Info("test", "value", v)
-			secrets := map[string][]byte{"data key": raw(p), "master key": material.Bytes(insecuresecret.Token{})}
+			secrets := map[string][]byte{"data key": raw(p), "master key": material.AppendTo(insecuresecret.Token{}, nil)}
 			mustNotHold(t, name, out.String(), secrets)
 			for what, s := range secrets {
 				if strings.Contains(out.String(), decimal(s)) {

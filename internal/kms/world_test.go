@@ -133,7 +133,7 @@ func settled(t testing.TB) *world {
 		if _, err := w.EnsureMasterKey(t.Context(), ref); err != nil {
 			t.Fatal(err)
 		}
-		w.objects.Put(kms.MasterKey(ref))
+		w.objects.Put(kms.MasterKey{KeyID: ref.KeyID, Namespace: ref.Namespace, Name: ref.Name})
 	}
 	for token, namespace := range map[string]string{
 		app: "team-a", keyUser: "team-a", allKeys: "team-a", nobody: "team-a", stranger: "team-b",
@@ -241,7 +241,7 @@ func keyID(t testing.TB, s string) envelope.KeyID {
 	return id
 }
 
-func raw(p envelope.Plaintext) []byte { return p.Bytes(insecuresecret.Token{}) }
+func raw(p envelope.Plaintext) []byte { return p.AppendTo(insecuresecret.Token{}, nil) }
 
 // mustNotHold fails the test if the text holds any of the secrets, raw or as base64 or hex.
 func mustNotHold(t testing.TB, where, text string, secrets map[string][]byte) {

@@ -18,5 +18,5 @@ func (k *Keyring) WrapNewVersion(ctx context.Context, version uint32) ([]byte, e
 
 // SealingKeyBytes returns the newest sealing key, for tests that search for it where it must not be.
 func (k *Keyring) SealingKeyBytes() []byte {
-	return k.versions[k.primary].material.Bytes(insecuresecret.Token{})
+	return k.versions[k.primary].material.AppendTo(insecuresecret.Token{}, nil)
 }

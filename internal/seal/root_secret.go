@@ -61,7 +61,7 @@ func createSecretRoot(ctx context.Context, name string, store Store) error {
 		Immutable: true,
 		Data: map[string][]byte{
 			rootEntryID:  []byte(envelope.NewKeyID().String()),
-			rootEntryKey: m.Bytes(insecuresecret.Token{}),
+			rootEntryKey: m.AppendTo(insecuresecret.Token{}, nil),
 		},
 	})
 }

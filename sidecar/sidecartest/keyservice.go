@@ -162,7 +162,7 @@ func (k *KeyService) open(r *kmsv1.DecryptRequest) (*kmsv1.DecryptResponse, erro
 	}
 	defer p.Destroy()
 	return &kmsv1.DecryptResponse{
-		KeyId: ARN, KeyVersion: 1, Plaintext: slices.Clone(p.Bytes(insecuresecret.Token{})),
+		KeyId: ARN, KeyVersion: 1, Plaintext: p.AppendTo(insecuresecret.Token{}, nil),
 	}, nil
 }
 

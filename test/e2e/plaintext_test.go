@@ -68,7 +68,7 @@ func plaintext(t *testing.T, c *cluster, blob []byte, encryptionContext map[stri
 	if err != nil {
 		t.Fatalf("open the blob: %v", err)
 	}
-	return p.Bytes(insecuresecret.Token{})
+	return p.AppendTo(insecuresecret.Token{}, nil)
 }
 
 // plaintextOf opens the blob in the Secret of a DataKeyRequest, and makes sure that the status has the same blob.
