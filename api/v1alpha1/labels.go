@@ -59,10 +59,25 @@ const AlgorithmAESGCM = "AES_GCM"
 // TokenAudience is the audience of the tokens that the key service takes.
 const TokenAudience = "datakeys.io"
 
-// What the key service asks Kubernetes RBAC about: verbs, each the name of an operation in lower case, on resources.
+// Verbs that the key service asks Kubernetes RBAC about, each the name of an operation in lower case. ReEncrypt has two: one for
+// the key that the blob is of and one for the key that it shall be of.
 const (
-	VerbDecrypt             = "decrypt"
-	VerbGenerateDataKey     = "generatedatakey"
+	VerbDecrypt                             = "decrypt"
+	VerbEncrypt                             = "encrypt"
+	VerbReEncryptFrom                       = "reencryptfrom"
+	VerbReEncryptTo                         = "reencryptto"
+	VerbGenerateDataKey                     = "generatedatakey"
+	VerbGenerateDataKeyWithoutPlaintext     = "generatedatakeywithoutplaintext"
+	VerbGenerateDataKeyPair                 = "generatedatakeypair"
+	VerbGenerateDataKeyPairWithoutPlaintext = "generatedatakeypairwithoutplaintext"
+	VerbDescribeKey                         = "describekey"
+	VerbGenerateRandom                      = "generaterandom"
+	VerbListKeys                            = "listkeys"
+	VerbListAliases                         = "listaliases"
+)
+
+// What these verbs are asked on.
+const (
 	ResourceMasterKeys      = "masterkeys"
 	ResourceDataKeyRequests = "datakeyrequests"
 )

@@ -50,6 +50,22 @@ type MasterKeySpec struct {
 	// +kubebuilder:default=AES_256
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="keySpec is immutable: make another MasterKey instead"
 	KeySpec MasterKeyKeySpec `json:"keySpec,omitempty"`
+
+	// aliases are other names of the key: the alias orders is named alias/orders at the front doors. At most 50, each of 1 to
+	// 250 letters, digits, slashes, underscores and dashes, without the "alias/" in front (AWS KMS, CreateAlias and its
+	// quotas), and not beginning with "aws/", which AWS KMS keeps for itself. A colon, which the pattern of AWS KMS allows,
+	// would end the field of an ARN. They may change at any time: what a key made opens under its every name.
+	//
+	// An alias names one key of its namespace. Of several MasterKeys that claim it, the oldest has it.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=50
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=250
+	// +kubebuilder:validation:XValidation:rule="self.all(a, a.matches('^[a-zA-Z0-9/_-]+$'))",message="an alias has letters, digits, slashes, underscores and dashes only"
+	// +kubebuilder:validation:XValidation:rule="!self.exists(a, a.startsWith('aws/') || a.startsWith('alias/'))",message="an alias is written without alias/ in front, and does not begin with aws/"
+	Aliases []string `json:"aliases,omitempty"`
 }
 
 // MasterKeyStatus is the observed state of a MasterKey. Nothing in it is trusted: the sealed material is the record.

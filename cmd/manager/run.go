@@ -54,7 +54,7 @@ func run(ctx context.Context, o *options, log logr.Logger) error {
 		return err
 	}
 	bundle := certs.NewCABundle(authority, mgr.GetAPIReader(), mgr.GetClient(), o.webhookConfiguration, nil, log.WithName("webhook"))
-	service, err := newKeyService(mgr, o, authority, kms.NewJSONAuditor(audit), log.WithName("key-service"))
+	service, err := newKeyService(ctx, mgr, o, authority, kms.NewJSONAuditor(audit), log.WithName("key-service"))
 	if err != nil {
 		return err
 	}
@@ -132,8 +132,12 @@ func newManager(o *options, log logr.Logger) (ctrl.Manager, *certs.Authority, er
 	return mgr, authority, nil
 }
 
-func newKeyService(mgr ctrl.Manager, o *options, authority *certs.Authority, auditor kms.Auditor, log logr.Logger) (*keyService, error) {
+func newKeyService(ctx context.Context, mgr ctrl.Manager, o *options, authority *certs.Authority, auditor kms.Auditor, log logr.Logger) (*keyService, error) {
 	set, err := kubernetes.NewForConfigAndClient(mgr.GetConfig(), mgr.GetHTTPClient())
+	if err != nil {
+		return nil, err
+	}
+	objects, err := newMasterKeys(ctx, mgr)
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +148,7 @@ func newKeyService(mgr ctrl.Manager, o *options, authority *certs.Authority, aud
 		store:   store,
 		config: kms.Config{
 			Keys:          store,
-			MasterKeys:    masterKeys{cache: mgr.GetClient(), live: mgr.GetAPIReader()},
+			MasterKeys:    objects,
 			Authenticator: newTokenReviewer(set.AuthenticationV1().TokenReviews()),
 			Authorizer:    newAccessReviewer(set.AuthorizationV1().SubjectAccessReviews()),
 			Auditor:       auditor,

@@ -69,11 +69,41 @@ type Authorizer interface {
 	Authorize(ctx context.Context, caller Caller, access Access) (bool, error)
 }
 
+// KeyState says what a master key may be used for. The zero KeyState is invalid.
+type KeyState string
+
+// States of a master key, in the words of AWS KMS.
+const (
+	KeyStateEnabled         KeyState = "Enabled"
+	KeyStateDisabled        KeyState = "Disabled"
+	KeyStatePendingDeletion KeyState = "PendingDeletion"
+)
+
 // MasterKey is what the key service needs to know of a MasterKey object.
 type MasterKey struct {
 	// KeyID is the annotation datakeys.io/key-id, else the object's UID.
 	KeyID           string
 	Namespace, Name string
+	// UID is the object's own.
+	UID         string
+	State       KeyState
+	Description string
+	// Aliases are the aliases that the object claims, without "alias/". An older MasterKey may have the same. They are not
+	// to be written to.
+	Aliases []string
+	// CreatedAt is when the object was made, to the second.
+	CreatedAt time.Time
+	// DeletionTime is when the key is due to be deleted, in KeyStatePendingDeletion.
+	DeletionTime time.Time
+}
+
+// Before reports whether k was made before other: of two that claim an alias, it has it. MasterKeys of the same second
+// are told apart by their UIDs, so that every replica tells the same.
+func (k MasterKey) Before(other MasterKey) bool {
+	if !k.CreatedAt.Equal(other.CreatedAt) {
+		return k.CreatedAt.Before(other.CreatedAt)
+	}
+	return k.UID < other.UID
 }
 
 // MasterKeys knows the MasterKey objects. A key is usable only while the object that its material belongs to exists and
@@ -81,6 +111,11 @@ type MasterKey struct {
 type MasterKeys interface {
 	// ByName returns the MasterKey of that name, or an error that is ErrMasterKeyNotFound after a live read.
 	ByName(ctx context.Context, namespace, name string) (MasterKey, error)
+	// ByAlias returns the MasterKey of the namespace that has the alias, which is written without "alias/": the first by
+	// Before of those that claim it. The error is ErrMasterKeyNotFound after a live read.
+	ByAlias(ctx context.Context, namespace, alias string) (MasterKey, error)
+	// List returns every MasterKey of the namespace, sorted by name. It may lag behind the API server as a watch does.
+	List(ctx context.Context, namespace string) ([]MasterKey, error)
 }
 
 // Pod names a pod.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/datakeys/datakeys/internal/kms"
@@ -123,12 +124,15 @@ type MasterKeys struct {
 	keys map[[2]string]kms.MasterKey
 }
 
-// Put adds or replaces a MasterKey.
+// Put adds or replaces a MasterKey. Without a State it is Enabled.
 func (m *MasterKeys) Put(k kms.MasterKey) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.keys == nil {
 		m.keys = map[[2]string]kms.MasterKey{}
+	}
+	if k.State == "" {
+		k.State = kms.KeyStateEnabled
 	}
 	m.keys[[2]string{k.Namespace, k.Name}] = k
 }
@@ -152,6 +156,42 @@ func (m *MasterKeys) ByName(_ context.Context, namespace, name string) (kms.Mast
 		return kms.MasterKey{}, fmt.Errorf("%w: %s/%s", kms.ErrMasterKeyNotFound, namespace, name)
 	}
 	return k, nil
+}
+
+// ByAlias implements kms.MasterKeys.
+func (m *MasterKeys) ByAlias(ctx context.Context, namespace, alias string) (kms.MasterKey, error) {
+	all, err := m.List(ctx, namespace)
+	if err != nil {
+		return kms.MasterKey{}, err
+	}
+	all = slices.DeleteFunc(all, func(k kms.MasterKey) bool { return !slices.Contains(k.Aliases, alias) })
+	if len(all) == 0 {
+		return kms.MasterKey{}, fmt.Errorf("%w: %s/alias/%s", kms.ErrMasterKeyNotFound, namespace, alias)
+	}
+	first := all[0]
+	for _, k := range all[1:] {
+		if k.Before(first) {
+			first = k
+		}
+	}
+	return first, nil
+}
+
+// List implements kms.MasterKeys.
+func (m *MasterKeys) List(_ context.Context, namespace string) ([]kms.MasterKey, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.Err != nil {
+		return nil, m.Err
+	}
+	var list []kms.MasterKey
+	for key, k := range m.keys {
+		if key[0] == namespace {
+			list = append(list, k)
+		}
+	}
+	slices.SortFunc(list, func(a, b kms.MasterKey) int { return strings.Compare(a.Name, b.Name) })
+	return list, nil
 }
 
 // Auditor keeps records in memory. The zero Auditor is empty.

@@ -146,6 +146,12 @@ var schemaYAML = typed.YAMLObject(`types:
 - name: com.github.datakeys.datakeys.api.v1alpha1.MasterKeySpec
   map:
     fields:
+    - name: aliases
+      type:
+        list:
+          elementType:
+            scalar: string
+          elementRelationship: associative
     - name: description
       type:
         scalar: string

@@ -15,6 +15,13 @@ type MasterKeySpecApplyConfiguration struct {
 	Description *string `json:"description,omitempty"`
 	// keySpec is the kind of the key's material. The default is AES_256, a symmetric key of 256 bits. It cannot be changed.
 	KeySpec *apiv1alpha1.MasterKeyKeySpec `json:"keySpec,omitempty"`
+	// aliases are other names of the key: the alias orders is named alias/orders at the front doors. At most 50, each of 1 to
+	// 250 letters, digits, slashes, underscores and dashes, without the "alias/" in front (AWS KMS, CreateAlias and its
+	// quotas), and not beginning with "aws/", which AWS KMS keeps for itself. A colon, which the pattern of AWS KMS allows,
+	// would end the field of an ARN. They may change at any time: what a key made opens under its every name.
+	//
+	// An alias names one key of its namespace. Of several MasterKeys that claim it, the oldest has it.
+	Aliases []string `json:"aliases,omitempty"`
 }
 
 // MasterKeySpecApplyConfiguration constructs a declarative configuration of the MasterKeySpec type for use with
@@ -36,5 +43,15 @@ func (b *MasterKeySpecApplyConfiguration) WithDescription(value string) *MasterK
 // If called multiple times, the KeySpec field is set to the value of the last call.
 func (b *MasterKeySpecApplyConfiguration) WithKeySpec(value apiv1alpha1.MasterKeyKeySpec) *MasterKeySpecApplyConfiguration {
 	b.KeySpec = &value
+	return b
+}
+
+// WithAliases adds the given value to the Aliases field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Aliases field.
+func (b *MasterKeySpecApplyConfiguration) WithAliases(values ...string) *MasterKeySpecApplyConfiguration {
+	for i := range values {
+		b.Aliases = append(b.Aliases, values[i])
+	}
 	return b
 }
