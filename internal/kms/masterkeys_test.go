@@ -132,7 +132,7 @@ func TestTwoManagersThatMakeTheSameKeyAtOnceHaveOneMaterial(t *testing.T) {
 	if infos[0].Created == infos[1].Created {
 		t.Errorf("both say Created: %v", infos[0].Created)
 	}
-	w.objects.Put(kms.MasterKey(ordersKey))
+	w.objects.Put(object(ordersKey))
 	for i, m := range managers {
 		blob := m.sealed(t, orders())
 		if _, err := managers[1-i].OpenDataKey(t.Context(), orders(), blob); err != nil {
@@ -149,7 +149,7 @@ func TestAMasterKeyConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for n := 1; ; n++ {
 				w := newWorld(t)
-				w.objects.Put(kms.MasterKey(ordersKey))
+				w.objects.Put(object(ordersKey))
 				before := len(w.store.Calls())
 				w.store.Hook = func(call int, _ sealtest.Call) sealtest.Fault {
 					if call == before+n {

@@ -133,7 +133,7 @@ func settled(t testing.TB) *world {
 		if _, err := w.EnsureMasterKey(t.Context(), ref); err != nil {
 			t.Fatal(err)
 		}
-		w.objects.Put(kms.MasterKey{KeyID: ref.KeyID, Namespace: ref.Namespace, Name: ref.Name})
+		w.objects.Put(object(ref))
 	}
 	for token, namespace := range map[string]string{
 		app: "team-a", keyUser: "team-a", allKeys: "team-a", nobody: "team-a", stranger: "team-b",
@@ -154,6 +154,11 @@ func settled(t testing.TB) *world {
 	grant(stranger, "team-b", v1alpha1.VerbDecrypt, v1alpha1.ResourceMasterKeys, "orders")
 	grant(stranger, "team-b", v1alpha1.VerbGenerateDataKey, v1alpha1.ResourceMasterKeys, "orders")
 	return w
+}
+
+// object is the MasterKey that a ref names.
+func object(ref kms.MasterKeyRef) kms.MasterKey {
+	return kms.MasterKey{KeyID: ref.KeyID, Namespace: ref.Namespace, Name: ref.Name, UID: "uid-of-" + ref.Name, CreatedAt: begin}
 }
 
 // orders is the data key of the DataKeyRequest orders of team-a.
