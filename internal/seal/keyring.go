@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/go-logr/logr"
+
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/envelope"
 )
@@ -67,7 +69,7 @@ func Open(ctx context.Context, uri string, store Store) (*Keyring, error) {
 			}
 		}
 	}
-	root, err := openRootKey(ctx, uri, store, isNew)
+	root, err := openRootKey(ctx, uri, store, isNew, logr.Discard())
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +115,7 @@ func (k *Keyring) CheckStored(ctx context.Context) error {
 	if !k.root.Embedded() {
 		return nil
 	}
-	root, err := openRootKey(ctx, k.uri, k.store, false)
+	root, err := openRootKey(ctx, k.uri, k.store, false, logr.Discard())
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/go-logr/logr"
+
 	"github.com/datakeys/datakeys/internal/envelope"
 )
 
@@ -15,9 +17,10 @@ const DefaultRootKey = "secret://datakeys-root-key"
 // ErrOtherRootKey is what Unwrap returns for bytes that another root key wrapped.
 var ErrOtherRootKey = errors.New("wrapped by another root key")
 
-// RootKey wraps sealing keys. Each provider of root keys has a file of its own.
+// RootKey wraps sealing keys. Each provider of root keys has a file of its own. It is safe for concurrent use.
 type RootKey interface {
-	// ID names the key, for errors and logs; it is not secret.
+	// ID names the key for ever, for errors, logs and the entries of the Secret with the sealing keys; it is not secret.
+	// What ID wrapped, a root key of the same ID unwraps.
 	ID() string
 	// Embedded reports whether the key lies in the cluster beside what it protects.
 	Embedded() bool
@@ -27,18 +30,38 @@ type RootKey interface {
 	// Unwrap opens what Wrap returned with the same ad. The error is ErrOtherRootKey where that can be told, and
 	// envelope.ErrBroken for what does not authenticate; any other is worth another try.
 	Unwrap(ctx context.Context, wrapped, ad []byte) (envelope.Plaintext, error)
+	// Close drops the key and ends what it runs in the background.
+	Close() error
 }
 
-// openRootKey opens the root key that uri names. It makes one only where create says that nothing was ever wrapped.
-func openRootKey(ctx context.Context, uri string, store Store, create bool) (RootKey, error) {
+// staler is a RootKey that can tell that what it wrapped still opens but should be wrapped anew, because the key behind
+// its ID was rotated.
+type staler interface {
+	Stale(wrapped []byte) bool
+}
+
+// Schemes of the URIs of root keys.
+const (
+	schemeSecret = "secret"
+)
+
+// rootKeyForms say what the URI of a root key may look like, in the order of the documentation.
+var rootKeyForms = []string{
+	"secret://NAME",
+}
+
+// openRootKey opens the root key that uri names. It makes one only where create says that nothing was ever wrapped by it,
+// and only where the root key lies in the cluster. ctx bounds the opening; log is for what goes on in the background until
+// the root key is closed.
+func openRootKey(ctx context.Context, uri string, store Store, create bool, _ logr.Logger) (RootKey, error) {
 	scheme, rest, found := strings.Cut(uri, "://")
 	if !found {
-		return nil, fmt.Errorf("root key %q: must be a URI such as %s", uri, DefaultRootKey)
+		return nil, fmt.Errorf("root key %q: must be a URI such as %s: use one of %s", uri, DefaultRootKey, strings.Join(rootKeyForms, ", "))
 	}
 	switch scheme {
 	case schemeSecret:
 		return openSecretRoot(ctx, rest, store, create)
 	default:
-		return nil, fmt.Errorf("root key %q: the scheme %q is not known: use %s", uri, scheme, DefaultRootKey)
+		return nil, fmt.Errorf("root key %q: the scheme %q is not known: use one of %s", uri, scheme, strings.Join(rootKeyForms, ", "))
 	}
 }

@@ -12,8 +12,6 @@ import (
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
 )
 
-const schemeSecret = "secret"
-
 // Entries of the Secret of the embedded root key.
 const (
 	rootEntryID  = "id"  // a UUID in text
@@ -88,6 +86,11 @@ func readSecretRoot(s Secret) (RootKey, error) {
 func (r *secretRoot) ID() string { return r.id.String() }
 
 func (r *secretRoot) Embedded() bool { return true }
+
+func (r *secretRoot) Close() error {
+	r.material.Destroy()
+	return nil
+}
 
 func (r *secretRoot) Wrap(_ context.Context, p envelope.Plaintext, ad []byte) ([]byte, error) {
 	return r.material.Seal(envelope.Header{

@@ -16,6 +16,8 @@ var (
 	ErrSecretNotFound = errors.New("the Secret does not exist")
 	// ErrSecretExists is what a Store returns from Create where there is a Secret of that name.
 	ErrSecretExists = errors.New("the Secret exists already")
+	// ErrSecretChanged is what a Store returns from Update where the Secret is not any more as it was read.
+	ErrSecretChanged = errors.New("the Secret was changed since it was read")
 )
 
 // Store keeps the Secrets of the manager's namespace. Reads are live, never from a cache: what Create made, the next Get
@@ -26,6 +28,12 @@ type Store interface {
 	// Create makes a Secret and changes none: where there is one of that name, the error is ErrSecretExists. After any
 	// other error the Secret may have been made.
 	Create(ctx context.Context, s Secret) error
+	// Update replaces the data of a Secret and nothing else of it. s.ResourceVersion is the one that was read: where the
+	// Secret is not as it was then, nothing is written and the error is ErrSecretChanged, or ErrSecretNotFound where it is
+	// gone. After any other error it may have been written.
+	Update(ctx context.Context, s Secret) error
+	// List returns the names of all Secrets of that type, sorted.
+	List(ctx context.Context, secretType string) ([]string, error)
 	// Any reports whether there is a Secret of that type.
 	Any(ctx context.Context, secretType string) (bool, error)
 }
@@ -37,6 +45,10 @@ type Secret struct {
 	Name   string
 	Type   string
 	Labels map[string]string
+	// Annotations are only read, never written.
+	Annotations map[string]string
+	// ResourceVersion is opaque: which state of the Secret was read.
+	ResourceVersion string
 	// Immutable asks the API server to refuse every change of the data.
 	Immutable bool
 	Data      map[string][]byte

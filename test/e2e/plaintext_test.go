@@ -32,6 +32,12 @@ func (secrets) Create(context.Context, seal.Secret) error {
 	return fmt.Errorf("the tests make no key")
 }
 
+func (secrets) Update(context.Context, seal.Secret) error {
+	return fmt.Errorf("the tests change no key")
+}
+
+func (secrets) List(context.Context, string) ([]string, error) { return nil, nil }
+
 func (secrets) Any(context.Context, string) (bool, error) { return true, nil }
 
 // masterKeyMaterial unseals version 1 of a master key, as only the key service does otherwise.

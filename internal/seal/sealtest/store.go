@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"slices"
+	"strconv"
 	"sync"
 
 	"github.com/datakeys/datakeys/internal/seal"
@@ -30,13 +32,15 @@ const (
 const (
 	Get    = "Get"
 	Create = "Create"
+	Update = "Update"
+	List   = "List"
 	Any    = "Any"
 )
 
 // Call is one call of a Store.
 type Call struct {
-	Method string // Get, Create or Any, as the constants
-	Name   string // of the Secret; the type for Any
+	Method string // Get, Create, Update, List or Any, as the constants
+	Name   string // of the Secret; the type for List and Any
 }
 
 // Store is a seal.Store in memory. The zero Store is empty and ready; it is safe for concurrent use.
@@ -48,6 +52,7 @@ type Store struct {
 	mu      sync.Mutex
 	secrets map[string]*seal.Secret // pointers, so that printing a Store prints no key
 	calls   []Call
+	puts    int // the resourceVersion of the last one
 }
 
 func (s *Store) call(c Call) Fault {
@@ -100,6 +105,53 @@ func (s *Store) Create(ctx context.Context, secret seal.Secret) error {
 		return ErrInjected
 	}
 	return nil
+}
+
+// Update implements seal.Store.
+func (s *Store) Update(ctx context.Context, secret seal.Secret) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	fault := s.call(Call{Update, secret.Name})
+	if fault == Fail {
+		return ErrInjected
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was, ok := s.secrets[secret.Name]
+	if !ok {
+		return seal.ErrSecretNotFound
+	}
+	if was.ResourceVersion != secret.ResourceVersion {
+		return seal.ErrSecretChanged
+	}
+	now := clone(*was)
+	now.Data = secret.Data
+	s.put(now)
+	if fault == DoAndFail {
+		return ErrInjected
+	}
+	return nil
+}
+
+// List implements seal.Store.
+func (s *Store) List(ctx context.Context, secretType string) ([]string, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if s.call(Call{List, secretType}) != None {
+		return nil, ErrInjected
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var names []string
+	for name, got := range s.secrets {
+		if got.Type == secretType {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
 }
 
 // Any implements seal.Store.
@@ -166,11 +218,14 @@ func (s *Store) put(secret seal.Secret) {
 		s.secrets = map[string]*seal.Secret{}
 	}
 	secret = clone(secret)
+	s.puts++
+	secret.ResourceVersion = strconv.Itoa(s.puts)
 	s.secrets[secret.Name] = &secret
 }
 
 func clone(s seal.Secret) seal.Secret {
 	s.Labels = maps.Clone(s.Labels)
+	s.Annotations = maps.Clone(s.Annotations)
 	data := make(map[string][]byte, len(s.Data))
 	for k, v := range s.Data {
 		data[k] = bytes.Clone(v)
