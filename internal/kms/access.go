@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/envelope"
 )
@@ -72,11 +73,12 @@ func (r *reviewer) mayUseKey(ctx context.Context, verb string, k *key) (allowed,
 	return allowed, false, err
 }
 
-// mayDecrypt reports whether RBAC allows to open a blob of this scope under k, which is nil where there is no such key,
-// and whether the caller may be told of k. Permission on the DataKeyRequest is enough only for a master key of the same
-// namespace; with no other permission, a key elsewhere is as good as none.
-func (r *reviewer) mayDecrypt(ctx context.Context, k *key, scope envelope.Scope) (allowed, known bool, err error) {
-	allowed, known, err = r.mayUseKey(ctx, v1alpha1.VerbDecrypt, k)
+// mayOpen reports whether RBAC allows to open a blob of this scope under k, which is nil where there is no such key, and
+// whether the caller may be told of k. Permission on the DataKeyRequest is enough only for a master key of the same
+// namespace; with no other permission, a key elsewhere is as good as none. A blob with a scope needs the verb decrypt,
+// whatever becomes of what is in it.
+func (r *reviewer) mayOpen(ctx context.Context, verb string, k *key, scope envelope.Scope) (allowed, known bool, err error) {
+	allowed, known, err = r.mayUseKey(ctx, verbToOpen(verb, scope), k)
 	if err != nil || known || scope.IsZero() {
 		return allowed, known, err
 	}
@@ -93,18 +95,175 @@ func masterKeyAccess(verb, namespace, name string) Access {
 	return Access{Verb: verb, Resource: v1alpha1.ResourceMasterKeys, Namespace: namespace, Name: name}
 }
 
-// usable returns an error unless the MasterKey that the material belongs to exists and is that key.
+// verbToOpen is the verb that opening a blob of this scope needs on the master key, for an operation with that verb.
+func verbToOpen(verb string, scope envelope.Scope) string {
+	if scope.IsZero() {
+		return verb
+	}
+	return v1alpha1.VerbDecrypt
+}
+
+// keyToUse finds the key that a caller names, asks RBAC for the verb on it, and returns it with its MasterKey, in whatever
+// state that is. Where there is the MasterKey and its material is missing or damaged, the MasterKey comes beside the error.
+// What is known of the key goes into record.
+func (s *Service) keyToUse(ctx context.Context, review *reviewer, verb string, name keyName, record *AuditKey) (*key, MasterKey, error) {
+	if name.name != "" {
+		return s.keyByName(ctx, review, verb, name, record)
+	}
+	*record = AuditKey{ID: name.text}
+	k, absence := s.find(ctx, review.caller.Namespace, name)
+	if absence != nil && !absent(absence) {
+		return nil, MasterKey{}, outward(absence)
+	}
+	if k != nil {
+		*record = k.audited(nil)
+	}
+	allowed, known, err := review.mayUseKey(ctx, verb, k)
+	switch {
+	case err != nil:
+		return nil, MasterKey{}, err
+	case !allowed:
+		return nil, MasterKey{}, deniedKey(review.caller, verb, name, absence)
+	case !known:
+		return nil, MasterKey{}, notFoundKey(name, absence)
+	}
+	o, err := s.object(ctx, k)
+	return k, o, err
+}
+
+// keyByName is keyToUse for the name of a MasterKey: the permission is asked first, for it needs no key.
+func (s *Service) keyByName(ctx context.Context, review *reviewer, verb string, name keyName, record *AuditKey) (*key, MasterKey, error) {
+	namespace := review.caller.Namespace
+	*record = AuditKey{Namespace: namespace, Name: name.name}
+	allowed, err := review.allowed(ctx, masterKeyAccess(verb, namespace, name.name))
+	if err != nil {
+		return nil, MasterKey{}, err
+	}
+	if !allowed {
+		return nil, MasterKey{}, deniedKey(review.caller, verb, name, nil)
+	}
+	o, err := s.objects.ByName(ctx, namespace, name.name)
+	switch {
+	case errors.Is(err, ErrMasterKeyNotFound):
+		return nil, MasterKey{}, notFoundKey(name, err)
+	case err != nil:
+		return nil, MasterKey{}, unavailable(err, fmt.Sprintf("MasterKey %s/%s could not be read", namespace, name.name))
+	}
+	id, err := envelope.ParseKeyID(o.KeyID)
+	if err != nil {
+		return nil, o, &Error{Code: CodeFailedPrecondition, Message: fmt.Sprintf(
+			"MasterKey %s/%s has no valid key ID: see its conditions", namespace, name.name), Err: err}
+	}
+	k, err := s.ring.getPrimary(ctx, namespace, id)
+	switch {
+	case err != nil:
+		return nil, o, outward(err)
+	case k.namespace != o.Namespace || k.name != o.Name:
+		return nil, o, outward(ErrMaterialConflict)
+	}
+	*record = k.audited(nil)
+	return k, o, nil
+}
+
+// find returns the key that a key ID, ARN or alias names for callers of that namespace. The error is one for which
+// absent holds, or one that may pass.
+func (s *Service) find(ctx context.Context, namespace string, name keyName) (*key, error) {
+	id := name.id
+	var holder MasterKey
+	if name.alias != "" {
+		if name.namespace != "" && name.namespace != namespace { // its ARN: aliases are the namespace's own
+			return nil, ErrMaterialMissing
+		}
+		var err error
+		holder, err = s.objects.ByAlias(ctx, namespace, name.alias)
+		if errors.Is(err, ErrMasterKeyNotFound) {
+			return nil, fmt.Errorf("%w: %w", ErrMaterialMissing, err)
+		}
+		if err != nil {
+			return nil, unavailable(err, "the MasterKeys could not be read")
+		}
+		if id, err = envelope.ParseKeyID(holder.KeyID); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrMaterialMissing, err)
+		}
+	}
+	k, err := s.ring.getPrimary(ctx, namespace, id)
+	switch {
+	case err != nil:
+		return nil, err
+	case name.alias != "" && (k.namespace != holder.Namespace || k.name != holder.Name):
+		return nil, ErrMaterialMissing
+	case name.namespace != "" && name.namespace != k.namespace: // an ARN with another namespace than the key's
+		return nil, ErrMaterialMissing
+	}
+	return k, nil
+}
+
+// means reports whether a caller in that namespace means k by this name. Of a name that means no key it says no.
+func (s *Service) means(ctx context.Context, namespace string, name keyName, k *key) (bool, error) {
+	switch {
+	case name.name != "":
+		return k.namespace == namespace && k.name == name.name, nil
+	case name.alias == "":
+		return k.id == name.id && (name.namespace == "" || name.namespace == k.namespace), nil
+	case k.namespace != namespace || name.namespace != "" && name.namespace != namespace:
+		return false, nil
+	}
+	o, err := s.objects.ByAlias(ctx, namespace, name.alias)
+	switch {
+	case errors.Is(err, ErrMasterKeyNotFound):
+		return false, nil
+	case err != nil:
+		return false, unavailable(err, "the MasterKeys could not be read")
+	}
+	return o.KeyID == k.id.String() && o.Name == k.name, nil
+}
+
+// deniedKey says what permission is needed. It is the same whether or not there is the key.
+func deniedKey(c Caller, verb string, name keyName, cause error) *Error {
+	return &Error{Code: CodeDenied, Err: cause, Message: fmt.Sprintf(
+		"%s needs the verb %s on the MasterKey that %s %q names, if there is one", c.Username, verb, name.field, name.text)}
+}
+
+func notFoundKey(name keyName, cause error) *Error {
+	return &Error{Code: CodeNotFound, Err: cause, Message: fmt.Sprintf("%s: there is no key %q", name.field, name.text)}
+}
+
+// usable returns an error unless the MasterKey that the material belongs to exists, is that key and is Enabled.
 func (s *Service) usable(ctx context.Context, k *key) error {
+	o, err := s.object(ctx, k)
+	if err != nil {
+		return err
+	}
+	return o.usable()
+}
+
+// object returns the MasterKey that the material belongs to, if it exists and is that key.
+func (s *Service) object(ctx context.Context, k *key) (MasterKey, error) {
 	o, err := s.objects.ByName(ctx, k.namespace, k.name)
 	switch {
 	case errors.Is(err, ErrMasterKeyNotFound):
-		return &Error{Code: CodeNotFound, Message: fmt.Sprintf(
+		return MasterKey{}, &Error{Code: CodeNotFound, Message: fmt.Sprintf(
 			"MasterKey %s/%s does not exist any more: apply it again with its annotation %s", k.namespace, k.name, v1alpha1.AnnotationKeyID), Err: err}
 	case err != nil:
-		return unavailable(err, fmt.Sprintf("MasterKey %s/%s could not be read", k.namespace, k.name))
+		return MasterKey{}, unavailable(err, fmt.Sprintf("MasterKey %s/%s could not be read", k.namespace, k.name))
 	case o.KeyID != k.id.String():
-		return &Error{Code: CodeNotFound, Message: fmt.Sprintf(
+		return MasterKey{}, &Error{Code: CodeNotFound, Message: fmt.Sprintf(
 			"MasterKey %s/%s is another key now than key %s", k.namespace, k.name, k.id)}
 	}
-	return nil
+	return o, nil
+}
+
+// usable returns an error unless the state of the key allows cryptographic operations.
+func (k MasterKey) usable() error {
+	switch k.State {
+	case KeyStateEnabled:
+		return nil
+	case KeyStateDisabled:
+		return &Error{Code: CodeFailedPrecondition, Reason: kmsv1.ReasonKeyDisabled, Message: fmt.Sprintf(
+			"MasterKey %s/%s is Disabled: enable it to use it again", k.Namespace, k.Name)}
+	case KeyStatePendingDeletion:
+		return &Error{Code: CodeFailedPrecondition, Reason: kmsv1.ReasonKeyPendingDeletion, Message: fmt.Sprintf(
+			"MasterKey %s/%s is PendingDeletion: cancel its deletion to use it again", k.Namespace, k.Name)}
+	}
+	return &Error{Code: CodeFailedPrecondition, Message: fmt.Sprintf("MasterKey %s/%s is in the unknown state %q", k.Namespace, k.Name, k.State)}
 }

@@ -164,8 +164,8 @@ func (c Caller) audited() *AuditCaller {
 }
 
 // audited names a key in an audit record, with a version if v is not nil.
-func (k *key) audited(v *version) *AuditKey {
-	a := &AuditKey{ID: k.id.String(), Namespace: k.namespace, Name: k.name}
+func (k *key) audited(v *version) AuditKey {
+	a := AuditKey{ID: k.id.String(), Namespace: k.namespace, Name: k.name}
 	if v != nil {
 		a.Version = v.number
 	}

@@ -63,9 +63,10 @@ func (s *Service) GenerateDataKeyWithoutPlaintext(ctx context.Context, d DataKey
 	if err != nil {
 		return SealedDataKey{}, err
 	}
+	key := k.audited(v)
 	err = s.audit(ctx, AuditRecord{
 		Operation: OperationGenerateDataKeyWithoutPlaintext,
-		Key:       k.audited(v),
+		Key:       &key,
 		DataKey:   audited(d.scope()),
 		Bytes:     d.Length,
 	})
@@ -145,9 +146,4 @@ func (d DataKey) validate() (envelope.KeyID, error) {
 
 func (d DataKey) scope() envelope.Scope {
 	return envelope.Scope{Namespace: d.Namespace, Name: d.Name, Generation: uint32(d.Generation)}
-}
-
-// invalid is the error of a field that breaks a rule.
-func invalid(field string, rule error) *Error {
-	return &Error{Code: CodeInvalidArgument, Message: fmt.Sprintf("%s: %v", field, rule)}
 }

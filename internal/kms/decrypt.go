@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/envelope"
 )
@@ -122,7 +123,7 @@ func (s *Service) checkDecrypt(req DecryptRequest) (c checkedDecrypt, err error)
 		return c, invalid("encryption_context", err)
 	}
 	if req.KeyID != "" {
-		name, err := s.parseKeyName(req.KeyID)
+		name, err := s.parseKeyName("key_id", req.KeyID)
 		if err != nil {
 			return c, err
 		}
@@ -161,7 +162,7 @@ func (s *Service) open(ctx context.Context, review *reviewer, c checkedDecrypt, 
 	if k != nil {
 		record.Key = &AuditKey{ID: h.KeyID.String(), Namespace: k.namespace, Name: k.name, Version: h.KeyVersion}
 	}
-	allowed, known, err := review.mayDecrypt(ctx, k, h.Scope)
+	allowed, known, err := review.mayOpen(ctx, v1alpha1.VerbDecrypt, k, h.Scope)
 	switch {
 	case err != nil:
 		return DecryptResponse{}, err
@@ -170,8 +171,14 @@ func (s *Service) open(ctx context.Context, review *reviewer, c checkedDecrypt, 
 	case !known:
 		return DecryptResponse{}, notFoundBlob(absence)
 	}
-	if c.key != nil && !c.key.is(k, caller.Namespace) {
-		return DecryptResponse{}, invalid("key_id", errors.New("the blob is of another key"))
+	if c.key != nil {
+		same, err := s.means(ctx, caller.Namespace, *c.key, k)
+		if err != nil {
+			return DecryptResponse{}, err
+		}
+		if !same {
+			return DecryptResponse{}, &Error{Code: CodeInvalidArgument, Reason: kmsv1.ReasonIncorrectKey, Message: "key_id: the blob is of another key"}
+		}
 	}
 	v, err := s.ring.getFor(ctx, caller.Namespace, h)
 	if errors.Is(err, ErrMaterialMissing) {

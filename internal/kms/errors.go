@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 )
 
 // Code is the class of an error of the key service. The zero Code is invalid.
@@ -19,35 +21,42 @@ const (
 	CodeDenied
 	// CodeNotFound means: the key or its version is not known.
 	CodeNotFound
-	// CodeFailedPrecondition means: the key is in a state that does not allow it.
+	// CodeFailedPrecondition means: the key is in a state that does not allow it, or it was a dry run that would have
+	// succeeded.
 	CodeFailedPrecondition
+	// CodeThrottled means: too many calls of one pod.
+	CodeThrottled
 	// CodeUnavailable means: try again.
 	CodeUnavailable
 	// CodeInternal means: a fault of the key service.
 	CodeInternal
 )
 
-var codeNames = [...]string{
-	CodeInvalidArgument:    "InvalidArgument",
-	CodeUnauthenticated:    "Unauthenticated",
-	CodeDenied:             "Denied",
-	CodeNotFound:           "NotFound",
-	CodeFailedPrecondition: "FailedPrecondition",
-	CodeUnavailable:        "Unavailable",
-	CodeInternal:           "Internal",
+// codeTable has the name of each code, and the reason of an error that names no other.
+var codeTable = [...]struct{ name, reason string }{
+	CodeInvalidArgument:    {"InvalidArgument", kmsv1.ReasonInvalid},
+	CodeUnauthenticated:    {"Unauthenticated", kmsv1.ReasonUnauthenticated},
+	CodeDenied:             {"Denied", kmsv1.ReasonDenied},
+	CodeNotFound:           {"NotFound", kmsv1.ReasonKeyNotFound},
+	CodeFailedPrecondition: {"FailedPrecondition", kmsv1.ReasonKeyUnavailable},
+	CodeThrottled:          {"Throttled", kmsv1.ReasonThrottled},
+	CodeUnavailable:        {"Unavailable", kmsv1.ReasonUnavailable},
+	CodeInternal:           {"Internal", kmsv1.ReasonInternal},
 }
 
 // String returns the name of the code, as in audit records and metrics.
 func (c Code) String() string {
-	if c == 0 || int(c) >= len(codeNames) {
+	if c == 0 || int(c) >= len(codeTable) {
 		return fmt.Sprintf("Code(%d)", uint8(c))
 	}
-	return codeNames[c]
+	return codeTable[c].name
 }
 
 // Error is what every operation of a Service returns instead of a result.
 type Error struct {
 	Code Code
+	// Reason tells errors of one Code apart: kmsv1.ReasonInvalidCiphertext, ... Empty: the usual one of the Code.
+	Reason string
 	// Message names the field or the object, the rule and the way out. It is for the caller, and says nothing of key
 	// material nor of what the caller may not know.
 	Message string
@@ -78,6 +87,17 @@ func CodeOf(err error) Code {
 	return CodeInternal
 }
 
+// ReasonOf returns the reason of an error, one of kmsv1.Reason...: ReasonInternal for one that is no *Error, and "" for nil.
+func ReasonOf(err error) string {
+	if e, ok := errors.AsType[*Error](err); ok && e.Reason != "" {
+		return e.Reason
+	}
+	if c := CodeOf(err); int(c) < len(codeTable) {
+		return codeTable[c].reason
+	}
+	return kmsv1.ReasonInternal
+}
+
 // What controllers tell apart, with errors.Is. An error that is none of these may pass by itself: try again.
 var (
 	// ErrInvalidKeyID means: a key ID is not a UUID in canonical form.
@@ -99,6 +119,18 @@ var (
 	// ErrMasterKeyNotFound is what MasterKeys returns, wrapped, where there is no MasterKey of that name.
 	ErrMasterKeyNotFound = errors.New("there is no such MasterKey")
 )
+
+// invalid is the error of a field that breaks a rule.
+func invalid(field string, rule error) *Error {
+	return &Error{Code: CodeInvalidArgument, Message: fmt.Sprintf("%s: %v", field, rule)}
+}
+
+// unsupported is the error of a field that asks for what this build or installation does not offer.
+func unsupported(field string, rule error) *Error {
+	e := invalid(field, rule)
+	e.Reason = kmsv1.ReasonUnsupported
+	return e
+}
 
 // unavailable is the error of something that this service depends on and that did not answer.
 func unavailable(err error, what string) *Error {

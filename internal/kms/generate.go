@@ -2,7 +2,6 @@ package kms
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
@@ -37,10 +36,7 @@ func (s *Service) GenerateDataKey(ctx context.Context, token string, req Generat
 	if req.NumberOfBytes < 1 || req.NumberOfBytes > maxDataKey {
 		return GenerateDataKeyResponse{}, invalid("number_of_bytes", fmt.Errorf("must be 1 to %d", maxDataKey))
 	}
-	if req.KeyID == "" {
-		return GenerateDataKeyResponse{}, invalid("key_id", errors.New("must name a key"))
-	}
-	name, err := s.parseKeyName(req.KeyID)
+	name, err := s.parseKeyName("key_id", req.KeyID)
 	if err != nil {
 		return GenerateDataKeyResponse{}, err
 	}
@@ -52,8 +48,8 @@ func (s *Service) GenerateDataKey(ctx context.Context, token string, req Generat
 	if err != nil {
 		return GenerateDataKeyResponse{}, err
 	}
-	record := AuditRecord{Operation: OperationGenerateDataKey, Caller: caller.audited(), Bytes: req.NumberOfBytes}
-	resp, err = s.generateDataKey(ctx, caller, name, req, &record)
+	record := AuditRecord{Operation: OperationGenerateDataKey, Caller: caller.audited(), Key: new(AuditKey), Bytes: req.NumberOfBytes}
+	resp, err = s.generateDataKey(ctx, s.reviewer(caller), name, req, &record)
 	if err != nil {
 		s.refused(ctx, caller, record, err)
 		return GenerateDataKeyResponse{}, err
@@ -62,20 +58,20 @@ func (s *Service) GenerateDataKey(ctx context.Context, token string, req Generat
 }
 
 func (s *Service) generateDataKey(
-	ctx context.Context, caller Caller, name keyName, req GenerateDataKeyRequest, record *AuditRecord,
+	ctx context.Context, review *reviewer, name keyName, req GenerateDataKeyRequest, record *AuditRecord,
 ) (GenerateDataKeyResponse, error) {
-	k, err := s.keyToUse(ctx, caller, name, req.KeyID, record)
+	k, o, err := s.keyToUse(ctx, review, v1alpha1.VerbGenerateDataKey, name, record.Key)
 	if err != nil {
 		return GenerateDataKeyResponse{}, err
 	}
-	if err := s.usable(ctx, k); err != nil {
+	if err := o.usable(); err != nil {
 		return GenerateDataKeyResponse{}, err
 	}
 	v, err := k.primaryVersion()
 	if err != nil {
 		return GenerateDataKeyResponse{}, outward(err)
 	}
-	record.Key = k.audited(v)
+	*record.Key = k.audited(v)
 	p, err := envelope.NewPlaintext(req.NumberOfBytes)
 	if err != nil {
 		return GenerateDataKeyResponse{}, err
@@ -89,67 +85,4 @@ func (s *Service) generateDataKey(
 		return GenerateDataKeyResponse{}, err
 	}
 	return GenerateDataKeyResponse{KeyARN: s.arn(k), KeyVersion: int32(v.number), CiphertextBlob: blob, Plaintext: p}, nil
-}
-
-// keyToUse finds the key that a caller names for GenerateDataKey, and asks RBAC about it.
-func (s *Service) keyToUse(ctx context.Context, caller Caller, name keyName, text string, record *AuditRecord) (*key, error) {
-	review := s.reviewer(caller)
-	denied := &Error{Code: CodeDenied, Message: fmt.Sprintf(
-		"%s needs the verb %s on the MasterKey that key_id %q names, if there is one", caller.Username, v1alpha1.VerbGenerateDataKey, text)}
-	notFound := &Error{Code: CodeNotFound, Message: fmt.Sprintf("key_id: there is no key %q", text)}
-
-	record.Key = &AuditKey{ID: text}
-	if name.name != "" { // the permission is asked first: it needs no key
-		record.Key = &AuditKey{Namespace: caller.Namespace, Name: name.name}
-		allowed, err := review.allowed(ctx, masterKeyAccess(v1alpha1.VerbGenerateDataKey, caller.Namespace, name.name))
-		if err != nil {
-			return nil, err
-		}
-		if !allowed {
-			return nil, denied
-		}
-		o, err := s.objects.ByName(ctx, caller.Namespace, name.name)
-		switch {
-		case errors.Is(err, ErrMasterKeyNotFound):
-			return nil, notFound
-		case err != nil:
-			return nil, unavailable(err, fmt.Sprintf("MasterKey %s/%s could not be read", caller.Namespace, name.name))
-		}
-		if name.id, err = envelope.ParseKeyID(o.KeyID); err != nil {
-			return nil, &Error{Code: CodeFailedPrecondition, Message: fmt.Sprintf(
-				"MasterKey %s/%s has no valid key ID: see its conditions", caller.Namespace, name.name), Err: err}
-		}
-		k, err := s.ring.getPrimary(ctx, caller.Namespace, name.id)
-		switch {
-		case err != nil:
-			return nil, outward(err)
-		case k.namespace != o.Namespace || k.name != o.Name:
-			return nil, outward(ErrMaterialConflict)
-		}
-		record.Key = k.audited(nil)
-		return k, nil
-	}
-
-	k, err := s.ring.getPrimary(ctx, caller.Namespace, name.id)
-	if err != nil && !absent(err) {
-		return nil, outward(err)
-	}
-	if k != nil && !name.is(k, caller.Namespace) { // an ARN with another namespace than the key's
-		k = nil
-	}
-	if k != nil {
-		record.Key = k.audited(nil)
-	}
-	allowed, known, reviewErr := review.mayUseKey(ctx, v1alpha1.VerbGenerateDataKey, k)
-	switch {
-	case reviewErr != nil:
-		return nil, reviewErr
-	case !allowed:
-		denied.Err = err
-		return nil, denied
-	case !known:
-		notFound.Err = err
-		return nil, notFound
-	}
-	return k, nil
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -76,7 +77,7 @@ func guard(log logr.Logger) grpc.UnaryServerInterceptor {
 				resp, err = nil, panicError(p)
 			}
 			if err != nil {
-				resp, err = nil, refusal(log.WithValues("method", info.FullMethod), err).Err()
+				resp, err = nil, refusalStatus(log.WithValues("method", info.FullMethod), err)
 			}
 		}()
 		return handler(ctx, req)
@@ -92,7 +93,7 @@ const (
 )
 
 // refusal turns an error of the service into what the caller is told, and logs the rest.
-func refusal(log logr.Logger, err error) *status.Status {
+func refusal(log logr.Logger, err error) (codes.Code, string) {
 	e, ok := errors.AsType[*Error](err)
 	if !ok {
 		e = &Error{Code: CodeInternal, Message: messageInternal, Err: err}
@@ -100,26 +101,44 @@ func refusal(log logr.Logger, err error) *status.Status {
 	switch e.Code {
 	case CodeInvalidArgument:
 		log.V(1).Info("Refused a call", "error", err.Error())
-		return status.New(codes.InvalidArgument, e.Message)
+		return codes.InvalidArgument, e.Message
 	case CodeDenied:
 		log.V(1).Info("Refused a call", "error", err.Error())
-		return status.New(codes.PermissionDenied, e.Message)
+		return codes.PermissionDenied, e.Message
 	case CodeNotFound:
 		log.Info("Refused a call", "error", err.Error())
-		return status.New(codes.NotFound, e.Message)
+		return codes.NotFound, e.Message
 	case CodeUnauthenticated:
 		log.Info("Refused a call", "error", err.Error())
-		return status.New(codes.Unauthenticated, messageUnauthenticated)
+		return codes.Unauthenticated, messageUnauthenticated
+	case CodeThrottled:
+		log.V(1).Info("Refused a call", "error", err.Error())
+		return codes.ResourceExhausted, e.Message
 	case CodeFailedPrecondition:
+		if ReasonOf(e) != kmsv1.ReasonKeyUnavailable { // somebody wanted it so
+			log.V(1).Info("Refused a call", "error", err.Error())
+			return codes.FailedPrecondition, e.Message
+		}
 		log.Error(err, "A key cannot be used")
-		return status.New(codes.FailedPrecondition, messagePrecondition)
+		return codes.FailedPrecondition, messagePrecondition
 	case CodeUnavailable:
 		log.Error(err, "Could not answer a call")
-		return status.New(codes.Unavailable, messageUnavailable)
+		return codes.Unavailable, messageUnavailable
 	default:
 		log.Error(err, "A call failed")
-		return status.New(codes.Internal, messageInternal)
+		return codes.Internal, messageInternal
 	}
+}
+
+// refusalStatus is the status of a call that is refused.
+func refusalStatus(log logr.Logger, err error) error {
+	code, message := refusal(log, err)
+	told := status.New(code, message)
+	withReason, failed := told.WithDetails(&errdetails.ErrorInfo{Domain: kmsv1.ErrorDomain, Reason: ReasonOf(err)})
+	if failed != nil {
+		return told.Err()
+	}
+	return withReason.Err()
 }
 
 // adapter is the gRPC face of a Service.
@@ -175,9 +194,9 @@ func (a *adapter) BatchDecrypt(ctx context.Context, req *kmsv1.BatchDecryptReque
 
 func (a *adapter) batchResult(r BatchDecryptResult) *kmsv1.BatchDecryptResult {
 	if r.Err != nil {
-		told := refusal(a.log, r.Err)
+		code, message := refusal(a.log, r.Err)
 		return &kmsv1.BatchDecryptResult{Result: &kmsv1.BatchDecryptResult_Refusal{
-			Refusal: &kmsv1.Refusal{Code: int32(told.Code()), Message: told.Message()},
+			Refusal: &kmsv1.Refusal{Code: int32(code), Message: message, Reason: ReasonOf(r.Err)},
 		}}
 	}
 	return &kmsv1.BatchDecryptResult{Result: &kmsv1.BatchDecryptResult_Response{Response: decryptResponse(r.Response)}}

@@ -1,30 +1,45 @@
 package kms
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/envelope"
 )
 
 // maxKeyName is the most bytes by which a caller names a key (AWS KMS: KeyId).
 const maxKeyName = 2048
 
-// keyName is a key as a caller names it: by key ID, by ARN, or by the name of a MasterKey in the caller's namespace.
-// Exactly one of id and name is set.
+// keyName is a key as a caller names it: by key ID, by ARN, or by the name or alias of a MasterKey in the caller's namespace.
+// Exactly one of id, name and alias is set.
 type keyName struct {
-	id        envelope.KeyID
-	namespace string // of an ARN only
-	name      string
+	field, text string // where it stands in the request, and what stands there
+	id          envelope.KeyID
+	namespace   string // of an ARN only
+	name        string
+	alias       string // without the prefix alias/
 }
 
-// parseKeyName reads key_id. What can be a key ID is one, although a MasterKey may have such a name.
-func (s *Service) parseKeyName(text string) (keyName, error) {
+// parseKeyName reads a field that names a key. What can be a key ID is one, although a MasterKey may have such a name.
+func (s *Service) parseKeyName(field, text string) (keyName, error) {
+	n, err := s.parseKeyNameText(text)
+	if err != nil {
+		err.Message = field + ": " + err.Message
+		return keyName{}, err
+	}
+	n.field, n.text = field, text
+	return n, nil
+}
+
+func (s *Service) parseKeyNameText(text string) (keyName, *Error) {
+	if text == "" {
+		return keyName{}, &Error{Code: CodeInvalidArgument, Message: "must name a key"}
+	}
 	if len(text) > maxKeyName {
-		return keyName{}, invalid("key_id", fmt.Errorf("must be at most %d bytes", maxKeyName))
+		return keyName{}, &Error{Code: CodeInvalidArgument, Message: fmt.Sprintf("must be at most %d bytes", maxKeyName)}
 	}
 	if id, err := envelope.ParseKeyID(text); err == nil {
 		return keyName{id: id}, nil
@@ -32,36 +47,77 @@ func (s *Service) parseKeyName(text string) (keyName, error) {
 	if strings.HasPrefix(text, "arn:") {
 		return s.parseARN(text)
 	}
+	if alias, isAlias := strings.CutPrefix(text, aliasPrefix); isAlias {
+		if !isAliasName(alias) {
+			return keyName{}, invalidKeyName(aliasRule)
+		}
+		return keyName{alias: alias}, nil
+	}
 	if problems := validation.IsDNS1123Subdomain(text); len(problems) > 0 {
-		return keyName{}, invalid("key_id", errors.New(
-			"must be a key ID (a UUID in lower case), an ARN, or the name of a MasterKey in the caller's namespace"))
+		return keyName{}, invalidKeyName(
+			"must be a key ID (a UUID in lower case), an ARN, alias/NAME, or the name of a MasterKey in the caller's namespace")
 	}
 	return keyName{name: text}, nil
 }
 
-func (s *Service) parseARN(text string) (keyName, error) {
-	rule := errors.New("an ARN must have the form arn:datakeys:kms:<install>:<namespace>:key/<key ID>")
-	parts := strings.Split(text, ":")
-	if len(parts) != 6 || parts[1] != "datakeys" || parts[2] != "kms" {
-		return keyName{}, invalid("key_id", rule)
-	}
-	resource, isKey := strings.CutPrefix(parts[5], "key/")
-	id, err := envelope.ParseKeyID(resource)
-	if !isKey || err != nil || len(validation.IsDNS1123Label(parts[4])) > 0 {
-		return keyName{}, invalid("key_id", rule)
-	}
-	if parts[3] != s.seal.InstallID() {
-		return keyName{}, &Error{Code: CodeNotFound, Message: "key_id: the ARN is of another installation than " + s.seal.InstallID()}
-	}
-	return keyName{id: id, namespace: parts[4]}, nil
+func invalidKeyName(rule string) *Error {
+	return &Error{Code: CodeInvalidArgument, Reason: kmsv1.ReasonInvalidKeyName, Message: rule}
 }
 
-// is reports whether a caller in that namespace means k by this name.
-func (n keyName) is(k *key, namespace string) bool {
-	if n.name != "" {
-		return k.namespace == namespace && k.name == n.name
+// parseARN reads the ARN of a key or of an alias. Every part of it counts: only the very text that an answer had is taken.
+func (s *Service) parseARN(text string) (keyName, *Error) {
+	const rule = "an ARN must have the form arn:datakeys:kms:<install>:<namespace>:key/<key ID>, or alias/<name> at its end"
+	parts := strings.Split(text, ":")
+	if len(parts) != 6 || parts[1] != "datakeys" || parts[2] != "kms" || parts[3] == "" || len(validation.IsDNS1123Label(parts[4])) > 0 {
+		return keyName{}, invalidKeyName(rule)
 	}
-	return k.id == n.id && (n.namespace == "" || n.namespace == k.namespace)
+	n := keyName{namespace: parts[4]}
+	if alias, isAlias := strings.CutPrefix(parts[5], aliasPrefix); isAlias {
+		if !isAliasName(alias) {
+			return keyName{}, invalidKeyName(aliasRule)
+		}
+		n.alias = alias
+	} else {
+		resource, isKey := strings.CutPrefix(parts[5], "key/")
+		id, err := envelope.ParseKeyID(resource)
+		if !isKey || err != nil {
+			return keyName{}, invalidKeyName(rule)
+		}
+		n.id = id
+	}
+	if parts[3] != s.seal.InstallID() { // whose ID is not told: nobody has been authenticated yet
+		return keyName{}, &Error{Code: CodeNotFound, Message: "the ARN is of another installation"}
+	}
+	return n, nil
+}
+
+// aliasPrefix begins the name of an alias, as AWS KMS writes it.
+const aliasPrefix = "alias/"
+
+// maxAlias is the most bytes of an alias without its prefix (AWS KMS, CreateAlias: 256 with it).
+const maxAlias = 256 - len(aliasPrefix)
+
+const aliasRule = "an alias must be alias/ and then 1 to 250 letters, digits, slashes, underscores or dashes"
+
+// isAliasName reports whether a MasterKey could have the alias, which is written without its prefix. The rule is the one of
+// spec.aliases but for reserved beginnings: an alias that cannot be is not found, like one that is not there.
+func isAliasName(alias string) bool {
+	if len(alias) < 1 || len(alias) > maxAlias {
+		return false
+	}
+	for _, c := range []byte(alias) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '/', c == '_', c == '-':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// aliasARN returns the full name of an alias.
+func (s *Service) aliasARN(namespace, alias string) string {
+	return "arn:datakeys:kms:" + s.seal.InstallID() + ":" + namespace + ":" + aliasPrefix + alias
 }
 
 // arn returns the full name of a key.
