@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/fips140"
 	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -25,8 +28,9 @@ const vectorsFile = "testdata/vectors.json"
 
 // vectors is the file of test vectors. It needs none of this package's code to be read: docs/format.md says how.
 type vectors struct {
-	Good []goodVector `json:"good"`
-	Bad  []badVector  `json:"bad"`
+	Good    []goodVector    `json:"good"`
+	Bad     []badVector     `json:"bad"`
+	Invalid []invalidVector `json:"invalid"`
 }
 
 type goodVector struct {
@@ -47,8 +51,21 @@ type badVector struct {
 	Name     string   `json:"name"`
 	Material hexBytes `json:"material"`
 	vectorAssociated
-	Blob  hexBytes `json:"blob"`
-	Error string   `json:"error"` // "not mine" or "broken"
+	Caller *vectorKey `json:"caller,omitempty"` // the key that the caller holds; without it, the one that the header names
+	Blob   hexBytes   `json:"blob"`
+	Error  string     `json:"error"` // "not mine" or "broken"
+}
+
+// invalidVector is associated data that no blob can be bound to.
+type invalidVector struct {
+	Name string `json:"name"`
+	vectorAssociated
+}
+
+type vectorKey struct {
+	KeyID      string   `json:"keyId"`
+	KeyVersion uint32   `json:"keyVersion"`
+	MaterialID hexBytes `json:"materialId"`
 }
 
 type vectorHeader struct {
@@ -90,6 +107,15 @@ func (h vectorHeader) header(t testing.TB) Header {
 		out.Scope = Scope(*h.Scope)
 	}
 	return out
+}
+
+func (k vectorKey) id(t testing.TB) (KeyID, uint32, MaterialID) {
+	t.Helper()
+	id, err := ParseKeyID(k.KeyID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id, k.KeyVersion, MaterialID(k.MaterialID)
 }
 
 func (a vectorAssociated) data() AssociatedData {
@@ -146,11 +172,16 @@ func (s straight) blob() []byte {
 	if err != nil {
 		panic(err)
 	}
-	gcm, err := cipher.NewGCM(block)
-	if err != nil {
-		panic(err)
-	}
-	return slices.Concat(s.header, s.salt, commitment, s.iv, gcm.Seal(nil, s.iv, s.plaintext, s.additional))
+	var sealed []byte
+	// Under fips140=only nobody may choose an IV, but a vector has one that repeats.
+	fips140.WithoutEnforcement(func() {
+		gcm, err := cipher.NewGCM(block)
+		if err != nil {
+			panic(err)
+		}
+		sealed = gcm.Seal(nil, s.iv, s.plaintext, s.additional)
+	})
+	return slices.Concat(s.header, s.salt, commitment, s.iv, sealed)
 }
 
 func be32(n int) []byte { return []byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)} }
@@ -239,6 +270,17 @@ func makeVectors() vectors {
 	material := slices.Concat(counted(0x60, 16), counted(0xc0, 32))
 
 	var v vectors
+	good := func(name string, header vectorHeader, associated vectorAssociated, plaintext []byte) {
+		s := straight{
+			material: vectorMaterial, salt: vectorSalt, iv: vectorIV,
+			header: straightHeader(header), associated: straightAssociated(associated), plaintext: plaintext,
+		}
+		key, commitment := s.derive()
+		v.Good = append(v.Good, goodVector{
+			Name: name, Material: s.material, Header: header, vectorAssociated: associated, Plaintext: plaintext,
+			Salt: s.salt, IV: s.iv, Info: s.info(), Key: key, Commitment: commitment, Blob: s.blob(),
+		})
+	}
 	for _, c := range []struct {
 		name       string
 		header     vectorHeader
@@ -276,16 +318,9 @@ func makeVectors() vectors {
 		},
 		{"sealing key", kindHeader(KindSealingKey, nil), none, material},
 	} {
-		s := straight{
-			material: vectorMaterial, salt: vectorSalt, iv: vectorIV,
-			header: straightHeader(c.header), associated: straightAssociated(c.associated), plaintext: c.plaintext,
-		}
-		key, commitment := s.derive()
-		v.Good = append(v.Good, goodVector{
-			Name: c.name, Material: s.material, Header: c.header, vectorAssociated: c.associated, Plaintext: c.plaintext,
-			Salt: s.salt, IV: s.iv, Info: s.info(), Key: key, Commitment: commitment, Blob: s.blob(),
-		})
+		good(c.name, c.header, c.associated, c.plaintext)
 	}
+	moreGoodVectors(good)
 
 	bad := func(name, class string, associated vectorAssociated, change func(*straight)) {
 		s := straight{
@@ -387,7 +422,136 @@ func makeVectors() vectors {
 		Name: "AWS relabelled as Alibaba advance", Material: vectorMaterial,
 		vectorAssociated: context, Blob: relabelled, Error: "broken",
 	})
+
+	moreBadVectors(header, bytesOf)
+	v.Bad = append(v.Bad, vectorsOfOtherCallers(v.Good[0])...)
+	v.Invalid = invalidVectors()
 	return v
+}
+
+func moreGoodVectors(good func(name string, header vectorHeader, associated vectorAssociated, plaintext []byte)) {
+	none := vectorAssociated{}
+	context := vectorAssociated{Context: map[string]string{"tenant": "a", "purpose": "orders"}}
+	raw := vectorAssociated{Raw: hexBytes("raw associated data")}
+	for _, kind := range []Kind{KindAWS, KindAlibabaInitial, KindAlibabaAdvance} {
+		good(kind.String()+", no associated data", kindHeader(kind, nil), none, counted(0x80, 32))
+		good(kind.String()+", context", kindHeader(kind, nil), context, counted(0x80, 32))
+		good(kind.String()+", raw associated data", kindHeader(kind, nil), raw, counted(0x80, 32))
+	}
+
+	sealingKeyID := hexBytes{0x7d, 0x44, 0x48, 0x40, 0x9d, 0xc0, 0x41, 0xd1, 0xb2, 0x45, 0x5f, 0xfd, 0xce, 0x74, 0xfa, 0xd2}
+	good("sealing key, bound to its key ID, version 3 and installation", kindHeader(KindSealingKey, nil),
+		vectorAssociated{Raw: slices.Concat(sealingKeyID, be32(3), []byte("14ece6b5b7c4"))},
+		slices.Concat(counted(0x60, 16), counted(0xc0, 32)))
+
+	longest := kindHeader(KindDataKey, &vectorScope{
+		Namespace: strings.Repeat("n", 63), Name: strings.Repeat("a.", 126) + "b", Generation: 1,
+	})
+	good("largest blob", longest, none, counted(0x80, 4096))
+	good("shortest scope", kindHeader(KindDataKey, &vectorScope{Namespace: "a", Name: "0", Generation: 1}), none, counted(0x80, 24))
+	good("scope with hyphens and dots", kindHeader(KindDataKey, &vectorScope{Namespace: "0-a--9", Name: "a-0.b--c.9", Generation: 65536}),
+		none, counted(0x80, 32))
+	good("1024 bytes of plaintext", kindHeader(KindDataKey, vectorTeam), none, counted(0x80, 1024))
+
+	good("context in which one key begins another", kindHeader(KindAWS, nil),
+		vectorAssociated{Context: map[string]string{"ab": "c", "a": "bc", "a\x00": "NUL", "A": "case counts"}}, counted(0x80, 32))
+	good("context composed and decomposed, which are two keys", kindHeader(KindAWS, nil),
+		vectorAssociated{Context: map[string]string{"\u00e9": "composed", "e\u0301": "decomposed"}}, counted(0x80, 32))
+	good("context of values that look like something else", kindHeader(KindAWS, nil),
+		vectorAssociated{Context: map[string]string{"json": `{"a":"b"}`, "list": "1,b=2", "null": "null", "line": "a\r\nb", "__proto__": "a name"}},
+		counted(0x80, 32))
+	good("context of 1024 pairs and 8192 bytes", kindHeader(KindAWS, nil), vectorAssociated{Context: numberedPairs(1024)}, counted(0x80, 32))
+	good("raw associated data of one byte", kindHeader(KindAlibabaAdvance, nil), vectorAssociated{Raw: hexBytes{0}}, counted(0x80, 32))
+	good("raw associated data of 8192 bytes", kindHeader(KindAlibabaAdvance, nil), vectorAssociated{Raw: counted(0x00, 8192)}, counted(0x80, 32))
+}
+
+// numberedPairs returns n pairs of 8 bytes each.
+func numberedPairs(n int) map[string]string {
+	pairs := make(map[string]string, n)
+	for i := range n {
+		pairs[fmt.Sprintf("%04d", i)] = fmt.Sprintf("%04x", i)
+	}
+	return pairs
+}
+
+func moreBadVectors(
+	header func(name, class string, h vectorHeader, change func([]byte)),
+	bytesOf func(name, class string, change func([]byte) []byte),
+) {
+	for _, kind := range []Kind{KindAWS, KindAlibabaInitial, KindAlibabaAdvance, KindSealingKey} {
+		header(kind.String()+" with a namespace alone", "broken", kindHeader(kind, &vectorScope{Namespace: "team-a"}), nil)
+		header(kind.String()+" with a name alone", "broken", kindHeader(kind, &vectorScope{Name: "orders"}), nil)
+	}
+	for _, c := range []struct {
+		name  string
+		scope vectorScope
+	}{
+		{"scope namespace outside ASCII", vectorScope{"t\u00e9am", "orders", 1}},
+		{"scope namespace that ends with a line feed", vectorScope{"team-a\n", "orders", 1}},
+		{"scope namespace with a zero byte", vectorScope{"team\x00a", "orders", 1}},
+		{"scope name that starts with a dot", vectorScope{"team-a", ".orders", 1}},
+		{"scope name that starts with a hyphen", vectorScope{"team-a", "-orders", 1}},
+		{"scope name that ends with a hyphen", vectorScope{"team-a", "orders-", 1}},
+		{"scope name with a hyphen behind a dot", vectorScope{"team-a", "or.-ders", 1}},
+		{"scope name with a capital letter", vectorScope{"team-a", "Orders", 1}},
+		{"scope name that ends with a line feed", vectorScope{"team-a", "orders\n", 1}},
+		{"scope name with a space", vectorScope{"team-a", "or ders", 1}},
+	} {
+		header(c.name, "broken", kindHeader(KindDataKey, &c.scope), nil)
+	}
+	header("master key version without generation", "broken", kindHeader(KindMasterKeyVersion, &vectorScope{"team-a", "orders", 0}), nil)
+
+	cut := func(n int) func([]byte) []byte { return func(b []byte) []byte { return b[:n] } }
+	bytesOf("format version alone", "broken", cut(1))
+	bytesOf("another format version alone", "not mine", func([]byte) []byte { return []byte{2} })
+	bytesOf("format version and algorithm alone", "broken", cut(2))
+	bytesOf("format version and another algorithm alone", "not mine", func([]byte) []byte { return []byte{1, 2} })
+	bytesOf("header cut within the material ID", "broken", cut(30))
+	bytesOf("header cut before the generation", "broken", cut(53))
+	bytesOf("header alone", "broken", cut(57))
+	bytesOf("cut before the ciphertext", "broken", cut(57+76))
+	bytesOf("cut before the tag", "broken", cut(57+76+32))
+	bytesOf("namespace that is longer than the blob", "broken", func(b []byte) []byte { b = b[:57]; b[39] = 63; return b })
+	bytesOf("name that is longer than the blob", "broken", func(b []byte) []byte { b = b[:57]; b[46] = 253; return b })
+	tooLong := func(version byte) func([]byte) []byte {
+		return func(b []byte) []byte { b[0] = version; return append(b, make([]byte, 6145-len(b))...) }
+	}
+	bytesOf("6145 bytes", "broken", tooLong(1))
+	bytesOf("6145 bytes of another format version", "broken", tooLong(2))
+	bytesOf("base64 of a blob", "not mine", func(b []byte) []byte { return []byte(base64.StdEncoding.EncodeToString(b)) })
+}
+
+// vectorsOfOtherCallers ask a caller for a blob who holds another key than the one that made it.
+func vectorsOfOtherCallers(good goodVector) []badVector {
+	own := vectorKey{KeyID: good.Header.KeyID, KeyVersion: good.Header.KeyVersion, MaterialID: good.Header.MaterialID}
+	otherKey, otherVersion, otherMaterial := own, own, own
+	otherKey.KeyID = "7d444840-9dc0-41d1-b245-5ffdce74fad2"
+	otherVersion.KeyVersion = 2
+	otherMaterial.MaterialID = counted(0x21, 16)
+	return []badVector{
+		{Name: "asked of another key", Material: good.Material, Caller: &otherKey, Blob: good.Blob, Error: "not mine"},
+		{Name: "asked of another version of the key", Material: good.Material, Caller: &otherVersion, Blob: good.Blob, Error: "not mine"},
+		{Name: "asked of the same version with other material", Material: good.Material, Caller: &otherMaterial, Blob: good.Blob, Error: "not mine"},
+		{Name: "asked of another key and malformed", Material: good.Material, Caller: &otherKey, Blob: good.Blob[:100], Error: "broken"},
+	}
+}
+
+func invalidVectors() []invalidVector {
+	return []invalidVector{
+		{"context and raw", vectorAssociated{Context: map[string]string{"a": "b"}, Raw: hexBytes{1}}},
+		{"context of 1025 pairs", vectorAssociated{Context: fewer(numberedPairs(1025))}},
+		{"context of 8193 bytes", vectorAssociated{Context: map[string]string{"tenant": strings.Repeat("a", 8193-len("tenant"))}}},
+		{"context of 8193 bytes in fewer characters", vectorAssociated{Context: map[string]string{"a": strings.Repeat("\u00e9", 4096)}}},
+		{"raw of 8193 bytes", vectorAssociated{Raw: counted(0x00, 8193)}},
+	}
+}
+
+// fewer empties all values, so that only the number of pairs is too large.
+func fewer(pairs map[string]string) map[string]string {
+	for k := range pairs {
+		pairs[k] = ""
+	}
+	return pairs
 }
 
 func TestVectorsAreWhatTheDocumentSays(t *testing.T) {
@@ -452,8 +616,43 @@ func TestBadVectorsFail(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if v.Caller != nil {
+				if b, err := Parse(v.Blob); err == nil {
+					err = b.CheckKey(v.Caller.id(t))
+					if !errors.Is(err, classes[v.Error]) {
+						t.Errorf("CheckKey: got %v, want %v", err, classes[v.Error])
+					}
+					return
+				}
+			}
 			if err := open(t, m, v.Blob, v.data()); !errors.Is(err, classes[v.Error]) {
 				t.Errorf("got %v, want %v", err, classes[v.Error])
+			}
+		})
+	}
+}
+
+func TestInvalidAssociatedDataIsRefusedOnBothSides(t *testing.T) {
+	vectors := readVectors(t)
+	m, err := MaterialFromBytes(vectorMaterial)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := PlaintextFromBytes(counted(0x80, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := Parse(vectors.Good[0].Blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range vectors.Invalid {
+		t.Run(v.Name, func(t *testing.T) {
+			if blob, err := m.Seal(b.Header, v.data(), p); !errors.Is(err, ErrInvalid) || blob != nil {
+				t.Errorf("Seal: got %d bytes and %v, want ErrInvalid", len(blob), err)
+			}
+			if _, err := m.Open(b, v.data()); !errors.Is(err, ErrInvalid) {
+				t.Errorf("Open: got %v, want ErrInvalid", err)
 			}
 		})
 	}
