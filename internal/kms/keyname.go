@@ -122,5 +122,9 @@ func (s *Service) aliasARN(namespace, alias string) string {
 
 // arn returns the full name of a key.
 func (s *Service) arn(k *key) string {
-	return "arn:datakeys:kms:" + s.seal.InstallID() + ":" + k.namespace + ":key/" + k.id.String()
+	return s.keyARN(k.namespace, k.id.String())
+}
+
+func (s *Service) keyARN(namespace, keyID string) string {
+	return "arn:datakeys:kms:" + s.seal.InstallID() + ":" + namespace + ":key/" + keyID
 }
