@@ -13,6 +13,32 @@ const (
 // +kubebuilder:validation:Enum=AES_256;AES_128
 type DataKeySpec string
 
+// Key pair specs, named as in AWS KMS.
+const (
+	KeyPairSpecRSA2048          KeyPairSpec = "RSA_2048"
+	KeyPairSpecRSA3072          KeyPairSpec = "RSA_3072"
+	KeyPairSpecRSA4096          KeyPairSpec = "RSA_4096"
+	KeyPairSpecNISTP256         KeyPairSpec = "ECC_NIST_P256"
+	KeyPairSpecNISTP384         KeyPairSpec = "ECC_NIST_P384"
+	KeyPairSpecNISTP521         KeyPairSpec = "ECC_NIST_P521"
+	KeyPairSpecSECGP256K1       KeyPairSpec = "ECC_SECG_P256K1"
+	KeyPairSpecNISTEdwards25519 KeyPairSpec = "ECC_NIST_EDWARDS25519"
+)
+
+// KeyPairSpec is a kind of key pair.
+//
+// +kubebuilder:validation:Enum=RSA_2048;RSA_3072;RSA_4096;ECC_NIST_P256;ECC_NIST_P384;ECC_NIST_P521;ECC_SECG_P256K1;ECC_NIST_EDWARDS25519
+type KeyPairSpec string
+
+// KeyPairSpecs are all key pair specs.
+func KeyPairSpecs() []KeyPairSpec {
+	return []KeyPairSpec{
+		KeyPairSpecRSA2048, KeyPairSpecRSA3072, KeyPairSpecRSA4096,
+		KeyPairSpecNISTP256, KeyPairSpecNISTP384, KeyPairSpecNISTP521,
+		KeyPairSpecSECGP256K1, KeyPairSpecNISTEdwards25519,
+	}
+}
+
 // Deletion policies of a DataKeyRequest.
 const (
 	// DeletionPolicyRetain keeps the Secret when the request is deleted.
