@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/singleflight"
-	"golang.org/x/time/rate"
 	"k8s.io/utils/clock"
 
 	"github.com/datakeys/datakeys/internal/envelope"
@@ -100,7 +99,7 @@ func newKeyring(s *seal.Keyring, store KeyStore, c clock.PassiveClock) *keyring 
 		keys:  map[envelope.KeyID]*key{},
 		misses: misses{
 			seen:    map[miss]answer{},
-			budgets: map[string]*rate.Limiter{},
+			budgets: budgets{budgetRule: budgetRule{rate: missRate, burst: missBurst}, most: maxMisses},
 		},
 	}
 }

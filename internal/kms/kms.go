@@ -141,6 +141,8 @@ type Config struct {
 	Events Events
 	// Registerer takes the metrics; nil: they are counted for nobody.
 	Registerer prometheus.Registerer
+	// Limits are what one pod may cost; zero: DefaultLimits.
+	Limits Limits
 	// Clock is the time; nil: the real one.
 	Clock clock.PassiveClock
 	// Logger takes what callers are not told. The zero Logger drops it.
@@ -158,6 +160,7 @@ type Service struct {
 	auditor       Auditor
 	events        Events
 	metrics       *metrics
+	limits        *limits
 	clock         clock.PassiveClock
 	log           logr.Logger
 }
@@ -173,6 +176,9 @@ func New(c Config) (*Service, error) {
 	if c.Events == nil {
 		c.Events = noEvents{}
 	}
+	if c.Limits == (Limits{}) {
+		c.Limits = DefaultLimits
+	}
 	m, err := newMetrics(c.Registerer, c.Seal.RootKeyEmbedded())
 	if err != nil {
 		return nil, err
@@ -187,6 +193,7 @@ func New(c Config) (*Service, error) {
 		auditor:       c.Auditor,
 		events:        c.Events,
 		metrics:       m,
+		limits:        newLimits(c.Limits),
 		clock:         c.Clock,
 		log:           c.Logger,
 	}, nil

@@ -5,8 +5,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/datakeys/datakeys/internal/envelope"
 )
 
@@ -24,9 +22,10 @@ type miss struct {
 // So what was not found is remembered for a moment, and for those who make up a new name each time, each namespace has a
 // budget.
 type misses struct {
-	mu      sync.Mutex
-	seen    map[miss]answer
-	budgets map[string]*rate.Limiter
+	budgets budgets // of namespaces
+
+	mu   sync.Mutex
+	seen map[miss]answer
 }
 
 // answer is what came of looking, and until when it counts.
@@ -47,15 +46,11 @@ func (s *misses) recent(m miss, now time.Time) error {
 }
 
 // allowed reports whether callers of the namespace may make the key service look.
-func (s *misses) allowed(namespace string, now time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	b, ok := s.budgets[namespace]
-	return !ok || b.TokensAt(now) >= 1
-}
+func (s *misses) allowed(namespace string, now time.Time) bool { return s.budgets.left(namespace, now) }
 
 // add remembers what came of looking for m, and takes it from the budget of the namespace.
 func (s *misses) add(namespace string, m miss, err error, now time.Time) {
+	s.budgets.take(namespace, 1, now)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.seen) >= maxMisses {
@@ -68,15 +63,4 @@ func (s *misses) add(namespace string, m miss, err error, now time.Time) {
 	if len(s.seen) < maxMisses {
 		s.seen[m] = answer{err: err, until: now.Add(missAge)}
 	}
-	b, ok := s.budgets[namespace]
-	if !ok {
-		for old, budget := range s.budgets {
-			if budget.TokensAt(now) >= missBurst { // full: as good as none
-				delete(s.budgets, old)
-			}
-		}
-		b = rate.NewLimiter(missRate, missBurst)
-		s.budgets[namespace] = b
-	}
-	b.AllowN(now, 1)
 }
