@@ -12,7 +12,7 @@ import (
 )
 
 // authenticate tells who calls. A token that is bound to no pod would outlive every pod, and nobody would know whose key
-// was read: it is refused.
+// was read: it is refused. So is a pod that calls too often.
 func (s *Service) authenticate(ctx context.Context, token string) (Caller, error) {
 	if token == "" {
 		return Caller{}, &Error{Code: CodeUnauthenticated, Message: "the call carries no token"}
@@ -26,31 +26,50 @@ func (s *Service) authenticate(ctx context.Context, token string) (Caller, error
 	case caller.Namespace == "" || caller.ServiceAccount == "" || caller.PodName == "" || caller.PodUID == "":
 		return Caller{}, &Error{Code: CodeUnauthenticated, Message: "the token is bound to no pod"}
 	}
+	if err := s.admit(ctx, caller); err != nil {
+		return Caller{}, err
+	}
 	return caller, nil
 }
 
-// reviewer asks RBAC for one call: about the same access only once, whoever of a batch asks.
+// reviewer asks RBAC for one call. Of a batch it asks about the same access only once, whichever item comes first.
 type reviewer struct {
 	authorizer Authorizer
 	caller     Caller
-
-	mu      sync.Mutex
-	answers map[Access]func() (bool, error)
+	batch      *answers // nil: there is one item
 }
 
-func (s *Service) reviewer(c Caller) *reviewer {
-	return &reviewer{authorizer: s.authorizer, caller: c, answers: map[Access]func() (bool, error){}}
+// answers are those that one batch got.
+type answers struct {
+	mu    sync.Mutex
+	known map[Access]func() (bool, error)
 }
 
-func (r *reviewer) allowed(ctx context.Context, a Access) (bool, error) {
-	r.mu.Lock()
-	answer, ok := r.answers[a]
+func (s *Service) reviewer(c Caller) *reviewer { return &reviewer{authorizer: s.authorizer, caller: c} }
+
+func (s *Service) batchReviewer(c Caller) *reviewer {
+	r := s.reviewer(c)
+	r.batch = &answers{known: map[Access]func() (bool, error){}}
+	return r
+}
+
+func (a *answers) ask(ctx context.Context, r *reviewer, access Access) (bool, error) {
+	a.mu.Lock()
+	answer, ok := a.known[access]
 	if !ok {
-		answer = sync.OnceValues(func() (bool, error) { return r.authorizer.Authorize(ctx, r.caller, a) })
-		r.answers[a] = answer
+		answer = sync.OnceValues(func() (bool, error) { return r.authorizer.Authorize(ctx, r.caller, access) })
+		a.known[access] = answer
 	}
-	r.mu.Unlock()
-	allowed, err := answer()
+	a.mu.Unlock()
+	return answer()
+}
+
+func (r *reviewer) allowed(ctx context.Context, a Access) (allowed bool, err error) {
+	if r.batch != nil {
+		allowed, err = r.batch.ask(ctx, r, a)
+	} else {
+		allowed, err = r.authorizer.Authorize(ctx, r.caller, a)
+	}
 	if err != nil {
 		return false, unavailable(err, "the permission could not be reviewed")
 	}
@@ -168,6 +187,9 @@ func (s *Service) keyByName(ctx context.Context, review *reviewer, verb string, 
 // find returns the key that a key ID, ARN or alias names for callers of that namespace. The error is one for which
 // absent holds, or one that may pass.
 func (s *Service) find(ctx context.Context, namespace string, name keyName) (*key, error) {
+	if name.elsewhere {
+		return nil, ErrMaterialMissing
+	}
 	id := name.id
 	var holder MasterKey
 	if name.alias != "" {
@@ -201,6 +223,8 @@ func (s *Service) find(ctx context.Context, namespace string, name keyName) (*ke
 // means reports whether a caller in that namespace means k by this name. Of a name that means no key it says no.
 func (s *Service) means(ctx context.Context, namespace string, name keyName, k *key) (bool, error) {
 	switch {
+	case name.elsewhere:
+		return false, nil
 	case name.name != "":
 		return k.namespace == namespace && k.name == name.name, nil
 	case name.alias == "":

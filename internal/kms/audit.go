@@ -13,12 +13,16 @@ import (
 
 // Operations, as in audit records and metrics.
 const (
-	OperationCreateMasterKeyVersion          = "CreateMasterKeyVersion"
-	OperationGenerateDataKey                 = "GenerateDataKey"
-	OperationGenerateDataKeyWithoutPlaintext = "GenerateDataKeyWithoutPlaintext"
-	OperationOpenDataKey                     = "OpenDataKey"
-	OperationDecrypt                         = "Decrypt"
-	OperationBatchDecrypt                    = "BatchDecrypt"
+	OperationCreateMasterKeyVersion              = "CreateMasterKeyVersion"
+	OperationGenerateDataKey                     = "GenerateDataKey"
+	OperationGenerateDataKeyWithoutPlaintext     = "GenerateDataKeyWithoutPlaintext"
+	OperationOpenDataKey                         = "OpenDataKey"
+	OperationGenerateDataKeyPair                 = "GenerateDataKeyPair"
+	OperationGenerateDataKeyPairWithoutPlaintext = "GenerateDataKeyPairWithoutPlaintext"
+	OperationEncrypt                             = "Encrypt"
+	OperationDecrypt                             = "Decrypt"
+	OperationBatchDecrypt                        = "BatchDecrypt"
+	OperationReEncrypt                           = "ReEncrypt"
 )
 
 // Decisions of audit records.
@@ -39,11 +43,17 @@ type AuditRecord struct {
 	Reason string `json:"reason,omitempty"`
 	// Caller is the pod that asked, or nil for the controllers.
 	Caller *AuditCaller `json:"caller,omitempty"`
+	// Door is the protocol that the caller spoke; empty for the controllers, and where it means nothing.
+	Door string `json:"door,omitempty"`
+	// DryRun says that nothing was to be done. Where it would have been, the reason says so.
+	DryRun bool `json:"dryRun,omitempty"`
 	// Key is the master key. Of a refused blob, it may be only what the blob claims.
 	Key *AuditKey `json:"key,omitempty"`
+	// SourceKey is, of a ReEncrypt, the master key of the old blob. Key is that of the new one.
+	SourceKey *AuditKey `json:"sourceKey,omitempty"`
 	// DataKey is the scope of the data key; nil for one that has none.
 	DataKey *AuditDataKey `json:"dataKey,omitempty"`
-	// Bytes is the length of the data key that was made or released.
+	// Bytes is the length of the plaintext that was made, released or encrypted.
 	Bytes int `json:"bytes,omitempty"`
 }
 
@@ -131,9 +141,15 @@ func (s *Service) audit(ctx context.Context, r AuditRecord) error {
 	return nil
 }
 
+// newRecord returns the record of a caller's operation.
+func newRecord(operation string, c Caller, door Door, dryRun bool) AuditRecord {
+	return AuditRecord{Operation: operation, Caller: c.audited(), Door: door.String(), DryRun: dryRun}
+}
+
 // refused records a refusal and tells of a denial. Nothing was released, so the refusal stands even where it cannot be
 // recorded.
 func (s *Service) refused(ctx context.Context, caller Caller, r AuditRecord, cause error) {
+	s.chargeRefusal(caller, cause)
 	message := "internal error"
 	if e, ok := errors.AsType[*Error](cause); ok {
 		message = e.Message

@@ -61,7 +61,7 @@ func TestDecrypt(t *testing.T) {
 	const deniedScoped = "needs the verb decrypt on datakeyrequests/orders in namespace team-a, or on its MasterKey"
 	const deniedUnscoped = "needs the verb decrypt on the MasterKey of the blob, if there is one"
 	const notFound = "ciphertext_blob: the key or key version that made it is not known here"
-	const doesNotOpen = "ciphertext_blob: does not open with this encryption_context, or is damaged"
+	const doesNotOpen = "ciphertext_blob: does not open with this encryption_context or aad, or is damaged"
 	type change func(*world)
 
 	for name, c := range map[string]struct {
@@ -130,9 +130,9 @@ func TestDecrypt(t *testing.T) {
 		"another namespace's key, may use all": {token: allKeys, blob: "of team-b's key", want: kms.CodeNotFound, says: notFound},
 		"an unknown version":                   {token: keyUser, blob: "of no version", want: kms.CodeNotFound, says: notFound},
 		"a version's other material":           {token: keyUser, blob: "of no material", want: kms.CodeNotFound, says: notFound},
-		"a blob of another door":               {token: keyUser, blob: "Alibaba", want: kms.CodeInvalidArgument, says: "kind AlibabaInitial is not opened by Decrypt"},
-		"a sealed master key":                  {token: keyUser, blob: "a sealed version", want: kms.CodeInvalidArgument, says: "kind MasterKeyVersion is not opened by Decrypt"},
-		"a sealing key":                        {token: keyUser, blob: "a sealing key", want: kms.CodeInvalidArgument, says: "kind SealingKey is not opened by Decrypt"},
+		"a blob of another door":               {token: keyUser, blob: "Alibaba", want: kms.CodeInvalidArgument, says: "kind AlibabaInitial does not open through the door AWS"},
+		"a sealed master key":                  {token: keyUser, blob: "a sealed version", want: kms.CodeInvalidArgument, says: "kind MasterKeyVersion is opened for nobody"},
+		"a sealing key":                        {token: keyUser, blob: "a sealing key", want: kms.CodeInvalidArgument, says: "kind SealingKey is opened for nobody"},
 		"a blob without its first byte":        {token: app, blob: "without its start", want: kms.CodeInvalidArgument, says: "ciphertext_blob: is no blob of this key service"},
 		"no blob":                              {token: app, blob: "nothing", want: kms.CodeInvalidArgument, says: "ciphertext_blob: must be 1 to 6144 bytes"},
 		"a blob too large":                     {token: app, blob: "too large", want: kms.CodeInvalidArgument, says: "ciphertext_blob: must be 1 to 6144 bytes"},
@@ -145,7 +145,7 @@ func TestDecrypt(t *testing.T) {
 		"another name":                   {token: app, blob: "scoped", context: pairs, keyID: "other", want: kms.CodeInvalidArgument, says: "key_id: the blob is of another key"},
 		"its name, in another namespace": {token: stranger, blob: "unscoped", keyID: "orders", want: kms.CodeInvalidArgument, says: "key_id: the blob is of another key"},
 		"an ARN of another namespace":    {token: app, blob: "scoped", context: pairs, keyID: "arn of team-b", want: kms.CodeInvalidArgument, says: "key_id: the blob is of another key"},
-		"an ARN of another installation": {token: app, blob: "scoped", context: pairs, keyID: "arn:datakeys:kms:0123456789ab:team-a:key/" + ordersKey.KeyID, want: kms.CodeNotFound, says: "another installation"},
+		"an ARN of another installation": {token: app, blob: "scoped", context: pairs, keyID: "arn:datakeys:kms:0123456789ab:team-a:key/" + ordersKey.KeyID, want: kms.CodeInvalidArgument, says: "key_id: the blob is of another key"},
 		"an ARN that is none":            {token: app, blob: "scoped", context: pairs, keyID: "arn:aws:kms:eu-west-1:111122223333:key/" + ordersKey.KeyID, want: kms.CodeInvalidArgument, says: "key_id: an ARN must have the form"},
 		"a name that no object has":      {token: app, blob: "scoped", context: pairs, keyID: "Orders!", want: kms.CodeInvalidArgument, says: "key_id: must be a key ID"},
 		"a name that is too long":        {token: app, blob: "scoped", context: pairs, keyID: strings.Repeat("a", 2049), want: kms.CodeInvalidArgument, says: "key_id: must be at most 2048 bytes"},
@@ -199,7 +199,7 @@ func TestDecrypt(t *testing.T) {
 				c.change(w)
 			}
 			before := len(w.audit.Records())
-			got, err := w.Decrypt(t.Context(), c.token, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: c.context, KeyID: c.keyID})
+			got, err := w.Decrypt(t.Context(), c.token, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: c.context, KeyID: c.keyID, Door: kms.DoorAWS})
 			if kms.CodeOf(err) != c.want {
 				t.Fatalf("got %v, want code %v", err, c.want)
 			}
@@ -232,8 +232,8 @@ func TestDecrypt(t *testing.T) {
 			// Every call of a known caller with a request that is well-formed leaves one record.
 			records := w.audit.Records()[before:]
 			wellFormed := !strings.Contains(c.says, "key_id: must") && !strings.Contains(c.says, "key_id: an ARN") &&
-				!strings.Contains(c.says, "is not opened by") && !strings.Contains(c.says, "is no blob") &&
-				!strings.Contains(c.says, "1 to 6144") && !strings.Contains(c.says, "another installation") && !strings.Contains(c.says, "encryption_context: ")
+				!strings.Contains(c.says, "is opened for nobody") && !strings.Contains(c.says, "is no blob") &&
+				!strings.Contains(c.says, "1 to 6144") && !strings.Contains(c.says, "encryption_context: ")
 			known := c.want != kms.CodeUnauthenticated && w.tokens.Err == nil && w.audit.Err == nil
 			if !wellFormed || !known {
 				if len(records) > 0 {
@@ -293,13 +293,13 @@ func TestADenialDoesNotTellWhetherThereIsAKey(t *testing.T) {
 	}
 	decrypt := func(token, blob string) func(*world) error {
 		return func(w *world) error {
-			_, err := w.Decrypt(t.Context(), token, kms.DecryptRequest{CiphertextBlob: b[blob]})
+			_, err := w.Decrypt(t.Context(), token, kms.DecryptRequest{CiphertextBlob: b[blob], Door: kms.DoorAWS})
 			return err
 		}
 	}
 	generate := func(token, id string) func(*world) error {
 		return func(w *world) error {
-			_, err := w.GenerateDataKey(t.Context(), token, kms.GenerateDataKeyRequest{KeyID: id, NumberOfBytes: 32})
+			_, err := w.GenerateDataKey(t.Context(), token, kms.GenerateDataKeyRequest{KeyID: id, NumberOfBytes: 32, Door: kms.DoorAWS})
 			return err
 		}
 	}
@@ -358,7 +358,7 @@ func TestGenerateDataKey(t *testing.T) {
 		"a key ID that is not there":                   {token: allKeys, req: kms.GenerateDataKeyRequest{KeyID: goneID, NumberOfBytes: 32}, want: kms.CodeNotFound, says: "there is no key"},
 		"an ARN with another namespace":                {token: allKeys, req: kms.GenerateDataKeyRequest{KeyID: "arn of team-b", NumberOfBytes: 32}, want: kms.CodeNotFound, says: "there is no key"},
 		"no key":                                       {token: keyUser, req: kms.GenerateDataKeyRequest{NumberOfBytes: 32}, want: kms.CodeInvalidArgument, says: "key_id: must name a key"},
-		"no bytes":                                     {token: keyUser, req: kms.GenerateDataKeyRequest{KeyID: "orders"}, want: kms.CodeInvalidArgument, says: "number_of_bytes: must be 1 to 1024"},
+		"no bytes":                                     {token: keyUser, req: kms.GenerateDataKeyRequest{KeyID: "orders"}, want: kms.CodeInvalidArgument, says: "number_of_bytes: exactly one of number_of_bytes and key_spec must be set"},
 		"too many bytes":                               {token: keyUser, req: kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 1025}, want: kms.CodeInvalidArgument, says: "number_of_bytes: must be 1 to 1024"},
 		"a context too large":                          {token: keyUser, req: kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32, EncryptionContext: map[string]string{"k": strings.Repeat("v", 8192)}}, want: kms.CodeInvalidArgument, says: "encryption_context: "},
 		"no token":                                     {token: "", req: kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32}, want: kms.CodeUnauthenticated},
@@ -410,6 +410,7 @@ func TestGenerateDataKey(t *testing.T) {
 			if c.change != nil {
 				c.change(w)
 			}
+			c.req.Door = kms.DoorAWS
 			got, err := w.GenerateDataKey(t.Context(), c.token, c.req)
 			if kms.CodeOf(err) != c.want {
 				t.Fatalf("got %v, want code %v", err, c.want)
@@ -432,7 +433,7 @@ func TestGenerateDataKey(t *testing.T) {
 			}
 			if c.token == keyUser {
 				back, err := w.Decrypt(t.Context(), c.token, kms.DecryptRequest{
-					CiphertextBlob: got.CiphertextBlob, EncryptionContext: c.req.EncryptionContext, KeyID: got.KeyARN,
+					CiphertextBlob: got.CiphertextBlob, EncryptionContext: c.req.EncryptionContext, KeyID: got.KeyARN, Door: kms.DoorAWS,
 				})
 				if err != nil {
 					t.Fatal(err)

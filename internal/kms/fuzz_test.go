@@ -21,7 +21,7 @@ func FuzzDecrypt(f *testing.F) {
 	materialID, material := w.material(f, ordersKey)
 	made := map[string]map[string]string{}
 	add := func(blob []byte, context map[string]string, id string) {
-		b, err := proto.Marshal(&kmsv1.DecryptRequest{CiphertextBlob: blob, EncryptionContext: context, KeyId: id})
+		b, err := proto.Marshal(&kmsv1.DecryptRequest{CiphertextBlob: blob, EncryptionContext: context, KeyId: id, Door: kmsv1.Door_DOOR_AWS})
 		if err != nil {
 			f.Fatal(err)
 		}

@@ -2,81 +2,79 @@ package kms
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/envelope"
 )
 
-// GenerateDataKeyRequest asks for a data key.
+// GenerateDataKeyRequest asks for a data key. Exactly one of NumberOfBytes and KeySpec is set, and at most one of
+// EncryptionContext and AAD.
 type GenerateDataKeyRequest struct {
-	// KeyID is a key ID, an ARN, or the name of a MasterKey in the caller's namespace; at most 2048 bytes.
+	// KeyID is a key ID, an ARN, alias/NAME, or the name of a MasterKey in the caller's namespace; at most 2048 bytes.
 	KeyID string
 	// NumberOfBytes is the length of the data key, 1 to 1024.
-	NumberOfBytes     int
+	NumberOfBytes int
+	// KeySpec is AES_256 or AES_128.
+	KeySpec           string
 	EncryptionContext map[string]string
+	AAD               []byte
+	Door              Door
+	// WithoutPlaintext makes it the operation GenerateDataKeyWithoutPlaintext.
+	WithoutPlaintext bool
+	DryRun           bool
 }
 
-// GenerateDataKeyResponse is a new data key. Whoever takes it destroys the plaintext.
+// GenerateDataKeyResponse is a new data key. Whoever takes it destroys the plaintext, which is zero if it was not asked for.
 type GenerateDataKeyResponse struct {
-	KeyARN         string
-	KeyVersion     int32
-	CiphertextBlob []byte
-	Plaintext      envelope.Plaintext
+	Encrypted
+	Plaintext envelope.Plaintext
 }
 
-// GenerateDataKey makes a data key under the primary version of a master key and returns it in plaintext too. It needs
-// the verb generatedatakey on the master key.
-//
-// The blob has no scope: only the controllers' path can set one. Its kind is that of the AWS front door, whose operation
-// this is (name, members and limits); the Alibaba front door has kinds of its own.
+// GenerateDataKey makes a data key and returns it encrypted, and unless WithoutPlaintext is set in plaintext too. It needs the
+// verb generatedatakey, or generatedatakeywithoutplaintext, on the master key.
 func (s *Service) GenerateDataKey(ctx context.Context, token string, req GenerateDataKeyRequest) (resp GenerateDataKeyResponse, err error) {
-	start := s.now()
-	defer func() { s.metrics.observe(OperationGenerateDataKey, s.clock.Since(start), err) }()
-	if req.NumberOfBytes < 1 || req.NumberOfBytes > maxDataKey {
-		return GenerateDataKeyResponse{}, invalid("number_of_bytes", fmt.Errorf("must be 1 to %d", maxDataKey))
+	operation, verb := OperationGenerateDataKey, v1alpha1.VerbGenerateDataKey
+	if req.WithoutPlaintext {
+		operation, verb = OperationGenerateDataKeyWithoutPlaintext, v1alpha1.VerbGenerateDataKeyWithoutPlaintext
 	}
-	name, err := s.parseKeyName("key_id", req.KeyID)
+	start := s.now()
+	defer func() { s.metrics.observe(operation, s.clock.Since(start), err) }()
+	t, length, err := s.checkGenerate(req)
 	if err != nil {
 		return GenerateDataKeyResponse{}, err
-	}
-	ad := envelope.AssociatedData{Context: req.EncryptionContext}
-	if err := ad.Validate(); err != nil {
-		return GenerateDataKeyResponse{}, invalid("encryption_context", err)
 	}
 	caller, err := s.authenticate(ctx, token)
 	if err != nil {
 		return GenerateDataKeyResponse{}, err
 	}
-	record := AuditRecord{Operation: OperationGenerateDataKey, Caller: caller.audited(), Key: new(AuditKey), Bytes: req.NumberOfBytes}
-	resp, err = s.generateDataKey(ctx, s.reviewer(caller), name, req, &record)
+	record := newRecord(operation, caller, req.Door, req.DryRun)
+	record.Key, record.Bytes = new(AuditKey), length
+	resp, err = s.generateDataKey(ctx, s.reviewer(caller), verb, t, &record)
+	if err == nil && req.WithoutPlaintext {
+		resp.Plaintext.Destroy()
+		resp.Plaintext = envelope.Plaintext{}
+	}
 	if err != nil {
 		s.refused(ctx, caller, record, err)
-		return GenerateDataKeyResponse{}, err
 	}
-	return resp, nil
+	return resp, err
 }
 
-func (s *Service) generateDataKey(
-	ctx context.Context, review *reviewer, name keyName, req GenerateDataKeyRequest, record *AuditRecord,
-) (GenerateDataKeyResponse, error) {
-	k, o, err := s.keyToUse(ctx, review, v1alpha1.VerbGenerateDataKey, name, record.Key)
+func (s *Service) generateDataKey(ctx context.Context, review *reviewer, verb string, t target, record *AuditRecord) (GenerateDataKeyResponse, error) {
+	k, v, err := s.keyToSeal(ctx, review, verb, t, record.Key)
 	if err != nil {
 		return GenerateDataKeyResponse{}, err
 	}
-	if err := o.usable(); err != nil {
-		return GenerateDataKeyResponse{}, err
+	if record.DryRun {
+		return GenerateDataKeyResponse{}, errDryRun()
 	}
-	v, err := k.primaryVersion()
-	if err != nil {
-		return GenerateDataKeyResponse{}, outward(err)
-	}
-	*record.Key = k.audited(v)
-	p, err := envelope.NewPlaintext(req.NumberOfBytes)
+	p, err := envelope.NewPlaintext(record.Bytes)
 	if err != nil {
 		return GenerateDataKeyResponse{}, err
 	}
-	blob, err := v.material.Seal(k.header(v, envelope.KindAWS, envelope.Scope{}), envelope.AssociatedData{Context: req.EncryptionContext}, p)
+	sealed, err := s.sealFor(k, v, t, p)
 	if err == nil {
 		err = s.audit(ctx, *record)
 	}
@@ -84,5 +82,29 @@ func (s *Service) generateDataKey(
 		p.Destroy()
 		return GenerateDataKeyResponse{}, err
 	}
-	return GenerateDataKeyResponse{KeyARN: s.arn(k), KeyVersion: int32(v.number), CiphertextBlob: blob, Plaintext: p}, nil
+	return GenerateDataKeyResponse{Encrypted: sealed, Plaintext: p}, nil
+}
+
+// checkGenerate returns what to encrypt under, and the length of the data key.
+func (s *Service) checkGenerate(req GenerateDataKeyRequest) (t target, length int, err error) {
+	if t, err = s.checkTarget(&plainFields, req.KeyID, req.EncryptionContext, req.AAD, req.Door); err != nil {
+		return target{}, 0, err
+	}
+	if req.NumberOfBytes < 0 || req.NumberOfBytes > maxDataKey {
+		return target{}, 0, invalid("number_of_bytes", fmt.Errorf("must be 1 to %d", maxDataKey))
+	}
+	length = req.NumberOfBytes
+	switch req.KeySpec {
+	case "":
+	case string(v1alpha1.DataKeySpecAES256):
+		length = 32
+	case string(v1alpha1.DataKeySpecAES128):
+		length = 16
+	default:
+		return target{}, 0, invalid("key_spec", errors.New("must be AES_256 or AES_128"))
+	}
+	if (req.NumberOfBytes == 0) == (req.KeySpec == "") {
+		return target{}, 0, invalid("number_of_bytes", errors.New("exactly one of number_of_bytes and key_spec must be set"))
+	}
+	return t, length, checkTogether(&plainFields, t.ad)
 }

@@ -17,7 +17,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
-	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
 )
 
 // Limits of the gRPC server. A sidecar holds one connection, and sends a few calls a minute.
@@ -141,83 +140,11 @@ func refusalStatus(log logr.Logger, err error) error {
 	return withReason.Err()
 }
 
-// adapter is the gRPC face of a Service.
+// adapter is the gRPC face of a Service. Its methods are in grpc_datakeys.go, grpc_blobs.go and grpc_list.go.
 type adapter struct {
-	kmsv1.UnimplementedKeyServiceServer
+	kmsv1.UnsafeKeyServiceServer
 	service *Service
 	log     logr.Logger
-}
-
-// GenerateDataKey implements kmsv1.KeyServiceServer.
-func (a *adapter) GenerateDataKey(ctx context.Context, req *kmsv1.GenerateDataKeyRequest) (*kmsv1.GenerateDataKeyResponse, error) {
-	resp, err := a.service.GenerateDataKey(ctx, bearer(ctx), GenerateDataKeyRequest{
-		KeyID:             req.GetKeyId(),
-		NumberOfBytes:     int(req.GetNumberOfBytes()),
-		EncryptionContext: req.GetEncryptionContext(),
-	})
-	if err != nil {
-		return nil, err
-	}
-	return &kmsv1.GenerateDataKeyResponse{
-		KeyId:          resp.KeyARN,
-		KeyVersion:     resp.KeyVersion,
-		CiphertextBlob: resp.CiphertextBlob,
-		Plaintext:      resp.Plaintext.AppendTo(insecuresecret.Token{}, nil),
-	}, nil
-}
-
-// Decrypt implements kmsv1.KeyServiceServer.
-func (a *adapter) Decrypt(ctx context.Context, req *kmsv1.DecryptRequest) (*kmsv1.DecryptResponse, error) {
-	resp, err := a.service.Decrypt(ctx, bearer(ctx), decryptRequest(req))
-	if err != nil {
-		return nil, err
-	}
-	return decryptResponse(resp), nil
-}
-
-// BatchDecrypt implements kmsv1.KeyServiceServer.
-func (a *adapter) BatchDecrypt(ctx context.Context, req *kmsv1.BatchDecryptRequest) (*kmsv1.BatchDecryptResponse, error) {
-	requests := make([]DecryptRequest, len(req.GetRequests()))
-	for i, r := range req.GetRequests() {
-		requests[i] = decryptRequest(r)
-	}
-	results, err := a.service.BatchDecrypt(ctx, bearer(ctx), requests)
-	if err != nil {
-		return nil, err
-	}
-	out := &kmsv1.BatchDecryptResponse{Results: make([]*kmsv1.BatchDecryptResult, len(results))}
-	for i, r := range results {
-		out.Results[i] = a.batchResult(r)
-	}
-	return out, nil
-}
-
-func (a *adapter) batchResult(r BatchDecryptResult) *kmsv1.BatchDecryptResult {
-	if r.Err != nil {
-		code, message := refusal(a.log, r.Err)
-		return &kmsv1.BatchDecryptResult{Result: &kmsv1.BatchDecryptResult_Refusal{
-			Refusal: &kmsv1.Refusal{Code: int32(code), Message: message, Reason: ReasonOf(r.Err)},
-		}}
-	}
-	return &kmsv1.BatchDecryptResult{Result: &kmsv1.BatchDecryptResult_Response{Response: decryptResponse(r.Response)}}
-}
-
-func decryptRequest(r *kmsv1.DecryptRequest) DecryptRequest {
-	return DecryptRequest{
-		CiphertextBlob:    r.GetCiphertextBlob(),
-		EncryptionContext: r.GetEncryptionContext(),
-		KeyID:             r.GetKeyId(),
-	}
-}
-
-// decryptResponse hands a copy of the plaintext to the encoder, which is collected with the response: gRPC tells nobody
-// when it is done with it.
-func decryptResponse(r DecryptResponse) *kmsv1.DecryptResponse {
-	return &kmsv1.DecryptResponse{
-		KeyId:      r.KeyARN,
-		KeyVersion: r.KeyVersion,
-		Plaintext:  r.Plaintext.AppendTo(insecuresecret.Token{}, nil),
-	}
 }
 
 // bearer returns the token of a call, or nothing unless there is exactly one (RFC 6750, section 2.1).

@@ -119,7 +119,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 	blob, pairs := w.sealed(t, orders()), orders().EncryptionContext
 	methods := map[string]func(ctx context.Context) error{
 		"GenerateDataKey": func(ctx context.Context) error {
-			_, err := client.GenerateDataKey(ctx, &kmsv1.GenerateDataKeyRequest{KeyId: "orders", NumberOfBytes: 32})
+			_, err := client.GenerateDataKey(ctx, &kmsv1.GenerateDataKeyRequest{KeyId: "orders", NumberOfBytes: 32, Door: kmsv1.Door_DOOR_AWS})
 			return err
 		},
 		"Decrypt": func(ctx context.Context) error {
@@ -188,13 +188,13 @@ func TestTheAnswersOverGRPCAreThoseOfTheService(t *testing.T) {
 		t.Fatal(err)
 	}
 	made, err := client.GenerateDataKey(as(t, keyUser), &kmsv1.GenerateDataKeyRequest{
-		KeyId: info.ARN, NumberOfBytes: 24, EncryptionContext: map[string]string{"ключ": "значение"},
+		KeyId: info.ARN, NumberOfBytes: 24, EncryptionContext: map[string]string{"ключ": "значение"}, Door: kmsv1.Door_DOOR_AWS,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	opened, err := client.Decrypt(as(t, keyUser), &kmsv1.DecryptRequest{
-		CiphertextBlob: made.GetCiphertextBlob(), EncryptionContext: map[string]string{"ключ": "значение"}, KeyId: "orders",
+		CiphertextBlob: made.GetCiphertextBlob(), EncryptionContext: map[string]string{"ключ": "значение"}, KeyId: "orders", Door: kmsv1.Door_DOOR_AWS,
 	})
 	if err != nil {
 		t.Fatal(err)

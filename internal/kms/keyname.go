@@ -21,6 +21,7 @@ type keyName struct {
 	namespace   string // of an ARN only
 	name        string
 	alias       string // without the prefix alias/
+	elsewhere   bool   // an ARN of another installation: it means no key here
 }
 
 // parseKeyName reads a field that names a key. What can be a key ID is one, although a MasterKey may have such a name.
@@ -85,9 +86,7 @@ func (s *Service) parseARN(text string) (keyName, *Error) {
 		}
 		n.id = id
 	}
-	if parts[3] != s.seal.InstallID() { // whose ID is not told: nobody has been authenticated yet
-		return keyName{}, &Error{Code: CodeNotFound, Message: "the ARN is of another installation"}
-	}
+	n.elsewhere = parts[3] != s.seal.InstallID()
 	return n, nil
 }
 

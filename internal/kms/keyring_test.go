@@ -31,7 +31,7 @@ func TestAReplicaFetchesWhatItHasNotSeenBeforeItSaysNo(t *testing.T) {
 	late := replica(t, w)
 	open := func(d kms.DataKey, blob []byte) {
 		t.Helper()
-		if _, err := late.Decrypt(t.Context(), keyUser, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: d.EncryptionContext}); err != nil {
+		if _, err := late.Decrypt(t.Context(), keyUser, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: d.EncryptionContext, Door: kms.DoorAWS}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -49,7 +49,7 @@ func TestANewPrimaryVersionIsUsedByEveryReplicaAfterTenSeconds(t *testing.T) {
 	w := settled(t)
 	generate := func() int32 {
 		t.Helper()
-		made, err := w.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32})
+		made, err := w.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32, Door: kms.DoorAWS})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -84,7 +84,7 @@ func TestAllWhoAskForAKeyAtOnceReadItOnce(t *testing.T) {
 		var all sync.WaitGroup
 		for range 20 {
 			all.Go(func() {
-				_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext})
+				_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext, Door: kms.DoorAWS})
 				if err != nil {
 					t.Error(err)
 				}
@@ -107,7 +107,7 @@ func TestOneWhoGivesUpDoesNotSpoilTheOthersLoad(t *testing.T) {
 		gate := make(chan struct{})
 		w.store.Hook = func(int, sealtest.Call) sealtest.Fault { <-gate; return sealtest.None }
 		decrypt := func(ctx context.Context) error {
-			_, err := w.Decrypt(ctx, app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext})
+			_, err := w.Decrypt(ctx, app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext, Door: kms.DoorAWS})
 			return err
 		}
 
@@ -142,12 +142,12 @@ func TestNobodyWaitsForAnotherKey(t *testing.T) {
 		}
 		done := make(chan error, 1)
 		go func() {
-			_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: slow, EncryptionContext: orders().EncryptionContext})
+			_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: slow, EncryptionContext: orders().EncryptionContext, Door: kms.DoorAWS})
 			done <- err
 		}()
 		synctest.Wait()
 		for range 2 { // loaded, and known
-			if _, err := w.Decrypt(t.Context(), allKeys, kms.DecryptRequest{CiphertextBlob: cold}); err != nil {
+			if _, err := w.Decrypt(t.Context(), allKeys, kms.DecryptRequest{CiphertextBlob: cold, Door: kms.DoorAWS}); err != nil {
 				t.Error(err)
 			}
 		}
@@ -194,7 +194,7 @@ func TestALoadThatBeganTooEarlyDoesNotSayNo(t *testing.T) {
 		decrypt := func(blob []byte) chan error {
 			answer := make(chan error, 1)
 			go func() {
-				_, err := late.Decrypt(t.Context(), allKeys, kms.DecryptRequest{CiphertextBlob: blob})
+				_, err := late.Decrypt(t.Context(), allKeys, kms.DecryptRequest{CiphertextBlob: blob, Door: kms.DoorAWS})
 				answer <- err
 			}()
 			synctest.Wait()
@@ -226,7 +226,7 @@ func TestASlowOldLoadDoesNotReplaceANewerOne(t *testing.T) {
 		slow := &lateAnswers{Store: w.store, gate: make(chan struct{})}
 		late := serviceOver(t, w, slow)
 		generate := func() (int32, error) {
-			made, err := late.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32})
+			made, err := late.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32, Door: kms.DoorAWS})
 			return made.KeyVersion, err
 		}
 		old := make(chan int32, 1)
@@ -252,7 +252,7 @@ func TestHostileBlobsDoNotHammerTheStore(t *testing.T) {
 	w = replica(t, w)
 	ask := func(token string, h envelope.Header) kms.Code {
 		h.Kind = envelope.KindAWS
-		_, err := w.Decrypt(t.Context(), token, kms.DecryptRequest{CiphertextBlob: forged(t, h, envelope.NewMaterial())})
+		_, err := w.Decrypt(t.Context(), token, kms.DecryptRequest{CiphertextBlob: forged(t, h, envelope.NewMaterial()), Door: kms.DoorAWS})
 		return kms.CodeOf(err)
 	}
 	header := func(id envelope.KeyID) envelope.Header {
@@ -289,7 +289,7 @@ func TestHostileBlobsDoNotHammerTheStore(t *testing.T) {
 		t.Errorf("another namespace: got %v, want Denied", got)
 	}
 	w.clock.SetTime(begin.Add(3 * time.Second))
-	if _, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: good, EncryptionContext: orders().EncryptionContext}); err != nil {
+	if _, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: good, EncryptionContext: orders().EncryptionContext, Door: kms.DoorAWS}); err != nil {
 		t.Errorf("a second later, an honest caller: %v", err)
 	}
 	// Made-up versions of a key that is there count too.
@@ -308,7 +308,7 @@ func TestAStoreThatFailsIsUnavailableAndNotRemembered(t *testing.T) {
 	w := settled(t)
 	blob := w.sealed(t, orders())
 	w = replica(t, w)
-	req := kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext}
+	req := kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext, Door: kms.DoorAWS}
 	w.store.Hook = func(int, sealtest.Call) sealtest.Fault { return sealtest.Fail }
 	for range 200 { // more than the budget of unknown keys
 		if _, err := w.Decrypt(t.Context(), app, req); kms.CodeOf(err) != kms.CodeUnavailable {
@@ -330,7 +330,7 @@ func TestAPanicOfTheStoreIsAnError(t *testing.T) {
 	blob := w.sealed(t, orders())
 	w = replica(t, w)
 	w.store.Hook = func(int, sealtest.Call) sealtest.Fault { panic("sesame") }
-	_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext})
+	_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext, Door: kms.DoorAWS})
 	if got := kms.CodeOf(err); got != kms.CodeInternal {
 		t.Errorf("got %v, want Internal", err)
 	}

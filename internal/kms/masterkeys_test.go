@@ -322,7 +322,7 @@ func TestOneDamagedVersionTakesNoDataKeyOfAnotherAway(t *testing.T) {
 	if _, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext}); err != nil {
 		t.Errorf("a data key of version 1 is not released: %v", err)
 	}
-	_, err := w.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32})
+	_, err := w.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32, Door: kms.DoorAWS})
 	if got := kms.CodeOf(err); got != kms.CodeFailedPrecondition {
 		t.Errorf("a data key under the damaged primary version: got %v, want FailedPrecondition", err)
 	}

@@ -32,7 +32,7 @@ func TestNoKeyIsInErrorsLogsAuditEventsMetricsOrTheStore(t *testing.T) {
 	}
 
 	data := orders()
-	made, err := w.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 64})
+	made, err := w.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 64, Door: kms.DoorAWS})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +122,7 @@ func TestNothingThatHoldsADataKeyPrintsIt(t *testing.T) {
 	type holder struct{ inner any }
 	response := kms.DecryptResponse{KeyARN: "arn", KeyVersion: 1, Plaintext: p}
 	for name, v := range map[string]any{
-		"GenerateDataKeyResponse": kms.GenerateDataKeyResponse{KeyARN: "arn", KeyVersion: 1, CiphertextBlob: []byte("blob"), Plaintext: p},
+		"GenerateDataKeyResponse": kms.GenerateDataKeyResponse{Plaintext: p},
 		"DecryptResponse":         response,
 		"BatchDecryptResult":      kms.BatchDecryptResult{Response: response},
 		"a list of results":       []kms.BatchDecryptResult{{Response: response}},

@@ -1,0 +1,120 @@
+package kms
+
+import (
+	"context"
+
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/internal/envelope"
+)
+
+// Encrypt implements kmsv1.KeyServiceServer.
+func (a *adapter) Encrypt(ctx context.Context, req *kmsv1.EncryptRequest) (*kmsv1.EncryptResponse, error) {
+	defer clear(req.GetPlaintext())
+	// What breaks the rule of plaintext becomes the zero Plaintext, and the service says so in its turn.
+	p, _ := envelope.PlaintextFromBytes(req.GetPlaintext())
+	defer p.Destroy()
+	resp, err := a.service.Encrypt(ctx, bearer(ctx), EncryptRequest{
+		KeyID:             req.GetKeyId(),
+		Plaintext:         p,
+		EncryptionContext: req.GetEncryptionContext(),
+		AAD:               req.GetAad(),
+		Door:              Door(req.GetDoor()),
+		DryRun:            req.GetDryRun(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &kmsv1.EncryptResponse{
+		KeyId:          resp.KeyARN,
+		KeyVersion:     resp.KeyVersion,
+		CiphertextBlob: resp.CiphertextBlob,
+		Iv:             resp.IV,
+		MaterialId:     resp.MaterialID[:],
+	}, nil
+}
+
+// Decrypt implements kmsv1.KeyServiceServer.
+func (a *adapter) Decrypt(ctx context.Context, req *kmsv1.DecryptRequest) (*kmsv1.DecryptResponse, error) {
+	resp, err := a.service.Decrypt(ctx, bearer(ctx), decryptRequest(req))
+	if err != nil {
+		return nil, err
+	}
+	return decryptResponse(&resp), nil
+}
+
+// BatchDecrypt implements kmsv1.KeyServiceServer.
+func (a *adapter) BatchDecrypt(ctx context.Context, req *kmsv1.BatchDecryptRequest) (*kmsv1.BatchDecryptResponse, error) {
+	requests := make([]DecryptRequest, len(req.GetRequests()))
+	for i, r := range req.GetRequests() {
+		requests[i] = decryptRequest(r)
+	}
+	results, err := a.service.BatchDecrypt(ctx, bearer(ctx), requests)
+	if err != nil {
+		return nil, err
+	}
+	out := &kmsv1.BatchDecryptResponse{Results: make([]*kmsv1.BatchDecryptResult, len(results))}
+	for i := range results {
+		out.Results[i] = a.batchResult(&results[i])
+	}
+	return out, nil
+}
+
+// ReEncrypt implements kmsv1.KeyServiceServer.
+func (a *adapter) ReEncrypt(ctx context.Context, req *kmsv1.ReEncryptRequest) (*kmsv1.ReEncryptResponse, error) {
+	resp, err := a.service.ReEncrypt(ctx, bearer(ctx), ReEncryptRequest{
+		CiphertextBlob:               req.GetCiphertextBlob(),
+		SourceEncryptionContext:      req.GetSourceEncryptionContext(),
+		SourceAAD:                    req.GetSourceAad(),
+		SourceKeyID:                  req.GetSourceKeyId(),
+		SourceIV:                     req.GetSourceIv(),
+		DestinationKeyID:             req.GetDestinationKeyId(),
+		DestinationEncryptionContext: req.GetDestinationEncryptionContext(),
+		DestinationAAD:               req.GetDestinationAad(),
+		Door:                         Door(req.GetDoor()),
+		DryRun:                       req.GetDryRun(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &kmsv1.ReEncryptResponse{
+		CiphertextBlob:   resp.CiphertextBlob,
+		SourceKeyId:      resp.SourceKeyARN,
+		SourceKeyVersion: resp.SourceKeyVersion,
+		SourceMaterialId: resp.SourceMaterialID[:],
+		KeyId:            resp.KeyARN,
+		KeyVersion:       resp.KeyVersion,
+		MaterialId:       resp.MaterialID[:],
+		Iv:               resp.IV,
+	}, nil
+}
+
+func (a *adapter) batchResult(r *BatchDecryptResult) *kmsv1.BatchDecryptResult {
+	if r.Err != nil {
+		code, message := refusal(a.log, r.Err)
+		return &kmsv1.BatchDecryptResult{Result: &kmsv1.BatchDecryptResult_Refusal{
+			Refusal: &kmsv1.Refusal{Code: int32(code), Message: message, Reason: ReasonOf(r.Err)},
+		}}
+	}
+	return &kmsv1.BatchDecryptResult{Result: &kmsv1.BatchDecryptResult_Response{Response: decryptResponse(&r.Response)}}
+}
+
+func decryptRequest(r *kmsv1.DecryptRequest) DecryptRequest {
+	return DecryptRequest{
+		CiphertextBlob:    r.GetCiphertextBlob(),
+		EncryptionContext: r.GetEncryptionContext(),
+		AAD:               r.GetAad(),
+		KeyID:             r.GetKeyId(),
+		IV:                r.GetIv(),
+		Door:              Door(r.GetDoor()),
+		DryRun:            r.GetDryRun(),
+	}
+}
+
+func decryptResponse(r *DecryptResponse) *kmsv1.DecryptResponse {
+	return &kmsv1.DecryptResponse{
+		KeyId:      r.KeyARN,
+		KeyVersion: r.KeyVersion,
+		Plaintext:  release(r.Plaintext),
+		MaterialId: r.MaterialID[:],
+	}
+}

@@ -1,0 +1,117 @@
+package kms
+
+import (
+	"context"
+
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
+)
+
+// GenerateDataKey implements kmsv1.KeyServiceServer.
+func (a *adapter) GenerateDataKey(ctx context.Context, req *kmsv1.GenerateDataKeyRequest) (*kmsv1.GenerateDataKeyResponse, error) {
+	resp, err := a.service.GenerateDataKey(ctx, bearer(ctx), GenerateDataKeyRequest{
+		KeyID:             req.GetKeyId(),
+		NumberOfBytes:     int(req.GetNumberOfBytes()),
+		KeySpec:           req.GetKeySpec(),
+		EncryptionContext: req.GetEncryptionContext(),
+		AAD:               req.GetAad(),
+		Door:              Door(req.GetDoor()),
+		DryRun:            req.GetDryRun(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &kmsv1.GenerateDataKeyResponse{
+		KeyId:          resp.KeyARN,
+		KeyVersion:     resp.KeyVersion,
+		CiphertextBlob: resp.CiphertextBlob,
+		Plaintext:      release(resp.Plaintext),
+		Iv:             resp.IV,
+		MaterialId:     resp.MaterialID[:],
+	}, nil
+}
+
+// GenerateDataKeyWithoutPlaintext implements kmsv1.KeyServiceServer.
+func (a *adapter) GenerateDataKeyWithoutPlaintext(
+	ctx context.Context, req *kmsv1.GenerateDataKeyWithoutPlaintextRequest,
+) (*kmsv1.GenerateDataKeyWithoutPlaintextResponse, error) {
+	resp, err := a.service.GenerateDataKey(ctx, bearer(ctx), GenerateDataKeyRequest{
+		KeyID:             req.GetKeyId(),
+		NumberOfBytes:     int(req.GetNumberOfBytes()),
+		KeySpec:           req.GetKeySpec(),
+		EncryptionContext: req.GetEncryptionContext(),
+		AAD:               req.GetAad(),
+		Door:              Door(req.GetDoor()),
+		WithoutPlaintext:  true,
+		DryRun:            req.GetDryRun(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &kmsv1.GenerateDataKeyWithoutPlaintextResponse{
+		KeyId:          resp.KeyARN,
+		KeyVersion:     resp.KeyVersion,
+		CiphertextBlob: resp.CiphertextBlob,
+		Iv:             resp.IV,
+		MaterialId:     resp.MaterialID[:],
+	}, nil
+}
+
+// GenerateDataKeyPair implements kmsv1.KeyServiceServer.
+func (a *adapter) GenerateDataKeyPair(ctx context.Context, req *kmsv1.GenerateDataKeyPairRequest) (*kmsv1.GenerateDataKeyPairResponse, error) {
+	resp, err := a.service.GenerateDataKeyPair(ctx, bearer(ctx), GenerateDataKeyPairRequest{
+		KeyID:             req.GetKeyId(),
+		KeyPairSpec:       req.GetKeyPairSpec(),
+		EncryptionContext: req.GetEncryptionContext(),
+		AAD:               req.GetAad(),
+		Door:              Door(req.GetDoor()),
+		DryRun:            req.GetDryRun(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &kmsv1.GenerateDataKeyPairResponse{
+		KeyId:                    resp.KeyARN,
+		KeyVersion:               resp.KeyVersion,
+		KeyPairSpec:              resp.KeyPairSpec,
+		PublicKey:                resp.PublicKey,
+		PrivateKeyCiphertextBlob: resp.CiphertextBlob,
+		PrivateKeyPlaintext:      release(resp.PrivateKey),
+		Iv:                       resp.IV,
+		MaterialId:               resp.MaterialID[:],
+	}, nil
+}
+
+// GenerateDataKeyPairWithoutPlaintext implements kmsv1.KeyServiceServer.
+func (a *adapter) GenerateDataKeyPairWithoutPlaintext(
+	ctx context.Context, req *kmsv1.GenerateDataKeyPairWithoutPlaintextRequest,
+) (*kmsv1.GenerateDataKeyPairWithoutPlaintextResponse, error) {
+	resp, err := a.service.GenerateDataKeyPair(ctx, bearer(ctx), GenerateDataKeyPairRequest{
+		KeyID:             req.GetKeyId(),
+		KeyPairSpec:       req.GetKeyPairSpec(),
+		EncryptionContext: req.GetEncryptionContext(),
+		AAD:               req.GetAad(),
+		Door:              Door(req.GetDoor()),
+		WithoutPlaintext:  true,
+		DryRun:            req.GetDryRun(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &kmsv1.GenerateDataKeyPairWithoutPlaintextResponse{
+		KeyId:                    resp.KeyARN,
+		KeyVersion:               resp.KeyVersion,
+		KeyPairSpec:              resp.KeyPairSpec,
+		PublicKey:                resp.PublicKey,
+		PrivateKeyCiphertextBlob: resp.CiphertextBlob,
+		Iv:                       resp.IV,
+		MaterialId:               resp.MaterialID[:],
+	}, nil
+}
+
+// release copies a plaintext into a response and destroys it. The copy is cleared once it is encoded (secretCodec).
+func release(p envelope.Plaintext) []byte {
+	defer p.Destroy()
+	return p.AppendTo(insecuresecret.Token{}, nil)
+}
