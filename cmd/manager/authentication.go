@@ -10,7 +10,6 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/cache"
 	authenticationclient "k8s.io/client-go/kubernetes/typed/authentication/v1"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
@@ -20,6 +19,14 @@ import (
 // reviewTTL is how long the answer of a TokenReview or SubjectAccessReview is used again. A permission that is taken away
 // bites after at most this long.
 const reviewTTL = 10 * time.Second
+
+// refusedTTL is how long the refusal of a token is used again, so that one that is sent again and again costs one review in
+// that time. A token that becomes valid is taken this much later.
+const refusedTTL = 2 * time.Second
+
+// refusedCacheSize bounds the memory of refused tokens. They have a cache of their own, so that no amount of them drives
+// out what is known of good ones.
+const refusedCacheSize = 1024
 
 // reviewCacheSize bounds the memory of each review cache. An entry takes about 1 KiB.
 const reviewCacheSize = 4096
@@ -40,20 +47,32 @@ const (
 // refused and for an API server that cannot be reached. A sidecar must tell them apart: the first ends its keys, the second
 // must not.
 type tokenReviewer struct {
-	client authenticationclient.TokenReviewInterface
-	cache  *cache.LRUExpireCache
+	client  authenticationclient.TokenReviewInterface
+	cache   *reviewCache[tokenHash, kms.Caller]
+	refused *reviewCache[tokenHash, error]
 }
 
+// tokenHash stands for a token: the caches must not be stores of tokens.
+type tokenHash [sha256.Size]byte
+
 func newTokenReviewer(client authenticationclient.TokenReviewInterface) *tokenReviewer {
-	return &tokenReviewer{client: client, cache: cache.NewLRUExpireCache(reviewCacheSize)}
+	return &tokenReviewer{
+		client:  client,
+		cache:   newReviewCache[tokenHash, kms.Caller](reviewTTL, reviewCacheSize),
+		refused: newReviewCache[tokenHash, error](refusedTTL, refusedCacheSize),
+	}
 }
 
 // Authenticate returns the pod behind a token, or kms.ErrUnauthenticated.
 func (r *tokenReviewer) Authenticate(ctx context.Context, token string) (kms.Caller, error) {
-	key := sha256.Sum256([]byte(token)) // the cache must not be a store of tokens
-	if cached, ok := r.cache.Get(key); ok {
-		return cached.(kms.Caller), nil
+	hash := tokenHash(sha256.Sum256([]byte(token)))
+	if caller, found := r.cache.get(hash); found {
+		return caller, nil
 	}
+	if err, found := r.refused.get(hash); found {
+		return kms.Caller{}, err
+	}
+	asked := r.cache.clock.Now()
 	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
 	defer cancel()
 	review, err := r.client.Create(ctx, &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{
@@ -65,9 +84,10 @@ func (r *tokenReviewer) Authenticate(ctx context.Context, token string) (kms.Cal
 	}
 	caller, err := callerOf(&review.Status)
 	if err != nil {
+		r.refused.add(hash, err, asked)
 		return kms.Caller{}, err
 	}
-	r.cache.Add(key, caller, reviewTTL)
+	r.cache.add(hash, caller, asked)
 	return caller, nil
 }
 

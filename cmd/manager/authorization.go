@@ -3,11 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/cache"
 	authorizationclient "k8s.io/client-go/kubernetes/typed/authorization/v1"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
@@ -18,20 +16,27 @@ import (
 // `kubectl auth can-i` tells the truth.
 type accessReviewer struct {
 	client authorizationclient.SubjectAccessReviewInterface
-	cache  *cache.LRUExpireCache
+	cache  *reviewCache[accessQuestion, bool]
+}
+
+// accessQuestion is what a review depends on. The pod's UID stands for the whole user: a token of one pod has one
+// ServiceAccount, and its groups follow from it.
+type accessQuestion struct {
+	podUID, username, uid string
+	access                kms.Access
 }
 
 func newAccessReviewer(client authorizationclient.SubjectAccessReviewInterface) *accessReviewer {
-	return &accessReviewer{client: client, cache: cache.NewLRUExpireCache(reviewCacheSize)}
+	return &accessReviewer{client: client, cache: newReviewCache[accessQuestion, bool](reviewTTL, reviewCacheSize)}
 }
 
 // Authorize says whether RBAC allows the access. An error means that it could not be found out.
 func (r *accessReviewer) Authorize(ctx context.Context, caller kms.Caller, access kms.Access) (bool, error) {
-	// The pod's UID stands for the whole user: a token of one pod has one ServiceAccount, and its groups follow from it.
-	key := strings.Join([]string{caller.PodUID, caller.Username, caller.UID, access.Verb, access.Resource, access.Namespace, access.Name}, "\x00")
-	if cached, ok := r.cache.Get(key); ok {
-		return cached.(bool), nil
+	question := accessQuestion{podUID: caller.PodUID, username: caller.Username, uid: caller.UID, access: access}
+	if allowed, found := r.cache.get(question); found {
+		return allowed, nil
 	}
+	asked := r.cache.clock.Now()
 	extra := make(map[string]authorizationv1.ExtraValue, len(caller.Extra))
 	for k, v := range caller.Extra {
 		extra[k] = v
@@ -59,6 +64,6 @@ func (r *accessReviewer) Authorize(ctx context.Context, caller kms.Caller, acces
 		// An authorizer that failed has not said no.
 		return false, fmt.Errorf("review the access: %s", review.Status.EvaluationError)
 	}
-	r.cache.Add(key, allowed, reviewTTL)
+	r.cache.add(question, allowed, asked)
 	return allowed, nil
 }

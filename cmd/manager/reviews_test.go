@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"strconv"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -11,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
+	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/kms"
@@ -70,7 +73,10 @@ func TestAuthenticate(t *testing.T) {
 				return true, &authenticationv1.TokenReview{Status: test.review}, test.err
 			})
 			reviewer := newTokenReviewer(set.AuthenticationV1().TokenReviews())
-			for range 2 {
+			now := clocktesting.NewFakePassiveClock(time.Unix(0, 0))
+			reviewer.cache.clock, reviewer.refused.clock = now, now
+			ask := func() {
+				t.Helper()
 				caller, err := reviewer.Authenticate(t.Context(), podToken)
 				switch {
 				case test.refused && !errors.Is(err, kms.ErrUnauthenticated):
@@ -88,12 +94,29 @@ func TestAuthenticate(t *testing.T) {
 					}
 				}
 			}
-			if want := 2; test.refused || test.err != nil {
-				if asked != want {
-					t.Errorf("the API server was asked %d times: what is not a yes must not be remembered", asked)
+			for _, step := range []struct {
+				after                  time.Duration
+				yes, refusal, noAnswer int // how often the API server was asked so far
+			}{
+				{0, 1, 1, 1},
+				{0, 1, 1, 2},
+				{refusedTTL - 1, 1, 1, 3},
+				{refusedTTL, 1, 2, 4},
+				{reviewTTL - 1, 1, 3, 5},
+				{reviewTTL, 2, 3, 6},
+			} {
+				now.SetTime(time.Unix(0, 0).Add(step.after))
+				ask()
+				want := step.yes
+				switch {
+				case test.refused:
+					want = step.refusal
+				case test.err != nil:
+					want = step.noAnswer
 				}
-			} else if asked != 1 {
-				t.Errorf("the API server was asked %d times, want once", asked)
+				if asked != want {
+					t.Errorf("after %v the API server was asked %d times, want %d", step.after, asked, want)
+				}
 			}
 		})
 	}
@@ -178,6 +201,67 @@ func TestAuthorizeKeepsQuestionsApart(t *testing.T) {
 	} {
 		if ask() {
 			t.Errorf("%s got the answer of the first", name)
+		}
+	}
+}
+
+// Whoever sends many bad tokens must not make the reviewer forget the good ones.
+func TestRefusedTokensDriveOutNoGoodOnes(t *testing.T) {
+	set := fake.NewClientset()
+	asked := 0
+	set.PrependReactor("create", "tokenreviews", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		asked++
+		good := action.(clienttesting.CreateAction).GetObject().(*authenticationv1.TokenReview).Spec.Token == podToken
+		return true, &authenticationv1.TokenReview{Status: podReview(func(s *authenticationv1.TokenReviewStatus) { s.Authenticated = good })}, nil
+	})
+	reviewer := newTokenReviewer(set.AuthenticationV1().TokenReviews())
+	now := clocktesting.NewFakePassiveClock(time.Unix(0, 0))
+	reviewer.cache.clock, reviewer.refused.clock = now, now
+	authenticate := func(token string) error {
+		_, err := reviewer.Authenticate(t.Context(), token)
+		return err
+	}
+	if err := authenticate(podToken); err != nil {
+		t.Fatal(err)
+	}
+	bad := 2 * refusedCacheSize
+	for i := range bad {
+		if err := authenticate("bad-" + strconv.Itoa(i)); !errors.Is(err, kms.ErrUnauthenticated) {
+			t.Fatalf("got %v, want a refusal", err)
+		}
+	}
+	if err := authenticate(podToken); err != nil || asked != 1+bad {
+		t.Errorf("got %v after %d reviews, want %d", err, asked, 1+bad)
+	}
+	if got := len(reviewer.refused.answers); got > refusedCacheSize {
+		t.Errorf("%d refusals are remembered, want at most %d", got, refusedCacheSize)
+	}
+}
+
+// The hot path of every call: what is remembered costs no allocation.
+func TestRememberedReviewsAllocateNothing(t *testing.T) {
+	set := fake.NewClientset()
+	set.PrependReactor("create", "tokenreviews", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, &authenticationv1.TokenReview{Status: podReview(nil)}, nil
+	})
+	set.PrependReactor("create", "subjectaccessreviews", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, &authorizationv1.SubjectAccessReview{Status: authorizationv1.SubjectAccessReviewStatus{Allowed: true}}, nil
+	})
+	tokens := newTokenReviewer(set.AuthenticationV1().TokenReviews())
+	accesses := newAccessReviewer(set.AuthorizationV1().SubjectAccessReviews())
+	now := clocktesting.NewFakePassiveClock(time.Unix(0, 0))
+	tokens.cache.clock, accesses.cache.clock = now, now
+	caller, err := tokens.Authenticate(t.Context(), podToken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	access := kms.Access{Verb: "decrypt", Resource: "datakeyrequests", Namespace: "team-a", Name: "orders"}
+	for name, call := range map[string]func(){
+		"Authenticate": func() { _, _ = tokens.Authenticate(t.Context(), podToken) },
+		"Authorize":    func() { _, _ = accesses.Authorize(t.Context(), caller, access) },
+	} {
+		if got := testing.AllocsPerRun(100, call); got > 0 {
+			t.Errorf("%s: %v allocations, want none", name, got)
 		}
 	}
 }

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"sync"
+	"time"
+
+	"k8s.io/utils/clock"
+)
+
+// reviewCache remembers the answers of reviews for a while. The key is a struct and not a text, and neither it nor the
+// answer is boxed: every call of a pod looks here twice or more, and that costs no allocation.
+type reviewCache[K comparable, V any] struct {
+	ttl   time.Duration
+	most  int // how many answers are remembered
+	clock clock.PassiveClock
+
+	mu      sync.Mutex
+	answers map[K]reviewAnswer[V]
+}
+
+type reviewAnswer[V any] struct {
+	value V
+	until time.Time
+}
+
+func newReviewCache[K comparable, V any](ttl time.Duration, most int) *reviewCache[K, V] {
+	return &reviewCache[K, V]{ttl: ttl, most: most, clock: clock.RealClock{}, answers: map[K]reviewAnswer[V]{}}
+}
+
+// get returns the answer that was given to the question key less than ttl ago.
+func (c *reviewCache[K, V]) get(key K) (value V, found bool) {
+	now := c.clock.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a, found := c.answers[key]
+	if !found || !now.Before(a.until) {
+		return value, false
+	}
+	return a.value, true
+}
+
+// add remembers an answer to a question that was asked at a time. Where there are too many, old ones are forgotten first,
+// and then any.
+func (c *reviewCache[K, V]) add(key K, value V, asked time.Time) {
+	now := c.clock.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, found := c.answers[key]; !found && len(c.answers) >= c.most {
+		for old, a := range c.answers {
+			if !now.Before(a.until) {
+				delete(c.answers, old)
+			}
+		}
+		for old := range c.answers {
+			if len(c.answers) < c.most {
+				break
+			}
+			delete(c.answers, old)
+		}
+	}
+	c.answers[key] = reviewAnswer[V]{value: value, until: asked.Add(c.ttl)}
+}

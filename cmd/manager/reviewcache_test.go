@@ -1,0 +1,53 @@
+package main
+
+import (
+	"testing"
+	"time"
+
+	clocktesting "k8s.io/utils/clock/testing"
+)
+
+func TestReviewCache(t *testing.T) {
+	begin := time.Unix(0, 0)
+	clock := clocktesting.NewFakePassiveClock(begin)
+	c := newReviewCache[int, string](10*time.Second, 3)
+	c.clock = clock
+	at := func(after time.Duration) time.Time {
+		clock.SetTime(begin.Add(after))
+		return clock.Now()
+	}
+	check := func(key int, want string) {
+		t.Helper()
+		if got, found := c.get(key); got != want || found != (want != "") {
+			t.Errorf("after %v: %d is %q, %v, want %q", clock.Now().Sub(begin), key, got, found, want)
+		}
+	}
+
+	check(1, "")
+	c.add(1, "one", at(0))
+	at(5 * time.Second)
+	c.add(2, "two", begin) // the answer took 5 s: it counts from the question
+	check(1, "one")
+	check(2, "two")
+	at(10*time.Second - 1)
+	check(1, "one")
+	check(2, "two")
+	at(10 * time.Second)
+	check(1, "")
+	check(2, "")
+
+	c.add(3, "three", at(10*time.Second))
+	c.add(4, "four", at(10*time.Second)) // 1 and 2 are old and make room
+	check(3, "three")
+	check(4, "four")
+	c.add(3, "3", at(11*time.Second))
+	check(3, "3")
+	check(4, "four")
+	for key := range 100 {
+		c.add(key, "x", clock.Now())
+		check(key, "x")
+		if len(c.answers) > 3 {
+			t.Fatalf("%d answers are remembered, want at most 3", len(c.answers))
+		}
+	}
+}
