@@ -18,6 +18,9 @@ const (
 	// AnnotationWait on a pod, with the value "false", starts the application without waiting for its data keys.
 	AnnotationWait = "datakeys.io/wait"
 
+	// AnnotationRotateRequestedAt, with any new value, asks for a rotation: on the Secret of the sealing keys, of these.
+	AnnotationRotateRequestedAt = "datakeys.io/rotate-requested-at"
+
 	// LabelMasterKey on a sealed-material Secret holds the name of its MasterKey, shortened to the length of a label.
 	// It is for people: the binding that counts is authenticated inside the material.
 	LabelMasterKey = "datakeys.io/master-key"
@@ -48,6 +51,8 @@ const (
 	SecretKeyIV                = "iv"
 	SecretKeyAlgorithm         = "algorithm"
 	SecretKeyEncryptionContext = "encryptionContext"
+	SecretKeyAAD               = "aad"
+	SecretKeyPublicKey         = "publicKey"
 	SecretKeyKeyID             = "keyId"
 	SecretKeyKeyVersion        = "keyVersion"
 	SecretKeyGeneration        = "generation"

@@ -49,7 +49,7 @@ func blobs(t *testing.T, w *world) map[string][]byte {
 		}), theirs),
 		"Alibaba":           forged(t, with(func(h *envelope.Header) { h.Kind = envelope.KindAlibabaInitial }), material),
 		"a sealed version":  w.store.Secrets()[ordersKey.KeyID].Data["v1"],
-		"a sealing key":     w.store.Secrets()[seal.SealingKeysSecret].Data["v1"],
+		"a sealing key":     w.store.WrappedSealingKey(),
 		"without its start": w.sealed(t, orders())[1:],
 		"nothing":           nil,
 		"too large":         make([]byte, 6145),

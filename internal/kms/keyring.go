@@ -209,7 +209,7 @@ func (r *keyring) read(ctx context.Context, id envelope.KeyID) (k *key, err erro
 	if err != nil {
 		return nil, fmt.Errorf("reading the material of key %s: %w", id, err)
 	}
-	k, err = unsealKey(r.seal, id, s)
+	k, err = unsealKey(ctx, r.seal, id, s)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,8 @@
 package kms
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -54,8 +56,9 @@ func labelValue(name string) string {
 
 // unsealKey opens every version in a key's Secret. Where some open and others do not, the key has the ones that do, and
 // damage says what is wrong with the others: one damaged entry takes no data key away that it does not wrap. Where none
-// opens, the error is ErrMaterialBroken.
-func unsealKey(s *seal.Keyring, id envelope.KeyID, secret seal.Secret) (*key, error) {
+// opens, the error is ErrMaterialBroken. Any other error is worth another try: the key is sealed by a sealing key that this
+// manager has not met yet and cannot ask for now.
+func unsealKey(ctx context.Context, s *seal.Keyring, id envelope.KeyID, secret seal.Secret) (*key, error) {
 	broken := func(format string, args ...any) error {
 		return fmt.Errorf("%w: Secret %s %s: restore it from a backup", ErrMaterialBroken, secret.Name, fmt.Sprintf(format, args...))
 	}
@@ -76,7 +79,10 @@ func unsealKey(s *seal.Keyring, id envelope.KeyID, secret seal.Secret) (*key, er
 		}
 		entries++
 		k.primary = max(k.primary, number)
-		owner, materialID, material, err := s.Unseal(id, number, secret.Data[entry])
+		owner, materialID, material, err := s.Unseal(ctx, id, number, secret.Data[entry])
+		if err != nil && !errors.Is(err, envelope.ErrNotMine) && !errors.Is(err, envelope.ErrBroken) && !errors.Is(err, envelope.ErrInvalid) {
+			return nil, fmt.Errorf("unsealing entry %s of Secret %s: %w", entry, secret.Name, err)
+		}
 		if err != nil {
 			damaged(broken("has an entry %s that does not open (%v)", entry, err))
 			continue

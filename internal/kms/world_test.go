@@ -120,7 +120,7 @@ func serviceOver(t testing.TB, w *world, store kms.KeyStore) *kms.Service {
 const (
 	app      = "app"      // team-a: decrypt on datakeyrequests/orders
 	keyUser  = "key-user" // team-a: decrypt and generatedatakey on masterkeys/orders
-	allKeys  = "all-keys" // team-a: decrypt and generatedatakey on all masterkeys, decrypt on datakeyrequests/orders
+	allKeys  = "all-keys" // team-a: every cryptographic operation on all masterkeys, decrypt on datakeyrequests/orders
 	nobody   = "nobody"   // team-a: nothing
 	stranger = "stranger" // team-b: decrypt on team-a's datakeyrequests/orders and masterkeys/orders
 )
@@ -148,7 +148,12 @@ func settled(t testing.TB) *world {
 	grant(keyUser, "team-a", v1alpha1.VerbDecrypt, v1alpha1.ResourceMasterKeys, "orders")
 	grant(keyUser, "team-a", v1alpha1.VerbGenerateDataKey, v1alpha1.ResourceMasterKeys, "orders")
 	grant(allKeys, "team-a", v1alpha1.VerbDecrypt, v1alpha1.ResourceMasterKeys, "")
-	grant(allKeys, "team-a", v1alpha1.VerbGenerateDataKey, v1alpha1.ResourceMasterKeys, "")
+	for _, verb := range []string{
+		v1alpha1.VerbGenerateDataKey, v1alpha1.VerbGenerateDataKeyWithoutPlaintext, v1alpha1.VerbGenerateDataKeyPair,
+		v1alpha1.VerbGenerateDataKeyPairWithoutPlaintext, v1alpha1.VerbEncrypt, v1alpha1.VerbReEncryptFrom, v1alpha1.VerbReEncryptTo,
+	} {
+		grant(allKeys, "team-a", verb, v1alpha1.ResourceMasterKeys, "")
+	}
 	grant(allKeys, "team-a", v1alpha1.VerbDecrypt, v1alpha1.ResourceDataKeyRequests, "orders")
 	grant(stranger, "team-b", v1alpha1.VerbDecrypt, v1alpha1.ResourceDataKeyRequests, "orders")
 	grant(stranger, "team-b", v1alpha1.VerbDecrypt, v1alpha1.ResourceMasterKeys, "orders")
@@ -194,7 +199,7 @@ func (w *world) material(t testing.TB, ref kms.MasterKeyRef) (envelope.MaterialI
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, materialID, m, err := ring.Unseal(id, 1, w.store.Secrets()[ref.KeyID].Data["v1"])
+	_, materialID, m, err := ring.Unseal(t.Context(), id, 1, w.store.Secrets()[ref.KeyID].Data["v1"])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,11 +231,17 @@ func (w *world) addVersion(t testing.TB, ref kms.MasterKeyRef, version uint32) {
 // forged makes a blob with any header under any material.
 func forged(t testing.TB, h envelope.Header, m envelope.Material) []byte {
 	t.Helper()
+	return forgedFor(t, h, m, envelope.AssociatedData{})
+}
+
+// forgedFor is forged with associated data.
+func forgedFor(t testing.TB, h envelope.Header, m envelope.Material, ad envelope.AssociatedData) []byte {
+	t.Helper()
 	p, err := envelope.NewPlaintext(32)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := m.Seal(h, envelope.AssociatedData{}, p)
+	b, err := m.Seal(h, ad, p)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,7 +56,7 @@ func TestUnsealOpensNothingButThatVersionOfThatKey(t *testing.T) {
 		"a namespace changed in the clear header": {of.KeyID, 3, []byte(strings.Replace(string(good), "team-a", "team-b", 1)), envelope.ErrBroken},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, id, m, err := ring.Unseal(c.keyID, c.version, c.sealed)
+			got, id, m, err := ring.Unseal(t.Context(), c.keyID, c.version, c.sealed)
 			if !errors.Is(err, c.want) || (err != nil) != (c.want != nil) {
 				t.Fatalf("got %v, want %v", err, c.want)
 			}
@@ -93,9 +93,7 @@ func TestNothingThatHoldsAKeyPrintsIt(t *testing.T) {
 		"the Secret of the root key":            root,
 		"a pointer to it":                       &root,
 		"a keyring":                             ring,
-		"a keyring, not its pointer":            *ring,
 		"a keyring in somebody's private field": holder{ring},
-		"that, not its pointer":                 holder{*ring},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out strings.Builder
@@ -133,7 +131,7 @@ func BenchmarkUnseal(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, _, _, err := ring.Unseal(of.KeyID, 1, sealed); err != nil {
+		if _, _, _, err := ring.Unseal(b.Context(), of.KeyID, 1, sealed); err != nil {
 			b.Fatal(err)
 		}
 	}

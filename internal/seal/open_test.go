@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -37,7 +38,7 @@ func sameKeys(t *testing.T, a, b *seal.Keyring) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		gotOf, gotID, gotM, err := pair[1].Unseal(of.KeyID, 1, sealed)
+		gotOf, gotID, gotM, err := pair[1].Unseal(t.Context(), of.KeyID, 1, sealed)
 		if err != nil {
 			t.Fatalf("what one keyring sealed the other does not open: %v", err)
 		}
@@ -108,13 +109,10 @@ func TestOpenConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
 func TestWhatAnOlderSealingKeySealedStillOpens(t *testing.T) {
 	store := &sealtest.Store{}
 	old := open(t, store)
-	v2, err := old.WrapNewVersion(t.Context(), 2)
-	if err != nil {
+	now := open(t, store)
+	if err := now.Rotate(t.Context(), time.Nanosecond); err != nil {
 		t.Fatal(err)
 	}
-	store.Edit(seal.SealingKeysSecret, func(s *seal.Secret) { s.Data["v2"] = v2 })
-	now := open(t, store)
-
 	of := seal.MasterKeyVersion{KeyID: envelope.NewKeyID(), Namespace: "team-a", Name: "orders", Version: 1}
 	for version, ring := range map[uint32]*seal.Keyring{1: old, 2: now} {
 		sealed, err := ring.Seal(of, envelope.NewMaterialID(), envelope.NewMaterial())
@@ -125,8 +123,12 @@ func TestWhatAnOlderSealingKeySealedStillOpens(t *testing.T) {
 		if err != nil || b.Header.KeyVersion != version {
 			t.Fatalf("sealed under version %d (%v), want %d", b.Header.KeyVersion, err, version)
 		}
-		if _, _, _, err := now.Unseal(of.KeyID, 1, sealed); err != nil {
-			t.Errorf("sealed under version %d: %v", version, err)
+		for name, opener := range map[string]*seal.Keyring{
+			"the manager that rotated": now, "a manager that starts": open(t, store), "a manager that has not met the new version": old,
+		} {
+			if _, _, _, err := opener.Unseal(t.Context(), of.KeyID, 1, sealed); err != nil {
+				t.Errorf("sealed under version %d, %s: %v", version, name, err)
+			}
 		}
 	}
 }
@@ -168,6 +170,27 @@ func TestTwoManagersThatStartAtOnceAgree(t *testing.T) {
 func TestALostOrAlteredSecretIsNamedAndNothingIsMadeInItsPlace(t *testing.T) {
 	other := &sealtest.Store{}
 	open(t, other)
+	// The Secret has the entry of one version; its name depends on the root key.
+	v1 := func(s *sealtest.Store) string {
+		for entry := range s.Secrets()[seal.SealingKeysSecret].Data {
+			if strings.HasPrefix(entry, "v1.") {
+				return entry
+			}
+		}
+		t.Fatal("there is no version 1")
+		return ""
+	}
+	editIndex := func(old, replacement string) func(*sealtest.Store) {
+		return func(s *sealtest.Store) {
+			s.Edit(seal.SealingKeysSecret, func(s *seal.Secret) {
+				was := string(s.Data["index"])
+				s.Data["index"] = []byte(strings.Replace(was, old, replacement, 1))
+				if string(s.Data["index"]) == was {
+					t.Fatalf("the index has no %s", old)
+				}
+			})
+		}
+	}
 	flip := func(name, entry string) func(*sealtest.Store) {
 		return func(s *sealtest.Store) {
 			s.Edit(name, func(secret *seal.Secret) { secret.Data[entry][len(secret.Data[entry])-1] ^= 1 })
@@ -204,7 +227,7 @@ func TestALostOrAlteredSecretIsNamedAndNothingIsMadeInItsPlace(t *testing.T) {
 		},
 		"the root key is another installation's": {
 			damage: func(s *sealtest.Store) { s.Put(other.Secrets()[rootSecret]) },
-			secret: seal.SealingKeysSecret, says: "wrapped by another root key",
+			secret: seal.SealingKeysSecret, says: "and not by secret://datakeys-root-key#",
 		},
 		"a byte of the root key is changed": {
 			damage: flip(rootSecret, "key"),
@@ -231,37 +254,69 @@ func TestALostOrAlteredSecretIsNamedAndNothingIsMadeInItsPlace(t *testing.T) {
 			secret: seal.SealingKeysSecret, says: `is of type "Opaque"`,
 		},
 		"a byte of the sealing key is changed": {
-			damage: flip(seal.SealingKeysSecret, "v1"),
-			secret: seal.SealingKeysSecret, says: "has an entry v1 that does not open",
+			damage: func(s *sealtest.Store) { flip(seal.SealingKeysSecret, v1(s))(s) },
+			secret: seal.SealingKeysSecret, says: "that does not open under root key",
 		},
 		"the sealing key is empty": {
-			damage: replace(seal.SealingKeysSecret, "v1", ""),
-			secret: seal.SealingKeysSecret, says: "has an entry v1 that does not open",
+			damage: func(s *sealtest.Store) { replace(seal.SealingKeysSecret, v1(s), "")(s) },
+			secret: seal.SealingKeysSecret, says: "lacks an entry",
 		},
 		"the sealing key stands under another version": {
 			damage: func(s *sealtest.Store) {
-				s.Edit(seal.SealingKeysSecret, func(s *seal.Secret) { s.Data["v2"] = s.Data["v1"] })
+				entry := v1(s)
+				s.Edit(seal.SealingKeysSecret, func(s *seal.Secret) { s.Data["v2"+entry[2:]] = s.Data[entry] })
 			},
-			secret: seal.SealingKeysSecret, says: "has an entry v2 that does not open",
+			secret: seal.SealingKeysSecret, says: "that does not open under root key",
 		},
 		"there is no version of the sealing key": {
 			damage: func(s *sealtest.Store) {
-				s.Edit(seal.SealingKeysSecret, func(s *seal.Secret) { delete(s.Data, "v1") })
+				entry := v1(s)
+				s.Edit(seal.SealingKeysSecret, func(s *seal.Secret) { delete(s.Data, entry) })
 			},
 			secret: seal.SealingKeysSecret, says: "lacks an entry",
 		},
 		"the sealing key's first version is lost and there is a second": {
 			damage: func(s *sealtest.Store) {
-				v2, err := open(t, s).WrapNewVersion(t.Context(), 2)
-				if err != nil {
+				if err := open(t, s).Rotate(t.Context(), time.Nanosecond); err != nil {
 					t.Fatal(err)
 				}
-				s.Edit(seal.SealingKeysSecret, func(s *seal.Secret) {
-					delete(s.Data, "v1")
-					s.Data["v2"] = v2
-				})
+				entry := v1(s)
+				s.Edit(seal.SealingKeysSecret, func(s *seal.Secret) { delete(s.Data, entry) })
 			},
-			secret: seal.SealingKeysSecret, says: "lacks an entry: it has 1 versions and the newest is 2",
+			secret: seal.SealingKeysSecret, says: "lacks an entry: it has no v1.",
+		},
+		"the sealing key's third version is there and the primary one is the first": {
+			damage: func(s *sealtest.Store) {
+				entry := v1(s)
+				s.Edit(seal.SealingKeysSecret, func(s *seal.Secret) { s.Data["v3"+entry[2:]] = s.Data[entry] })
+			},
+			secret: seal.SealingKeysSecret, says: "has sealing key 3, but its primary version is 1",
+		},
+		"the index is lost": {
+			damage: func(s *sealtest.Store) {
+				s.Edit(seal.SealingKeysSecret, func(s *seal.Secret) { delete(s.Data, "index") })
+			},
+			secret: seal.SealingKeysSecret, says: "has no index that this manager can read",
+		},
+		"the index is a later manager's": {
+			damage: editIndex(`{"primary"`, `{"shards":2,"primary"`),
+			secret: seal.SealingKeysSecret, says: "has no index that this manager can read",
+		},
+		"the index goes on after its end": {
+			damage: editIndex(`}}}`, `}}}{}`),
+			secret: seal.SealingKeysSecret, says: "has more than an index",
+		},
+		"the index has no primary version": {
+			damage: editIndex(`"primary":1`, `"primary":0`),
+			secret: seal.SealingKeysSecret, says: "has an index without a primary version",
+		},
+		"the index is settled on a root key that it does not list": {
+			damage: editIndex(`"settledOn":"`, `"settledOn":"x`),
+			secret: seal.SealingKeysSecret, says: "has an index without a primary version or the root key",
+		},
+		"the index names another root key": {
+			damage: editIndex(`"id":"secret://`, `"id":"Secret://`),
+			secret: seal.SealingKeysSecret, says: "has an index that lists root key Secret://",
 		},
 		"the install ID is another one": {
 			damage: replace(seal.SealingKeysSecret, "installID", "0123456789ab"),
@@ -308,7 +363,7 @@ func TestOpenRefusesARootKeyThatItDoesNotKnow(t *testing.T) {
 	for name, c := range map[string]struct{ uri, says string }{
 		"no URI":                           {"datakeys-root-key", "must be a URI such as secret://datakeys-root-key"},
 		"nothing":                          {"", "must be a URI"},
-		"an unknown scheme":                {"vault://root", `the scheme "vault" is not known`},
+		"an unknown scheme":                {"vault://root", `the scheme "vault" is not known: use one of secret://NAME, file:///PATH`},
 		"a Secret's name against the rule": {"secret://Root_Key", "must name a Secret of its own"},
 		"the Secret of the sealing keys":   {"secret://datakeys-sealing-keys", "must name a Secret of its own"},
 	} {

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/go-logr/logr"
-
 	"github.com/datakeys/datakeys/internal/envelope"
 )
 
@@ -48,19 +46,24 @@ const (
 // rootKeyForms say what the URI of a root key may look like, in the order of the documentation.
 var rootKeyForms = []string{
 	"secret://NAME",
+	"file:///PATH",
 }
 
-// openRootKey opens the root key that uri names. It makes one only where create says that nothing was ever wrapped by it,
-// and only where the root key lies in the cluster. ctx bounds the opening; log is for what goes on in the background until
-// the root key is closed.
-func openRootKey(ctx context.Context, uri string, store Store, create bool, _ logr.Logger) (RootKey, error) {
+// openRootKey opens the root key that uri names. It makes one only where create says so, and only where the root key lies in
+// the cluster. ctx bounds the opening.
+func (c Config) openRootKey(ctx context.Context, uri string, create bool) (RootKey, error) {
 	scheme, rest, found := strings.Cut(uri, "://")
 	if !found {
 		return nil, fmt.Errorf("root key %q: must be a URI such as %s: use one of %s", uri, DefaultRootKey, strings.Join(rootKeyForms, ", "))
 	}
+	if c.OpenRootKey != nil && scheme != schemeSecret {
+		return c.OpenRootKey(ctx, uri)
+	}
 	switch scheme {
 	case schemeSecret:
-		return openSecretRoot(ctx, rest, store, create)
+		return openSecretRoot(ctx, rest, c.Store, create)
+	case schemeFile:
+		return openFileRoot(rest)
 	default:
 		return nil, fmt.Errorf("root key %q: the scheme %q is not known: use one of %s", uri, scheme, strings.Join(rootKeyForms, ", "))
 	}

@@ -21,6 +21,7 @@ const (
 // secretRoot is the embedded root key: a key in a Secret of the manager's namespace. Whoever reads the Secrets of that
 // namespace can unseal everything; it is the default because it needs nothing outside the cluster.
 type secretRoot struct {
+	secret   string // its name
 	id       envelope.KeyID
 	material envelope.Material
 }
@@ -80,10 +81,10 @@ func readSecretRoot(s Secret) (RootKey, error) {
 	if err != nil {
 		return nil, broken("has no 32 bytes of a key in its entry " + rootEntryKey)
 	}
-	return &secretRoot{id: id, material: m}, nil
+	return &secretRoot{secret: s.Name, id: id, material: m}, nil
 }
 
-func (r *secretRoot) ID() string { return r.id.String() }
+func (r *secretRoot) ID() string { return schemeSecret + "://" + r.secret + "#" + r.id.String() }
 
 func (r *secretRoot) Embedded() bool { return true }
 

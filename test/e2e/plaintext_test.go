@@ -55,7 +55,7 @@ func masterKeyMaterial(t *testing.T, c *cluster, keyID string) (envelope.Materia
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, materialID, material, err := keyring.Unseal(id, 1, sealed.Data[seal.VersionEntry(1)])
+	_, materialID, material, err := keyring.Unseal(t.Context(), id, 1, sealed.Data[seal.VersionEntry(1)])
 	if err != nil {
 		t.Fatalf("unseal master key %s: %v", keyID, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/datakeys/datakeys/internal/seal"
@@ -204,6 +205,16 @@ func (s *Store) Secrets() map[string]seal.Secret {
 		out[name] = clone(*secret)
 	}
 	return out
+}
+
+// WrappedSealingKey returns the first version of the sealing key, as a root key wrapped it.
+func (s *Store) WrappedSealingKey() []byte {
+	for entry, wrapped := range s.Secrets()[seal.SealingKeysSecret].Data {
+		if strings.HasPrefix(entry, "v1.") {
+			return wrapped
+		}
+	}
+	return nil
 }
 
 // Calls returns every call so far.

@@ -1,0 +1,232 @@
+package seal
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+)
+
+const (
+	// maxSteps bounds how often one Tend writes, or tries to while others write.
+	maxSteps = 32
+	// rewrapInterval is how long a manager waits at least before it wraps anew what its root key calls stale: a service that
+	// changes its mind with every answer must not make it write without end.
+	rewrapInterval = time.Hour
+)
+
+// step is one write of the Secret with the sealing keys, and what to say of it once it is done.
+type step struct {
+	secret Secret
+	says   string
+	about  []any
+}
+
+// Tend learns what other managers did, and does what there is to do: it goes on with a change of the root key, and the
+// leader wraps anew what its root key calls stale. Every step begins with what is durable now, is one compare-and-swap, and
+// is followed by a look at what came of it. Where there is nothing to do, nothing is written.
+func (k *Keyring) Tend(ctx context.Context, leads bool) error {
+	done, err := k.takeTurn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return k.write(ctx, func(ctx context.Context, l *layout) (*step, error) { return k.nextStep(ctx, l, leads) })
+}
+
+// write makes one write after the other, each from what it has just read, until next has none.
+func (k *Keyring) write(ctx context.Context, next func(context.Context, *layout) (*step, error)) error {
+	for range maxSteps {
+		l, err := k.read(ctx)
+		if err != nil {
+			return err
+		}
+		s, err := next(ctx, l)
+		k.judge(l)
+		if err != nil || s == nil {
+			return err
+		}
+		err = k.config.Store.Update(ctx, s.secret)
+		if errors.Is(err, ErrSecretChanged) {
+			continue // somebody else was quicker: look again
+		}
+		if err != nil {
+			return fmt.Errorf("writing Secret %s: %w", SealingKeysSecret, err)
+		}
+		k.config.Logger.Info(s.says, s.about...)
+	}
+	return fmt.Errorf("secret %s is being changed all the time", SealingKeysSecret)
+}
+
+// nextStep is the next write of a change of the root key, nil where there is none.
+func (k *Keyring) nextStep(ctx context.Context, l *layout, leads bool) (*step, error) {
+	if err := k.openCurrent(ctx, k.mayMakeRootKey(l)); err != nil {
+		return nil, err
+	}
+	tag := tagOf(k.current.ID())
+	if len(l.missing(tag)) > 0 {
+		if k.config.PreviousRootKey == "" {
+			return nil, nil // it runs by what it knows; the verdict says so
+		}
+		return k.addRootKey(ctx, l)
+	}
+	if s, err := k.replace(ctx, l, tag); s != nil || err != nil {
+		return s, err
+	}
+	if s, err := k.checkAll(ctx, l, tag); s != nil || err != nil {
+		return s, err
+	}
+	switch {
+	case l.index.SettledOn != tag && k.replaces(ctx, l.settledOn()):
+		return l.step(fmt.Sprintf("Settled on root key %s: take a new backup of the Secrets of this namespace", k.current.ID()),
+			func(_ map[string][]byte, i *index) { i.SettledOn = tag })
+	case l.index.SettledOn == tag && k.config.PreviousRootKey == "" && len(l.index.RootKeys) > 1:
+		return l.step("Dropped what other root keys had wrapped", func(data map[string][]byte, i *index) {
+			maps.DeleteFunc(data, func(entry string, _ []byte) bool {
+				_, of, _, ok := parseWrappedEntry(entry)
+				return ok && of != tag && l.lists(of)
+			})
+			maps.DeleteFunc(i.RootKeys, func(of string, _ listedRootKey) bool { return of != tag })
+		})
+	case leads:
+		return k.rewrapStale(ctx, l, tag)
+	}
+	return nil, nil
+}
+
+func (l *layout) step(says string, change func(data map[string][]byte, i *index)) (*step, error) {
+	s, err := l.edit(change)
+	return &step{secret: s, says: says, about: []any{"secret", SealingKeysSecret}}, err
+}
+
+// mayMakeRootKey reports whether an embedded root key may be made: only as the new root key of an installation that is open
+// by the previous one, and that never had it.
+func (k *Keyring) mayMakeRootKey(l *layout) bool {
+	return k.config.PreviousRootKey != "" && !l.listsURI(k.config.RootKey)
+}
+
+// replaces reports whether a root key is the previous one of the configuration. Its URI says so even if it is gone.
+func (k *Keyring) replaces(ctx context.Context, root listedRootKey) bool {
+	if k.config.PreviousRootKey == "" {
+		return false
+	}
+	if k.config.PreviousRootKey == root.URI {
+		return true
+	}
+	return k.openPrevious(ctx) == nil && k.previous.ID() == root.ID
+}
+
+// addRootKey wraps what the root key does not wrap yet. The others' entries stay.
+func (k *Keyring) addRootKey(ctx context.Context, l *layout) (*step, error) {
+	tag := tagOf(k.current.ID())
+	added, err := k.wrapVersions(ctx, l, k.current, l.missing(tag))
+	if err != nil {
+		return nil, err
+	}
+	return l.step(fmt.Sprintf("Wrapped the sealing keys by root key %s", k.current.ID()), func(data map[string][]byte, i *index) {
+		for v, wrapped := range added {
+			data[wrappedEntry(v, tag)] = wrapped
+		}
+		i.RootKeys[tag] = listedRootKey{ID: k.current.ID(), URI: k.config.RootKey}
+	})
+}
+
+func (k *Keyring) wrapVersions(ctx context.Context, l *layout, root RootKey, versions []uint32) (map[uint32][]byte, error) {
+	all := map[uint32][]byte{}
+	keys := k.keys.Load()
+	for _, v := range versions {
+		var err error
+		if all[v], err = wrap(ctx, root, keys.versions[v], l.binding(v)); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// checkAll makes sure that every version opens under the root key. Where one does not and the installation has not relied
+// on this root key yet, it is wrapped anew.
+func (k *Keyring) checkAll(ctx context.Context, l *layout, tag string) (*step, error) {
+	var broken []uint32
+	var problem error
+	for v := uint32(1); v <= l.newest; v++ {
+		_, err := k.open(ctx, k.current, l, v)
+		if _, isFinal := errors.AsType[*SecretError](err); isFinal && l.index.SettledOn != tag {
+			broken, problem = append(broken, v), err
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	if len(broken) == 0 || k.config.PreviousRootKey == "" {
+		return nil, problem
+	}
+	return k.wrapAnew(ctx, l, broken)
+}
+
+// rewrapStale wraps anew what the root key calls stale.
+func (k *Keyring) rewrapStale(ctx context.Context, l *layout, tag string) (*step, error) {
+	root, ok := k.current.(staler)
+	if !ok || k.config.Clock.Since(k.rewrapped) < rewrapInterval {
+		return nil, nil
+	}
+	var stale []uint32
+	for v := uint32(1); v <= l.newest; v++ {
+		if root.Stale(l.wrapped(v, tag)) {
+			stale = append(stale, v)
+		}
+	}
+	if len(stale) == 0 {
+		return nil, nil
+	}
+	return k.wrapAnew(ctx, l, stale)
+}
+
+// wrapAnew puts new entries beside those that they shall replace.
+func (k *Keyring) wrapAnew(ctx context.Context, l *layout, versions []uint32) (*step, error) {
+	tag := tagOf(k.current.ID())
+	anew, err := k.wrapVersions(ctx, l, k.current, versions)
+	if err != nil {
+		return nil, err
+	}
+	return l.step(fmt.Sprintf("Wrapped sealing keys anew by root key %s", k.current.ID()), func(data map[string][]byte, _ *index) {
+		for v, wrapped := range anew {
+			data[wrappedEntry(v, tag)+nextSuffix] = wrapped
+		}
+	})
+}
+
+// replace lets entries that were wrapped anew take the place of the old ones, each once it was read back and opened. One that
+// does not open goes away, and the old one stays.
+func (k *Keyring) replace(ctx context.Context, l *layout, tag string) (*step, error) {
+	good, found := map[uint32][]byte{}, false
+	keys := k.keys.Load()
+	for v := uint32(1); v <= l.newest; v++ {
+		entry := wrappedEntry(v, tag) + nextSuffix
+		wrapped, ok := l.secret.Data[entry]
+		if !ok {
+			continue
+		}
+		found = true
+		sk, err := l.unwrapEntry(ctx, k.current, entry, v)
+		if _, isFinal := errors.AsType[*SecretError](err); err != nil && !isFinal {
+			return nil, err
+		}
+		if err == nil && sk.equal(keys.versions[v]) {
+			good[v] = wrapped
+		}
+		sk.material.Destroy()
+	}
+	if !found {
+		return nil, nil
+	}
+	k.rewrapped = k.config.Clock.Now()
+	return l.step("Replaced wrapped sealing keys by those that were wrapped anew", func(data map[string][]byte, _ *index) {
+		for v := uint32(1); v <= l.newest; v++ {
+			delete(data, wrappedEntry(v, tag)+nextSuffix)
+			if wrapped, ok := good[v]; ok {
+				data[wrappedEntry(v, tag)] = bytes.Clone(wrapped)
+			}
+		}
+	})
+}

@@ -1,0 +1,180 @@
+package seal
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Verdict is how far a change of the root key is, in one word.
+type Verdict string
+
+// The verdicts.
+const (
+	// VerdictSettled: one root key wraps the sealing keys, it is this manager's, and it opens them.
+	VerdictSettled Verdict = "Settled"
+	// VerdictKeepsPrevious: as Settled, but other root keys open the sealing keys too.
+	VerdictKeepsPrevious Verdict = "KeepsPrevious"
+	// VerdictChanging: a change of the root key is under way, and a manager with these flags goes on with it by itself.
+	VerdictChanging Verdict = "Changing"
+	// VerdictElsewhere: the installation relies on a root key that is not this manager's.
+	VerdictElsewhere Verdict = "Elsewhere"
+	// VerdictSealed: nothing that this manager has opens the sealing keys.
+	VerdictSealed Verdict = "Sealed"
+)
+
+// Verdicts are all of them.
+var Verdicts = []Verdict{VerdictSettled, VerdictKeepsPrevious, VerdictChanging, VerdictElsewhere, VerdictSealed}
+
+// Report says which root keys wrap which sealing keys, and what this manager opens of them.
+type Report struct {
+	InstallID string
+	// Primary is the version of the sealing key that seals, since PrimarySince; Newest is that or the one that is being made.
+	Primary, Newest uint32
+	PrimarySince    time.Time
+	// RootKeys wrap the sealing keys, the one that the installation has settled on first.
+	RootKeys []ListedRootKey
+	// Embedded says that one of them lies in the cluster.
+	Embedded bool
+	// Current and Previous are the root keys of the configuration; the URI of Previous may be empty.
+	Current, Previous ConfiguredRootKey
+	Verdict           Verdict
+	// Advice says what the verdict means and what there is to do.
+	Advice string
+}
+
+// ListedRootKey is a root key that wraps sealing keys.
+type ListedRootKey struct {
+	ID, URI string
+	Settled bool
+	// Wraps are the versions that it wraps.
+	Wraps []uint32
+}
+
+// ConfiguredRootKey is a root key of the configuration.
+type ConfiguredRootKey struct {
+	URI string
+	// ID is empty where the root key cannot be opened.
+	ID string
+	// Opens are the versions that it opened.
+	Opens []uint32
+	// Problem says why it opens no more.
+	Problem string
+}
+
+// Report returns what is known since the Secret was last read. It asks nobody.
+func (k *Keyring) Report() Report { return *k.report.Load() }
+
+// judge keeps what there is to say of a layout, and says it where it is another verdict than before.
+func (k *Keyring) judge(l *layout) {
+	probe := func(root RootKey, uri string) ConfiguredRootKey {
+		c := ConfiguredRootKey{URI: uri}
+		if root == nil {
+			return c
+		}
+		c.ID = root.ID()
+		for v := uint32(1); v <= l.newest; v++ {
+			entry := wrappedEntry(v, tagOf(c.ID))
+			if wrapped := l.secret.Data[entry]; len(wrapped) > 0 && bytes.Equal(k.opened[entry], wrapped) {
+				c.Opens = append(c.Opens, v)
+			}
+		}
+		return c
+	}
+	r := l.report(probe(k.current, k.config.RootKey), probe(k.previous, k.config.PreviousRootKey))
+	if before := k.report.Swap(&r); before == nil || before.Verdict != r.Verdict {
+		k.config.Logger.Info("Root key", "verdict", r.Verdict, "advice", r.Advice)
+	}
+}
+
+// report makes the report out of what is durable and what opened.
+func (l *layout) report(current, previous ConfiguredRootKey) Report {
+	r := Report{
+		InstallID: l.installID, Primary: l.index.Primary, Newest: l.newest, PrimarySince: l.index.PrimarySince,
+		Embedded: l.embedded(), Current: current, Previous: previous,
+	}
+	for _, tag := range l.tags() {
+		root := l.index.RootKeys[tag]
+		listed := ListedRootKey{ID: root.ID, URI: root.URI, Settled: tag == l.index.SettledOn}
+		for v := uint32(1); v <= l.newest; v++ {
+			if len(l.wrapped(v, tag)) > 0 {
+				listed.Wraps = append(listed.Wraps, v)
+			}
+		}
+		r.RootKeys = append(r.RootKeys, listed)
+	}
+	settled := l.settledOn()
+	opensAll := func(c ConfiguredRootKey) bool { return len(c.Opens) == int(l.newest) }
+	settledHere := current.ID == settled.ID
+	fromPrevious := previous.URI != "" && (previous.URI == settled.URI || previous.ID == settled.ID)
+	switch {
+	case settledHere && opensAll(current) && len(r.RootKeys) == 1:
+		r.Verdict, r.Advice = VerdictSettled, "nothing to do"
+		if previous.URI != "" {
+			r.Advice = "--previous-root-key is not needed any more: remove it"
+		}
+	case settledHere && opensAll(current) && previous.URI != "":
+		r.Verdict = VerdictKeepsPrevious
+		r.Advice = "every sealing key opens by the new root key; once every replica says so, remove --previous-root-key: what the old root key wrapped is dropped then"
+	case settledHere && opensAll(current):
+		r.Verdict, r.Advice = VerdictChanging, "what other root keys wrapped is being dropped"
+	case !opensAll(current) && !opensAll(previous):
+		r.Verdict = VerdictSealed
+		r.Advice = fmt.Sprintf("the sealing keys are wrapped by root key %s: set --root-key=%s, or bring that root key back", settled.ID, settled.URI)
+	case fromPrevious || settledHere:
+		r.Verdict, r.Advice = VerdictChanging, "the manager goes on by itself; its log says what holds it up"
+	default:
+		r.Verdict = VerdictElsewhere
+		r.Advice = fmt.Sprintf("the installation relies on root key %s: set --root-key=%s; to change the root key, set the new one as --root-key and %s as --previous-root-key",
+			settled.ID, settled.URI, settled.URI)
+	}
+	return r
+}
+
+// Inspect reads the Secret with the sealing keys and tries the root keys on every version of them. It writes nothing and makes
+// nothing.
+func (c Config) Inspect(ctx context.Context) (Report, error) {
+	l, err := readSealingKeys(ctx, c.Store)
+	if err != nil {
+		return Report{}, err
+	}
+	return l.report(c.inspect(ctx, l, c.RootKey), c.inspect(ctx, l, c.PreviousRootKey)), nil
+}
+
+func (c Config) inspect(ctx context.Context, l *layout, uri string) ConfiguredRootKey {
+	configured := ConfiguredRootKey{URI: uri}
+	if uri == "" {
+		return configured
+	}
+	root, err := c.openRootKey(ctx, uri, false)
+	if err != nil {
+		configured.Problem = err.Error()
+		return configured
+	}
+	defer func() { _ = root.Close() }()
+	configured.ID = root.ID()
+	tag := tagOf(root.ID())
+	if !l.lists(tag) {
+		configured.Problem = "it wraps no sealing key"
+	}
+	var problems []string
+	for v := uint32(1); v <= l.newest; v++ {
+		if len(l.wrapped(v, tag)) == 0 {
+			continue
+		}
+		sk, err := l.unwrapEntry(ctx, root, wrappedEntry(v, tag), v)
+		if err != nil {
+			problems = append(problems, err.Error())
+			continue
+		}
+		sk.material.Destroy()
+		configured.Opens = append(configured.Opens, v)
+	}
+	if len(problems) > 0 {
+		configured.Problem = strings.Join(slices.Compact(problems), "; ")
+	}
+	return configured
+}

@@ -1,0 +1,172 @@
+package sealtest
+
+import (
+	"bytes"
+	"encoding/pem"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+)
+
+// Mischief says how a fake service answers instead of doing what it is asked.
+type Mischief int
+
+const (
+	// Honest does what is asked.
+	Honest Mischief = iota
+	// Drop ends the connection without an answer, as a service that is not there.
+	Drop
+	// FailHTTP answers that the service has failed.
+	FailHTTP
+	// Hang answers nothing until the client goes.
+	Hang
+	// NoBody answers success and not a byte more.
+	NoBody
+	// NoMembers answers success and an object that has no members.
+	NoMembers
+	// WrongMembers answers success and an object whose members are of other JSON types than they should be.
+	WrongMembers
+	// NotJSON answers success and text.
+	NotJSON
+	// Huge answers success and does not end.
+	Huge
+	// HugePacked is Huge with gzip as its content encoding, which unpacks to a thousand times what is sent.
+	HugePacked
+	// Echo refuses the request and quotes it.
+	Echo
+	// WrongPlaintext opens what it is given and answers other bytes of the same length.
+	WrongPlaintext
+	// OtherKey answers as if another key had been used.
+	OtherKey
+)
+
+// AnyOperation stands for every operation of a service.
+const AnyOperation = ""
+
+// maxRequestSize bounds what the fake services read.
+const maxRequestSize = 1 << 20
+
+// Service is what the fake services have in common: a TLS server on loopback that can be told to misbehave.
+type Service struct {
+	server *httptest.Server
+	hung   chan string
+	stop   chan struct{}
+
+	mu       sync.Mutex
+	mischief map[string]Mischief
+	calls    []string
+}
+
+// start serves answer, whose operation of a request names. wrong is the answer with members of other types.
+func (s *Service) start(operation func(*http.Request, []byte) string, wrong string, answer func(http.ResponseWriter, *http.Request, []byte, Mischief)) {
+	s.hung = make(chan string, 16)
+	s.stop = make(chan struct{})
+	s.mischief = map[string]Mischief{}
+	s.server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequestSize))
+		if err != nil {
+			return
+		}
+		op := operation(r, body)
+		s.mu.Lock()
+		s.calls = append(s.calls, op)
+		m, ok := s.mischief[op]
+		if !ok {
+			m = s.mischief[AnyOperation]
+		}
+		s.mu.Unlock()
+		if !s.misbehave(w, r, m, op, body, wrong) {
+			answer(w, r, body, m)
+		}
+	}))
+}
+
+// misbehave reports whether it has answered.
+func (s *Service) misbehave(w http.ResponseWriter, r *http.Request, m Mischief, op string, body []byte, wrong string) bool {
+	switch m {
+	case Drop:
+		if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
+			_ = conn.Close()
+		}
+	case FailHTTP:
+		http.Error(w, "{}", http.StatusInternalServerError)
+	case Hang:
+		s.hung <- op
+		select {
+		case <-r.Context().Done():
+		case <-s.stop:
+		}
+	case NoBody:
+		w.WriteHeader(http.StatusOK)
+	case NoMembers:
+		_, _ = io.WriteString(w, "{}")
+	case WrongMembers:
+		_, _ = io.WriteString(w, wrong)
+	case NotJSON:
+		_, _ = io.WriteString(w, "<html>Welcome!</html>")
+	case Huge:
+		_, _ = io.WriteString(w, `{"Plaintext":"`)
+		s.pour(w, r, bytes.Repeat([]byte("A"), 64<<10))
+	case HugePacked:
+		w.Header().Set("Content-Encoding", "gzip")
+		s.pour(w, r, packedZeros())
+	case Echo:
+		w.WriteHeader(http.StatusBadRequest)
+		_, _ = io.WriteString(w, r.URL.String()+string(body))
+	default:
+		return false
+	}
+	return true
+}
+
+// pour writes b again and again, at most 64 MiB, until the client has enough.
+func (s *Service) pour(w io.Writer, r *http.Request, b []byte) {
+	for range (64 << 20) / len(b) {
+		if _, err := w.Write(b); err != nil || r.Context().Err() != nil {
+			return
+		}
+	}
+}
+
+// Host returns the host and port of the server.
+func (s *Service) Host() string { return strings.TrimPrefix(s.server.URL, "https://") }
+
+// Certificate returns the certificate to trust, in PEM.
+func (s *Service) Certificate() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.server.Certificate().Raw})
+}
+
+// Misbehave makes an operation, or AnyOperation, answer so from now on.
+func (s *Service) Misbehave(operation string, m Mischief) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mischief[operation] = m
+}
+
+// Behave makes every operation honest.
+func (s *Service) Behave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.mischief)
+}
+
+// Hung tells the operations that hang, when they do.
+func (s *Service) Hung() <-chan string { return s.hung }
+
+// Calls returns the operations that were asked for since the last call of Calls, in their order.
+func (s *Service) Calls() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	calls := s.calls
+	s.calls = nil
+	return calls
+}
+
+// Close ends the server and what hangs in it.
+func (s *Service) Close() {
+	close(s.stop)
+	s.server.CloseClientConnections()
+	s.server.Close()
+}
