@@ -6,6 +6,7 @@ import (
 	"time"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/api/v1alpha1"
 )
 
 // Limits are what one pod may cost each replica. Replicas count by themselves.
@@ -49,6 +50,20 @@ const (
 	// costObjects is how many MasterKeys are listed at the cost of one call.
 	costObjects = 100
 )
+
+// costOfKeyPair is what making a key pair costs beyond the call. Those on curves take no longer than the call.
+func costOfKeyPair(spec string) int {
+	switch v1alpha1.KeyPairSpec(spec) {
+	case v1alpha1.KeyPairSpecRSA2048:
+		return costRSA2048
+	case v1alpha1.KeyPairSpecRSA3072:
+		return costRSA3072
+	case v1alpha1.KeyPairSpecRSA4096:
+		return costRSA4096
+	default:
+		return 0
+	}
+}
 
 // limits keep the budgets of pods.
 type limits struct {

@@ -146,6 +146,7 @@ func (s *Service) list(
 		if err != nil {
 			return unavailable(err, "the MasterKeys could not be read")
 		}
+		s.charge(caller, len(objects)/costObjects)
 		if err := read(caller, objects, &record); err != nil {
 			return err
 		}
@@ -162,7 +163,7 @@ func (s *Service) list(
 // heard of a key yet, by asking again. A key elsewhere is as good as none.
 func (s *Service) ownMasterKey(ctx context.Context, namespace string, name keyName, objects []MasterKey) (o MasterKey, err error) {
 	switch {
-	case name.namespace != "" && name.namespace != namespace:
+	case name.elsewhere || name.namespace != "" && name.namespace != namespace:
 		err = ErrMasterKeyNotFound
 	case name.name != "":
 		o, err = s.objects.ByName(ctx, namespace, name.name)
