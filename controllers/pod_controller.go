@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -56,7 +55,7 @@ func (r *podReconciler) reconcile(ctx context.Context, req ctrl.Request) ([]noti
 		}
 		return nil, err // requeue with back-off
 	}
-	if !pod.DeletionTimestamp.IsZero() || pod.Annotations[v1alpha1.AnnotationWait] == "false" {
+	if waits, _ := v1alpha1.WaitsForDataKeys(pod); !waits || !pod.DeletionTimestamp.IsZero() {
 		return nil, nil // does not wait: done
 	}
 
@@ -119,14 +118,9 @@ func (r *podReconciler) remember(name types.NamespacedName, told toldPod) toldPo
 	return last
 }
 
-// dataKeyNames are the DataKeyRequests that a pod names, each once, in the pod's order.
+// dataKeyNames are the DataKeyRequests that a pod names, none where the webhook would refuse it.
 func dataKeyNames(pod client.Object) []string {
-	var names []string
-	for name := range strings.SplitSeq(pod.GetAnnotations()[v1alpha1.AnnotationDataKeys], ",") {
-		if name = strings.TrimSpace(name); name != "" && !slices.Contains(names, name) {
-			names = append(names, name)
-		}
-	}
+	names, _ := v1alpha1.DataKeyNames(pod)
 	return names
 }
 

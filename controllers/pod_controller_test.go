@@ -61,8 +61,11 @@ func TestPod(t *testing.T) {
 			objects: []client.Object{pod("1", "orders"), request()},
 			want:    []string{"Warning WaitingForDataKeys DataKeyRequest team-a/orders is not Ready yet"},
 		},
-		"all that are not Ready are named in the pod's order, each once": {
-			objects: []client.Object{pod("1", "payments, orders,audit,payments"), request(withBlob(keyUID, blob))},
+		"a pod whose list is malformed, which has no sidecar, is told nothing": {
+			objects: []client.Object{pod("1", "payments,payments")},
+		},
+		"all that are not Ready are named in the pod's order": {
+			objects: []client.Object{pod("1", "payments, orders,audit"), request(withBlob(keyUID, blob))},
 			want:    []string{"Warning WaitingForDataKeys DataKeyRequest team-a/payments does not exist", "Warning WaitingForDataKeys DataKeyRequest team-a/audit does not exist"},
 		},
 		"a pod that does not wait is told nothing": {

@@ -14,6 +14,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"github.com/datakeys/datakeys/api/v1alpha1"
 )
 
 // fakeRequests maps namespace/name to the reason of a DataKeyRequest that is not Ready; "Ready" is one that is.
@@ -70,7 +72,7 @@ func TestHandle(t *testing.T) {
 			warnings: []string{"DataKeyRequest team-a/orders does not exist; the application starts without that data key"},
 		},
 		"the warnings have a bound": {
-			raw:     pod(func(p *corev1.Pod) { p.Annotations["datakeys.io/data-keys"] = numbered(MaxDataKeys) }),
+			raw:     pod(func(p *corev1.Pod) { p.Annotations["datakeys.io/data-keys"] = numbered(v1alpha1.MaxDataKeys) }),
 			patched: true, probe: true,
 			warnings: func() []string {
 				var list []string

@@ -1,0 +1,114 @@
+package v1alpha1
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+)
+
+// MaxDataKeys is how many data keys a pod may name. Each is a volume of its own.
+const MaxDataKeys = 100
+
+// maxQuoted is how many bytes of a bad value an error repeats.
+const maxQuoted = 64
+
+// Injected reads the label LabelInject of a pod: whether it asks for the sidecar. One that has the label with any value but "false"
+// asks.
+func Injected(pod metav1.Object) (bool, *field.Error) {
+	switch value, present := pod.GetLabels()[LabelInject]; {
+	case !present, value == "false":
+		return false, nil
+	case value == "true":
+		return true, nil
+	default:
+		return true, field.Invalid(field.NewPath("metadata", "labels").Key(LabelInject), quoted(value),
+			`must be "true" or "false"; without the label a pod is left alone`)
+	}
+}
+
+// WaitsForDataKeys reads the annotation AnnotationWait of a pod: whether its application starts only when its data keys can be
+// issued, which is the default.
+func WaitsForDataKeys(pod metav1.Object) (bool, *field.Error) {
+	switch value, present := pod.GetAnnotations()[AnnotationWait]; {
+	case !present, value == "true":
+		return true, nil
+	case value == "false":
+		return false, nil
+	default:
+		return true, field.Invalid(annotationPath(AnnotationWait), quoted(value),
+			`must be "true" (the default: the application waits for its data keys) or "false" (it starts at once)`)
+	}
+}
+
+// DataKeyNames reads the annotation AnnotationDataKeys of a pod: the names of 1 to MaxDataKeys DataKeyRequests, each once, in the
+// pod's order.
+func DataKeyNames(pod metav1.Object) ([]string, field.ErrorList) {
+	path := annotationPath(AnnotationDataKeys)
+	value, present := pod.GetAnnotations()[AnnotationDataKeys]
+	if !present {
+		return nil, field.ErrorList{field.Required(path, fmt.Sprintf(
+			"a pod with the label %s=true names its data keys here, for example \"orders,payments\"; remove the label if it needs none", LabelInject))}
+	}
+	return parseNames(path, value, MaxDataKeys, "a DataKeyRequest", validation.IsDNS1123Subdomain)
+}
+
+// ContainerNames reads the annotation AnnotationContainers of a pod with these containers: the names of some of them, each once, in
+// the annotation's order. It is nil where the pod does not have the annotation.
+func ContainerNames(pod metav1.Object, known []string) ([]string, field.ErrorList) {
+	value, present := pod.GetAnnotations()[AnnotationContainers]
+	if !present {
+		return nil, nil
+	}
+	return parseNames(annotationPath(AnnotationContainers), value, len(known), "a container", func(name string) []string {
+		if slices.Contains(known, name) {
+			return nil
+		}
+		return []string{"must be a container or init container of this pod, one of " + strings.Join(known, ", ")}
+	})
+}
+
+func annotationPath(name string) *field.Path {
+	return field.NewPath("metadata", "annotations").Key(name)
+}
+
+// parseNames reads names separated by commas. Spaces around a name do not count.
+func parseNames(path *field.Path, value string, most int, what string, validate func(string) []string) ([]string, field.ErrorList) {
+	if strings.TrimSpace(value) == "" {
+		return nil, field.ErrorList{field.Required(path, "must name "+what+", or several separated by commas")}
+	}
+	if n := strings.Count(value, ",") + 1; n > most {
+		return nil, field.ErrorList{field.TooMany(path, n, most)}
+	}
+	var names []string
+	var errs field.ErrorList
+	for name := range strings.SplitSeq(value, ",") {
+		name = strings.TrimSpace(name)
+		switch problems := validate(name); {
+		case name == "":
+			errs = append(errs, field.Invalid(path, quoted(value), "must not have an empty name between, before or after the commas"))
+			return nil, errs
+		case len(problems) > 0:
+			errs = append(errs, field.Invalid(path, quoted(name), strings.Join(problems, "; ")))
+		case slices.Contains(names, name):
+			errs = append(errs, field.Duplicate(path, name))
+		default:
+			names = append(names, name)
+		}
+	}
+	if len(errs) > 0 {
+		return nil, errs
+	}
+	return names, nil
+}
+
+// quoted shortens a value for an error.
+func quoted(value string) string {
+	if len(value) > maxQuoted {
+		return strings.ToValidUTF8(value[:maxQuoted], "") + "…"
+	}
+	return value
+}

@@ -1,0 +1,47 @@
+package v1alpha1
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+)
+
+// FuzzParseNames: whatever is accepted is a list of different valid names that says the same again, and whatever is refused
+// is refused with an error of bounded length.
+func FuzzParseNames(f *testing.F) {
+	for _, seed := range []string{
+		"", ",", "orders", " orders , payments", "orders,orders", "a,,b", "-", "..", "a/b", "ö", strings.Repeat("a,", 200),
+		strings.Repeat("a", 300), "a\x00b", "\xff",
+	} {
+		f.Add(seed)
+	}
+	path := field.NewPath("list")
+	f.Fuzz(func(t *testing.T, value string) {
+		names, errs := parseNames(path, value, MaxDataKeys, "a name", validation.IsDNS1123Subdomain)
+		if (len(names) > 0) == (len(errs) > 0) {
+			t.Fatalf("parseNames(%q) = %v, %v: want names or errors", value, names, errs)
+		}
+		for _, err := range errs {
+			if len(err.Error()) > 1024 {
+				t.Errorf("parseNames(%q): an error of %d bytes", value, len(err.Error()))
+			}
+		}
+		if len(errs) > 0 {
+			return
+		}
+		seen := map[string]bool{}
+		for _, name := range names {
+			if len(validation.IsDNS1123Subdomain(name)) > 0 || seen[name] {
+				t.Errorf("parseNames(%q) accepts %q", value, name)
+			}
+			seen[name] = true
+		}
+		again, errs := parseNames(path, strings.Join(names, ","), MaxDataKeys, "a name", validation.IsDNS1123Subdomain)
+		if diff := cmp.Diff(names, again); diff != "" || len(errs) > 0 {
+			t.Errorf("parseNames of its own result: %v %s", errs, diff)
+		}
+	})
+}
