@@ -231,11 +231,11 @@ func (w *world) addVersion(t testing.TB, ref kms.MasterKeyRef, version uint32) {
 // forged makes a blob with any header under any material.
 func forged(t testing.TB, h envelope.Header, m envelope.Material) []byte {
 	t.Helper()
-	return forgedFor(t, h, m, envelope.AssociatedData{})
+	return forgedWith(t, h, m, envelope.AssociatedData{})
 }
 
-// forgedFor is forged with associated data.
-func forgedFor(t testing.TB, h envelope.Header, m envelope.Material, ad envelope.AssociatedData) []byte {
+// forgedWith is forged with associated data.
+func forgedWith(t testing.TB, h envelope.Header, m envelope.Material, ad envelope.AssociatedData) []byte {
 	t.Helper()
 	p, err := envelope.NewPlaintext(32)
 	if err != nil {
