@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Builds the images as OCI archives dist/NAME.tar, each with one manifest an architecture:
 #   ARCHES="amd64 arm64" VERSION=v1.2.3 hack/images.sh
+# DIST is where binaries and archives go, dist by default. GOFIPS140, which Go reads, makes a FIPS build (make images-fips).
 # The binaries are cross-compiled by Go and copied onto scratch, so nothing is emulated, pulled or run. The same source gives the
 # same archives, byte for byte.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 read -ra arches <<<"${ARCHES:-$(go env GOARCH)}"
 version=${VERSION:-dev}
+dist=${DIST:-dist}
 
 # One at a time: a demo and a test may both be building.
-mkdir -p dist
-exec 9>dist/.lock
+mkdir -p "$dist"
+exec 9>"$dist/.lock"
 flock 9
 
 command -v buildah >/dev/null || hack/apt.sh buildah
@@ -25,17 +27,17 @@ buildah=(buildah --root "$storage/root" --runroot "$storage/run" --storage-drive
 image() {
 	local name=$1 package=$2 dockerfile=$3 arch platforms=()
 	for arch in "${arches[@]}"; do
-		CGO_ENABLED=0 GOOS=linux GOARCH=$arch go build -trimpath -buildvcs=false -ldflags "-s -w" -o "dist/linux-$arch/$name" "$package"
+		CGO_ENABLED=0 GOOS=linux GOARCH=$arch go build -trimpath -buildvcs=false -ldflags "-s -w" -o "$dist/linux-$arch/$name" "$package"
 		platforms+=("linux/$arch")
 	done
 	local log=$storage/$name.log ref=datakeys/$name:$version
 	{
-		"${buildah[@]}" bud --isolation chroot --timestamp 0 --file "$dockerfile" --target "$name" --build-arg VERSION="$version" \
+		"${buildah[@]}" bud --isolation chroot --timestamp 0 --file "$dockerfile" --target "$name" --build-arg VERSION="$version" --build-arg DIST="$dist" \
 			--platform "$(IFS=, && echo "${platforms[*]}")" --manifest "$ref" . &&
 			"${buildah[@]}" manifest push --all "$ref" "oci:$storage/$name:$ref" &&
-			tar --create --file "dist/$name.tar" --directory "$storage/$name" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner .
+			tar --create --file "$dist/$name.tar" --directory "$storage/$name" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner .
 	} >"$log" 2>&1 || { cat "$log" >&2 && return 1; }
-	echo "dist/$name.tar: $ref (${platforms[*]})"
+	echo "$dist/$name.tar: $ref (${platforms[*]})"
 }
 
 image manager ./cmd/manager Dockerfile
