@@ -13,7 +13,7 @@ import (
 // CallDecrypt is Decrypt as the gRPC server calls it, without the network: the fuzzer has no time for it.
 func CallDecrypt(ctx context.Context, s *Service, log logr.Logger, req *kmsv1.DecryptRequest) (*kmsv1.DecryptResponse, *status.Status) {
 	a := &adapter{service: s, log: log}
-	resp, err := guard(log)(ctx, req, &grpc.UnaryServerInfo{FullMethod: kmsv1.KeyService_Decrypt_FullMethodName},
+	resp, err := guard(s.now, log)(ctx, req, &grpc.UnaryServerInfo{FullMethod: kmsv1.KeyService_Decrypt_FullMethodName},
 		func(ctx context.Context, req any) (any, error) { return a.Decrypt(ctx, req.(*kmsv1.DecryptRequest)) })
 	if err != nil {
 		return nil, status.Convert(err)

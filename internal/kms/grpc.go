@@ -46,7 +46,7 @@ func NewGRPCServer(service *Service, tlsConfig *tls.Config, log logr.Logger) *gr
 	tlsConfig = tlsConfig.Clone()
 	tlsConfig.MinVersion = max(tlsConfig.MinVersion, tls.VersionTLS13)
 	server := grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(tlsConfig)),
+		grpc.Creds(countingCredentials{TransportCredentials: credentials.NewTLS(tlsConfig), now: service.now}),
 		grpc.MaxRecvMsgSize(maxReceive),
 		grpc.MaxSendMsgSize(maxSend),
 		grpc.MaxHeaderListSize(maxHeaders),
@@ -59,26 +59,31 @@ func NewGRPCServer(service *Service, tlsConfig *tls.Config, log logr.Logger) *gr
 			Time:                  time.Minute,
 			Timeout:               pingInterval,
 		}),
-		grpc.UnaryInterceptor(guard(log)),
+		grpc.UnaryInterceptor(guard(service.now, log)),
 	)
 	kmsv1.RegisterKeyServiceServer(server, &adapter{service: service, log: log})
 	return server
 }
 
-// guard gives every call a deadline, turns errors into statuses and panics into errors, and logs what the caller is not
-// told.
-func guard(log logr.Logger) grpc.UnaryServerInterceptor {
+// guard gives every call a deadline, turns errors into statuses and panics into errors, logs what the caller is not told,
+// and lets no connection go on sending calls without a valid token.
+func guard(now func() time.Time, log logr.Logger) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 		ctx, cancel := context.WithTimeout(ctx, callTimeout)
 		defer cancel()
+		conn := connectionOf(ctx)
 		defer func() {
 			if p := recover(); p != nil {
 				resp, err = nil, panicError(p)
 			}
+			conn.done(now, err)
 			if err != nil {
 				resp, err = nil, refusalStatus(log.WithValues("method", info.FullMethod), err)
 			}
 		}()
+		if err := conn.admit(now); err != nil {
+			return nil, err
+		}
 		return handler(ctx, req)
 	}
 }
