@@ -38,65 +38,60 @@ type AssociatedData struct {
 
 // Validate returns an error that names the field and the limit if no blob can be bound to this associated data.
 func (ad AssociatedData) Validate() error {
+	_, _, err := ad.check(nil)
+	return err
+}
+
+// pair is one of a context.
+type pair struct{ key, value string }
+
+// check returns the pairs of the context in no order, appended to pairs, and the number of bytes that write writes.
+func (ad AssociatedData) check(pairs []pair) (_ []pair, size int, err error) {
 	if len(ad.Raw) > 0 && len(ad.Context) > 0 {
-		return fmt.Errorf("%w: context and raw associated data: only one of them may be set", ErrInvalid)
+		return nil, 0, fmt.Errorf("%w: context and raw associated data: only one of them may be set", ErrInvalid)
 	}
 	if n := len(ad.Raw); n > MaxRawSize {
-		return fmt.Errorf("%w: raw associated data of %d bytes: must be at most %d bytes", ErrInvalid, n, MaxRawSize)
+		return nil, 0, fmt.Errorf("%w: raw associated data of %d bytes: must be at most %d bytes", ErrInvalid, n, MaxRawSize)
 	}
 	if n := len(ad.Context); n > MaxContextPairs {
-		return fmt.Errorf("%w: context of %d pairs: must be at most %d pairs", ErrInvalid, n, MaxContextPairs)
+		return nil, 0, fmt.Errorf("%w: context of %d pairs: must be at most %d pairs", ErrInvalid, n, MaxContextPairs)
 	}
-	size := 0
 	for k, v := range ad.Context {
 		size += len(k) + len(v)
 		if size > MaxContextSize {
-			return fmt.Errorf("%w: context: keys and values must be at most %d bytes together", ErrInvalid, MaxContextSize)
+			return nil, 0, fmt.Errorf("%w: context: keys and values must be at most %d bytes together", ErrInvalid, MaxContextSize)
 		}
 		if !utf8.ValidString(k) || !utf8.ValidString(v) {
-			return fmt.Errorf("%w: context: keys and values must be valid UTF-8", ErrInvalid)
+			return nil, 0, fmt.Errorf("%w: context: keys and values must be valid UTF-8", ErrInvalid)
 		}
+		pairs = append(pairs, pair{k, v})
 	}
-	return nil
-}
-
-// size is the number of bytes that write writes.
-func (ad AssociatedData) size() int {
 	switch {
 	case len(ad.Raw) > 0:
-		return 1 + 4 + len(ad.Raw)
+		return nil, 1 + 4 + len(ad.Raw), nil
 	case len(ad.Context) > 0:
-		n := 1 + 4
-		for k, v := range ad.Context {
-			n += 4 + len(k) + 4 + len(v)
-		}
-		return n
+		return pairs, 1 + 4 + 2*4*len(pairs) + size, nil
 	}
-	return 1
+	return nil, 1, nil
 }
 
-// write writes an encoding that is injective and says its own end, of associated data that Validate accepts.
-func (ad AssociatedData) write(w *strings.Builder) {
+// write writes an encoding that is injective and says its own end, of associated data that check accepts, whose pairs
+// it returned.
+func (ad AssociatedData) write(w *strings.Builder, pairs []pair) {
 	switch {
 	case len(ad.Raw) > 0:
 		w.WriteByte(associatedRaw)
 		writeLen(w, len(ad.Raw))
 		w.Write(ad.Raw)
-	case len(ad.Context) > 0:
+	case len(pairs) > 0:
 		w.WriteByte(associatedContext)
-		writeLen(w, len(ad.Context))
-		var few [8]string // on the stack: most contexts are small
-		keys := few[:0]
-		for k := range ad.Context {
-			keys = append(keys, k)
-		}
-		slices.Sort(keys)
-		for _, k := range keys {
-			v := ad.Context[k]
-			writeLen(w, len(k))
-			w.WriteString(k)
-			writeLen(w, len(v))
-			w.WriteString(v)
+		writeLen(w, len(pairs))
+		slices.SortFunc(pairs, func(a, b pair) int { return strings.Compare(a.key, b.key) })
+		for _, p := range pairs {
+			writeLen(w, len(p.key))
+			w.WriteString(p.key)
+			writeLen(w, len(p.value))
+			w.WriteString(p.value)
 		}
 	default:
 		w.WriteByte(associatedNone)

@@ -66,9 +66,13 @@ func TestAssociatedDataValidation(t *testing.T) {
 
 func encode(ad AssociatedData) []byte {
 	var w strings.Builder
-	ad.write(&w)
-	if w.Len() != ad.size() {
-		panic("internal error: size and write disagree")
+	pairs, size, err := ad.check(nil)
+	if err != nil {
+		panic(err)
+	}
+	ad.write(&w, pairs)
+	if w.Len() != size {
+		panic("internal error: check and write disagree")
 	}
 	return []byte(w.String())
 }

@@ -1,11 +1,11 @@
 package envelope
 
 import (
+	"cmp"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/subtle"
 	"fmt"
 	"strings"
@@ -23,9 +23,6 @@ func (m Material) Seal(h Header, ad AssociatedData, p Plaintext) ([]byte, error)
 	if err := h.Validate(); err != nil {
 		return nil, err
 	}
-	if err := ad.Validate(); err != nil {
-		return nil, err
-	}
 	out := make([]byte, 0, overhead(h)+p.Len())
 	out = h.append(out)
 	header := out
@@ -33,14 +30,12 @@ func (m Material) Seal(h Header, ad AssociatedData, p Plaintext) ([]byte, error)
 	salt := out[len(header):]
 	rand.Read(salt)
 
-	aead, commitment, err := m.derive(header, salt, ad)
-	if err != nil {
-		return nil, err
-	}
-	out = append(out, commitment[:]...)
-	err = p.s.use(func(b []byte) error {
-		out = aead.Seal(out, nil, b, nil)
-		return nil
+	err := m.withKey(header, salt, ad, func(aead cipher.AEAD, commitment []byte) error {
+		out = append(out, commitment...)
+		return p.s.use(func(b []byte) error {
+			out = aead.Seal(out, nil, b, nil)
+			return nil
+		})
 	})
 	if err != nil {
 		return nil, err
@@ -51,58 +46,80 @@ func (m Material) Seal(h Header, ad AssociatedData, p Plaintext) ([]byte, error)
 // Open decrypts a blob. The error is ErrBroken unless m, the blob's header and the associated data are those that it
 // was sealed with; whether the header names m is for the caller to ask before, with Blob.CheckKey.
 func (m Material) Open(b *Blob, ad AssociatedData) (Plaintext, error) {
-	if err := ad.Validate(); err != nil {
-		return Plaintext{}, err
-	}
 	if !b.complete() {
-		return Plaintext{}, ErrBroken
+		return Plaintext{}, cmp.Or(ad.Validate(), ErrBroken)
 	}
 	var buf [headerSize + maxNamespace + maxName]byte
-	aead, commitment, err := m.derive(b.Header.append(buf[:0]), b.salt[:], ad)
+	opened := newSecret(len(b.sealed) - IVSize - tagSize)
+	err := m.withKey(b.Header.append(buf[:0]), b.salt[:], ad, func(aead cipher.AEAD, commitment []byte) error {
+		// AES-GCM does not commit to its key: one ciphertext can be made to open under two. The commitment does, so it
+		// is checked first, and nothing is decrypted with a key that is not the blob's.
+		if subtle.ConstantTimeCompare(commitment, b.commitment[:]) != 1 {
+			return ErrBroken
+		}
+		if _, err := aead.Open(opened.slot.bytes()[:0], nil, b.sealed, nil); err != nil {
+			return ErrBroken
+		}
+		return nil
+	})
 	if err != nil {
+		opened.destroy()
 		return Plaintext{}, err
 	}
-	// AES-GCM does not commit to its key: one ciphertext can be made to open under two. The commitment does, so it is
-	// checked first, and nothing is decrypted with a key that is not the blob's.
-	if subtle.ConstantTimeCompare(commitment[:], b.commitment[:]) != 1 {
-		return Plaintext{}, ErrBroken
-	}
-	p, err := aead.Open(make([]byte, 0, len(b.sealed)-IVSize-tagSize), nil, b.sealed, nil)
-	if err != nil {
-		return Plaintext{}, ErrBroken
-	}
-	return Plaintext{s: newSecret(p)}, nil
+	return Plaintext{s: opened}, nil
 }
 
-// derive makes the key of one blob and the commitment to it.
+// withKey makes the key of one blob and the commitment to it, lends both to f, and erases what this left in memory.
 //
 // The key depends on the header, the salt and the associated data, and there is no other way to it, so GCM gets no
 // additional data: it would authenticate the same bytes a second time. The salt is not repeated in the info: it is
 // the key of HKDF's first step, at a fixed length, so two salts never lead to one key.
-func (m Material) derive(header, salt []byte, ad AssociatedData) (cipher.AEAD, [commitmentSize]byte, error) {
+func (m Material) withKey(header, salt []byte, ad AssociatedData, f func(aead cipher.AEAD, commitment []byte) error) error {
+	info, err := keyInfo(header, ad)
+	if err != nil {
+		return err
+	}
+	return erasing(func(traces *traces) error {
+		var prk []byte
+		err := m.s.use(func(material []byte) (err error) {
+			prk, err = hkdf.Extract(traces.newHash, material, salt)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("deriving the key of a blob: %w", err)
+		}
+		traces.add(prk)
+		okm, err := hkdf.Expand(traces.newHash, prk, info, aesKeySize+commitmentSize)
+		if err != nil {
+			return fmt.Errorf("deriving the key of a blob: %w", err)
+		}
+		traces.add(okm)
+		block, err := aes.NewCipher(okm[:aesKeySize])
+		if err != nil {
+			return fmt.Errorf("making the cipher of a blob: %w", err)
+		}
+		traces.add(memoryOf(block))
+		// The random IV is the only one that Go's FIPS 140-3 module permits. It need not be random: the key is used once.
+		aead, err := cipher.NewGCMWithRandomNonce(block)
+		if err != nil {
+			return fmt.Errorf("making the cipher of a blob: %w", err)
+		}
+		traces.add(memoryOf(aead))
+		return f(aead, okm[aesKeySize:])
+	})
+}
+
+// keyInfo is the info of HKDF, which binds the key of a blob to its header and associated data.
+func keyInfo(header []byte, ad AssociatedData) (string, error) {
+	var few [8]pair // on the stack: most contexts are small
+	pairs, size, err := ad.check(few[:0])
+	if err != nil {
+		return "", err
+	}
 	var info strings.Builder
-	info.Grow(len(label) + len(header) + ad.size())
+	info.Grow(len(label) + len(header) + size)
 	info.WriteString(label)
 	info.Write(header)
-	ad.write(&info)
-
-	var okm []byte
-	err := m.s.use(func(material []byte) (err error) {
-		okm, err = hkdf.Key(sha256.New, material, salt, info.String(), aesKeySize+commitmentSize)
-		return err
-	})
-	if err != nil {
-		return nil, [commitmentSize]byte{}, fmt.Errorf("deriving the key of a blob: %w", err)
-	}
-	defer clear(okm)
-	block, err := aes.NewCipher(okm[:aesKeySize])
-	if err != nil {
-		return nil, [commitmentSize]byte{}, fmt.Errorf("making the cipher of a blob: %w", err)
-	}
-	// The random IV is the only one that Go's FIPS 140-3 module permits. It need not be random: the key is used once.
-	aead, err := cipher.NewGCMWithRandomNonce(block)
-	if err != nil {
-		return nil, [commitmentSize]byte{}, fmt.Errorf("making the cipher of a blob: %w", err)
-	}
-	return aead, [commitmentSize]byte(okm[aesKeySize:]), nil
+	ad.write(&info, pairs)
+	return info.String(), nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime"
 	"sync"
 
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
@@ -15,18 +16,22 @@ import (
 // MaterialSize is the size of wrapping key material in bytes.
 const MaterialSize = 32
 
-// secret holds the bytes of a Material or Plaintext. They stand behind its pointer, and there inside a function value.
-// A pointer alone does not hide them: fmt calls no method on an unexported field of somebody's struct, and for a verb
-// that does not fit a pointer, such as %s, it follows the pointer and prints what it finds. Into a function neither
-// fmt nor any other printer that works by reflection can look.
+// secret holds the bytes of a Material or Plaintext in memory of the arena. They stand behind its pointer, and there
+// inside a function value. A pointer alone does not hide them: fmt calls no method on an unexported field of somebody's
+// struct, and for a verb that does not fit a pointer, such as %s, it follows the pointer and prints what it finds. Into
+// a function neither fmt nor any other printer that works by reflection can look.
 type secret struct {
-	mu     sync.RWMutex  // so that destroying waits for uses and no use sees half-cleared bytes
-	reveal func() []byte // nil once destroyed
+	mu        sync.RWMutex // so that destroying waits for uses and no use sees half-cleared bytes
+	slot      slot         // none once destroyed
+	forgotten runtime.Cleanup
 }
 
-// newSecret takes b over.
-func newSecret(b []byte) *secret {
-	return &secret{reveal: func() []byte { return b }}
+// newSecret returns n zero bytes. Until it is given away, its maker alone uses them, and fills them.
+func newSecret(n int) *secret {
+	s := &secret{slot: keys.alloc(n)}
+	// Secrets that are dropped without Destroy are cleared when the garbage collector finds out.
+	s.forgotten = runtime.AddCleanup(s, slot.release, s.slot)
+	return s
 }
 
 // use calls f with the live bytes. They must not be kept.
@@ -36,10 +41,10 @@ func (s *secret) use(f func([]byte) error) error {
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if s.reveal == nil {
+	if s.slot.slab == nil {
 		return ErrDestroyed
 	}
-	return f(s.reveal())
+	return f(s.slot.bytes())
 }
 
 func (s *secret) appendTo(dst []byte) []byte {
@@ -58,9 +63,10 @@ func (s *secret) destroy() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.reveal != nil {
-		clear(s.reveal())
-		s.reveal = nil
+	if s.slot.slab != nil {
+		s.forgotten.Stop()
+		s.slot.release()
+		s.slot = slot{}
 	}
 }
 
@@ -86,9 +92,9 @@ type Material struct {
 
 // NewMaterial returns random material.
 func NewMaterial() Material {
-	b := make([]byte, MaterialSize)
-	rand.Read(b)
-	return Material{s: newSecret(b)}
+	s := newSecret(MaterialSize)
+	rand.Read(s.slot.bytes())
+	return Material{s: s}
 }
 
 // MaterialFromBytes returns material that holds a copy of b, which must be 32 bytes and not all zero. Clearing b is
@@ -101,7 +107,9 @@ func MaterialFromBytes(b []byte) (Material, error) {
 	if subtle.ConstantTimeCompare(b, make([]byte, MaterialSize)) == 1 {
 		return Material{}, fmt.Errorf("%w: material: must not be all zero", ErrInvalid)
 	}
-	return Material{s: newSecret(bytes.Clone(b))}, nil
+	s := newSecret(MaterialSize)
+	copy(s.slot.bytes(), b)
+	return Material{s: s}, nil
 }
 
 // Use calls f with the live bytes and returns its error; it returns ErrDestroyed, without a call, for material that is
@@ -116,8 +124,8 @@ func (m Material) AppendTo(_ insecuresecret.Token, dst []byte) []byte { return m
 // Destroy clears the bytes, here and in every copy of m, and makes every later use fail with ErrDestroyed. It waits
 // for uses under way, and may be called twice.
 //
-// This is best effort and no promise: Go may have copied the bytes to a stack or a register, and the key schedules
-// made from them live until the garbage collector comes by.
+// Material that is dropped without Destroy is cleared when the garbage collector finds out, in its own time. What
+// remains elsewhere in memory after either, docs/design/memory.md says.
 func (m Material) Destroy() { m.s.destroy() }
 
 // IsZero reports whether m holds no bytes: it was destroyed or never set.
@@ -139,9 +147,9 @@ func NewPlaintext(n int) (Plaintext, error) {
 	if err := checkPlaintextSize(n); err != nil {
 		return Plaintext{}, err
 	}
-	b := make([]byte, n)
-	rand.Read(b)
-	return Plaintext{s: newSecret(b)}, nil
+	s := newSecret(n)
+	rand.Read(s.slot.bytes())
+	return Plaintext{s: s}, nil
 }
 
 // PlaintextFromBytes returns a plaintext that holds a copy of b, which must be 1 to 4096 bytes. Clearing b is up to
@@ -150,7 +158,9 @@ func PlaintextFromBytes(b []byte) (Plaintext, error) {
 	if err := checkPlaintextSize(len(b)); err != nil {
 		return Plaintext{}, err
 	}
-	return Plaintext{s: newSecret(bytes.Clone(b))}, nil
+	s := newSecret(len(b))
+	copy(s.slot.bytes(), b)
+	return Plaintext{s: s}, nil
 }
 
 func checkPlaintextSize(n int) error {
@@ -166,13 +176,14 @@ func PlaintextOfMaterial(id MaterialID, m Material) (Plaintext, error) {
 	if id.IsZero() {
 		return Plaintext{}, fmt.Errorf("%w: material ID: must be set", ErrInvalid)
 	}
-	out := make([]byte, 0, len(id)+MaterialSize) // never grows: a grown slice would leave a copy behind
-	out = append(out, id[:]...)
-	err := m.s.use(func(b []byte) error { out = append(out, b...); return nil })
-	if err != nil {
+	s := newSecret(len(id) + MaterialSize)
+	out := s.slot.bytes()
+	copy(out, id[:])
+	if err := m.s.use(func(b []byte) error { copy(out[len(id):], b); return nil }); err != nil {
+		s.destroy()
 		return Plaintext{}, err
 	}
-	return Plaintext{s: newSecret(out)}, nil
+	return Plaintext{s: s}, nil
 }
 
 // Material reads what PlaintextOfMaterial wrote. The plaintext must be destroyed apart.
@@ -201,7 +212,7 @@ func (p Plaintext) AppendTo(_ insecuresecret.Token, dst []byte) []byte { return 
 func (p Plaintext) Len() int { return p.s.len() }
 
 // Destroy clears the bytes, here and in every copy of p, and makes every later use fail with ErrDestroyed. It waits
-// for uses under way, and may be called twice. It is best effort, as Material.Destroy.
+// for uses under way, and may be called twice. A plaintext that is dropped without it is cleared as Material is.
 func (p Plaintext) Destroy() { p.s.destroy() }
 
 // IsZero reports whether p holds no bytes: it was destroyed or never set.
