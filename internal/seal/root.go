@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"strings"
 
 	"github.com/datakeys/datakeys/internal/envelope"
@@ -47,6 +48,9 @@ const (
 var rootKeyForms = []string{
 	"secret://NAME",
 	"file:///PATH",
+	"transit://HOST:PORT/MOUNT/KEY",
+	"awskms://REGION/KEY",
+	"alicloudkms://REGION/KEY",
 }
 
 // openRootKey opens the root key that uri names. It makes one only where create says so, and only where the root key lies in
@@ -64,6 +68,13 @@ func (c Config) openRootKey(ctx context.Context, uri string, create bool) (RootK
 		return openSecretRoot(ctx, rest, c.Store, create)
 	case schemeFile:
 		return openFileRoot(rest)
+	case schemeTransit, schemeAWSKMS, schemeAlicloudKMS:
+		u, err := url.Parse(uri)
+		if err != nil {
+			// The error of the parser repeats what it was given, and somebody may have put a password there.
+			return nil, fmt.Errorf("root key %s://...: must be a URI such as %s", scheme, strings.Join(rootKeyForms, ", "))
+		}
+		return openWrappingRoot(ctx, u)
 	default:
 		return nil, fmt.Errorf("root key %q: the scheme %q is not known: use one of %s", uri, scheme, strings.Join(rootKeyForms, ", "))
 	}
