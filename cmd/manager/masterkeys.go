@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
+	"golang.org/x/sync/singleflight"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -18,6 +20,13 @@ import (
 // indexAlias finds MasterKeys in the cache by the aliases that they claim.
 const indexAlias = "datakeys.io/alias"
 
+// aliasAge is how long a namespace that was read for an alias is not read for another: an alias costs a read of all
+// MasterKeys of its namespace, be it there or not. The cache of the manager has heard of everything new by then.
+const aliasAge = 2 * time.Second
+
+// maxAliasReads bounds the namespaces whose aliases are remembered for that time.
+const maxAliasReads = 16
+
 // livePage is how many MasterKeys are read from the API server at once, where all of a namespace are needed.
 const livePage = 500
 
@@ -25,6 +34,9 @@ const livePage = 500
 // heard of a key yet, on a miss at the API server.
 type masterKeys struct {
 	cache, live client.Reader
+	// aliases are the holders of the aliases of a namespace, as the API server had them a moment ago.
+	aliases *reviewCache[string, map[string]kms.MasterKey]
+	reads   *singleflight.Group
 }
 
 func newMasterKeys(ctx context.Context, mgr ctrl.Manager) (masterKeys, error) {
@@ -34,7 +46,12 @@ func newMasterKeys(ctx context.Context, mgr ctrl.Manager) (masterKeys, error) {
 	if err != nil {
 		return masterKeys{}, fmt.Errorf("index %s: %w", indexAlias, err)
 	}
-	return masterKeys{cache: mgr.GetClient(), live: mgr.GetAPIReader()}, nil
+	return masterKeys{
+		cache:   mgr.GetClient(),
+		live:    mgr.GetAPIReader(),
+		aliases: newReviewCache[string, map[string]kms.MasterKey](aliasAge, maxAliasReads),
+		reads:   new(singleflight.Group),
+	}, nil
 }
 
 var _ kms.MasterKeys = masterKeys{}
@@ -64,38 +81,64 @@ func (m masterKeys) ByAlias(ctx context.Context, namespace, alias string) (kms.M
 	if err != nil {
 		return kms.MasterKey{}, fmt.Errorf("read the MasterKeys of alias %s/%s: %w", namespace, alias, err)
 	}
-	first, found := holder(list.Items, alias)
-	if found {
-		return first, nil
-	}
-	// The API server has no index of aliases, so all MasterKeys of the namespace are read.
-	for next, more := "", true; more; more = next != "" {
-		var page v1alpha1.MasterKeyList
-		if err := m.live.List(ctx, &page, client.InNamespace(namespace), client.Limit(livePage), client.Continue(next)); err != nil {
-			return kms.MasterKey{}, fmt.Errorf("read the MasterKeys of namespace %s: %w", namespace, err)
+	holders := map[string]kms.MasterKey{}
+	addHolders(holders, list.Items)
+	if _, found := holders[alias]; !found {
+		if holders, err = m.liveAliases(ctx, namespace); err != nil {
+			return kms.MasterKey{}, err
 		}
-		if k, ok := holder(page.Items, alias); ok && (!found || k.Before(first)) {
-			first, found = k, true
-		}
-		next = page.Continue
 	}
+	o, found := holders[alias]
 	if !found {
 		return kms.MasterKey{}, fmt.Errorf("alias %s/%s: %w", namespace, alias, kms.ErrMasterKeyNotFound)
 	}
-	return first, nil
+	return o, nil
 }
 
-// holder returns the oldest of the MasterKeys that claim an alias.
-func holder(items []v1alpha1.MasterKey, alias string) (first kms.MasterKey, found bool) {
-	for i := range items {
-		if !slices.Contains(items[i].Spec.Aliases, alias) {
-			continue
+// liveAliases returns the holders of all aliases of a namespace as the API server has them now, or had them less than
+// aliasAge ago. All who ask at the same time share one read.
+func (m masterKeys) liveAliases(ctx context.Context, namespace string) (map[string]kms.MasterKey, error) {
+	if holders, found := m.aliases.get(namespace); found {
+		return holders, nil
+	}
+	read := m.reads.DoChan(namespace, func() (any, error) {
+		// Whoever asked first may go away; the others still wait.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reviewTimeout)
+		defer cancel()
+		asked := m.aliases.clock.Now()
+		holders := map[string]kms.MasterKey{}
+		for next, more := "", true; more; more = next != "" {
+			var page v1alpha1.MasterKeyList
+			if err := m.live.List(ctx, &page, client.InNamespace(namespace), client.Limit(livePage), client.Continue(next)); err != nil {
+				return nil, fmt.Errorf("read the MasterKeys of namespace %s: %w", namespace, err)
+			}
+			addHolders(holders, page.Items)
+			next = page.Continue
 		}
-		if k := masterKey(&items[i]); !found || k.Before(first) {
-			first, found = k, true
+		m.aliases.add(namespace, holders, asked)
+		return holders, nil
+	})
+	select {
+	case result := <-read:
+		if result.Err != nil {
+			return nil, result.Err
+		}
+		return result.Val.(map[string]kms.MasterKey), nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// addHolders adds the aliases of MasterKeys to those who have them: the first that was made, where several claim one.
+func addHolders(holders map[string]kms.MasterKey, items []v1alpha1.MasterKey) {
+	for i := range items {
+		o := masterKey(&items[i])
+		for _, alias := range o.Aliases {
+			if first, claimed := holders[alias]; !claimed || o.Before(first) {
+				holders[alias] = o
+			}
 		}
 	}
-	return first, found
 }
 
 // List implements kms.MasterKeys.
