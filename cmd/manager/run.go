@@ -25,6 +25,7 @@ import (
 	"github.com/datakeys/datakeys/controllers"
 	"github.com/datakeys/datakeys/internal/certs"
 	"github.com/datakeys/datakeys/internal/coredump"
+	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/inject"
 	"github.com/datakeys/datakeys/internal/kms"
 )
@@ -42,6 +43,9 @@ const (
 func run(ctx context.Context, o *options, log logr.Logger) error {
 	if err := coredump.Forbid(); err != nil {
 		log.Info("A crash may leave a memory dump with master keys", "reason", err.Error())
+	}
+	if err := envelope.MemoryLocked(); err != nil {
+		log.Info("Master keys are not in locked memory", "reason", err.Error())
 	}
 	audit, err := openAudit(o.auditLog)
 	if err != nil {

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/datakeys/datakeys/internal/coredump"
+	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/sidecar"
 )
 
@@ -112,6 +113,9 @@ func serve(ctx context.Context, args []string, env func(string) string, stderr i
 	config.Logger = slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level}))
 	if err := coredump.Forbid(); err != nil {
 		config.Logger.Warn("a crash may leave a memory dump with data keys", "error", err.Error())
+	}
+	if err := envelope.MemoryLocked(); err != nil {
+		config.Logger.Warn("data keys are not in locked memory", "error", err.Error())
 	}
 	stayLean(env)
 	return sidecar.Run(ctx, config)
