@@ -1,6 +1,8 @@
 package seal
 
 import (
+	"context"
+
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
 )
 
@@ -12,3 +14,8 @@ func (k *Keyring) SealingKeyBytes() []byte {
 
 // TagOf names a root key in the names of entries.
 func TagOf(id string) string { return tagOf(id) }
+
+// OpenRootKey opens a root key that is not embedded, by its scheme.
+func OpenRootKey(ctx context.Context, uri string) (RootKey, error) {
+	return Config{}.openRootKey(ctx, uri, false)
+}

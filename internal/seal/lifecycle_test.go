@@ -1,0 +1,748 @@
+package seal_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	clocktesting "k8s.io/utils/clock/testing"
+
+	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/internal/seal"
+	"github.com/datakeys/datakeys/internal/seal/sealtest"
+)
+
+// A stage is the flags of a manager at one time of its life.
+type stage struct {
+	root, previous string
+	// rotate asks for a rotation of the sealing key.
+	rotate bool
+	// stale rotates the key behind the root key.
+	stale bool
+}
+
+// An installation is a store with its root keys, and what was ever sealed in it.
+type installation struct {
+	store  *sealtest.Store
+	roots  *sealtest.RootKeys
+	clock  *clocktesting.FakePassiveClock
+	sealed []sealedVersion
+}
+
+type sealedVersion struct {
+	of     seal.MasterKeyVersion
+	id     envelope.MaterialID
+	m      envelope.Material
+	sealed []byte
+}
+
+func newInstallation() *installation {
+	return &installation{
+		store: &sealtest.Store{}, roots: &sealtest.RootKeys{},
+		clock: clocktesting.NewFakePassiveClock(time.Date(2026, 11, 22, 0, 0, 0, 0, time.UTC)),
+	}
+}
+
+func (i *installation) config(s stage) seal.Config {
+	return seal.Config{
+		RootKey: s.root, PreviousRootKey: s.previous, Store: i.store, Clock: i.clock,
+		OpenRootKey: func(ctx context.Context, uri string) (seal.RootKey, error) {
+			if strings.HasPrefix(uri, "fake://") {
+				return i.roots.Open(ctx, uri)
+			}
+			return seal.OpenRootKey(ctx, uri)
+		},
+	}
+}
+
+// start starts a manager with the flags of a stage.
+func (i *installation) start(t testing.TB, s stage) *seal.Keyring {
+	t.Helper()
+	k, err := i.config(s).Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(k.Close)
+	return k
+}
+
+// seal seals something new, that has to open for ever.
+func (i *installation) seal(t testing.TB, k *seal.Keyring) {
+	t.Helper()
+	v := sealedVersion{
+		of: seal.MasterKeyVersion{KeyID: envelope.NewKeyID(), Namespace: "team-a", Name: "orders", Version: 1},
+		id: envelope.NewMaterialID(), m: envelope.NewMaterial(),
+	}
+	var err error
+	if v.sealed, err = k.Seal(v.of, v.id, v.m); err != nil {
+		t.Fatal(err)
+	}
+	i.sealed = append(i.sealed, v)
+}
+
+// opens says whether everything that was ever sealed opens.
+func (i *installation) opens(ctx context.Context, k *seal.Keyring) error {
+	for _, v := range i.sealed {
+		of, id, m, err := k.Unseal(ctx, v.of.KeyID, v.of.Version, v.sealed)
+		if err != nil {
+			return err
+		}
+		if of != v.of || id != v.id || !m.Equal(v.m) {
+			return errors.New("it opens as something else")
+		}
+	}
+	return nil
+}
+
+// life is what a manager does with the flags of a stage, until there is nothing left to do.
+func (i *installation) life(ctx context.Context, s stage) (*seal.Keyring, error) {
+	k, err := i.config(s).Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.Tend(ctx, true); err != nil {
+		return nil, err
+	}
+	if err := k.Rotate(ctx, 0); err != nil {
+		return nil, err
+	}
+	return k, k.CheckStored(ctx)
+}
+
+// request asks for a rotation, as somebody with kubectl does.
+func (i *installation) request(value string) {
+	i.store.Edit(seal.SealingKeysSecret, func(s *seal.Secret) {
+		s.Annotations = map[string]string{"datakeys.io/rotate-requested-at": value}
+	})
+}
+
+func keyFile(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "root-key")
+	if err := os.WriteFile(path, bytes.Repeat([]byte{0x9c, 0x01}, 16), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return "file://" + path
+}
+
+// story is a whole life: every way from one root key to another, with rotations before, in between and after.
+func story(t testing.TB) []stage {
+	file := keyFile(t)
+	return []stage{
+		{root: seal.DefaultRootKey},
+		{root: seal.DefaultRootKey, rotate: true},
+		{root: "fake://kmsv2", previous: seal.DefaultRootKey},
+		{root: "fake://kmsv2", previous: seal.DefaultRootKey, rotate: true},
+		{root: "fake://kmsv2"},
+		{root: "fake://kmsv2", stale: true},
+		{root: "fake://awskms", previous: "fake://kmsv2", rotate: true},
+		{root: "fake://awskms"},
+		{root: file, previous: "fake://awskms"},
+		{root: file},
+		{root: file, rotate: true},
+		{root: "secret://another-root-key", previous: file},
+		{root: "secret://another-root-key"},
+	}
+}
+
+// A process of its own is started again, with the same flags, after each error. Whatever call of the store or of a root key
+// fails, or is done and its answer lost, the next start goes on where the last one was.
+func TestALifeOfRootKeysSurvivesAFaultAtEveryCall(t *testing.T) {
+	stages := story(t)
+	for name, fault := range map[string]sealtest.Fault{
+		"the call fails": sealtest.Fail,
+		"the call is done and the answer is lost": sealtest.DoAndFail,
+	} {
+		t.Run(name, func(t *testing.T) {
+			faults := 0
+			for n := 1; ; n++ {
+				if !survivesFaultAt(t, stages, n, fault) {
+					break
+				}
+				faults++
+			}
+			if faults < 100 {
+				t.Errorf("there were only %d calls: the story is not told", faults)
+			}
+			t.Logf("%d calls", faults)
+		})
+	}
+}
+
+// survivesFaultAt tells the story with a fault at one call, and reports whether there were that many calls.
+func survivesFaultAt(t *testing.T, stages []stage, at int, fault sealtest.Fault) (reached bool) {
+	t.Helper()
+	i := newInstallation()
+	calls := 0
+	now := func() bool { calls++; return calls == at }
+	i.store.Hook = func(int, sealtest.Call) sealtest.Fault {
+		if now() {
+			return fault
+		}
+		return sealtest.None
+	}
+	i.roots.Hook = func(context.Context, string, string) error {
+		if now() {
+			return sealtest.ErrDown
+		}
+		return nil
+	}
+	for n, s := range stages {
+		if s.rotate {
+			i.request(fmt.Sprint(n))
+		}
+		if s.stale {
+			i.roots.Rotate(s.root)
+			i.clock.SetTime(i.clock.Now().Add(24 * time.Hour))
+		}
+		k, err := i.life(t.Context(), s)
+		if err != nil {
+			// The process died of it, or waits for its next try: both begin again with what is durable.
+			if k, err = i.life(t.Context(), s); err != nil {
+				t.Fatalf("call %d, stage %d: the second start: %v", at, n, err)
+			}
+		}
+		if err := i.opens(t.Context(), k); err != nil {
+			t.Fatalf("call %d, stage %d: %v", at, n, err)
+		}
+		i.seal(t, k)
+		if got, want := k.Report().Verdict, s.verdict(); got != want {
+			t.Fatalf("call %d, stage %d: verdict %s (%s), want %s", at, n, got, k.Report().Advice, want)
+		}
+		k.Close()
+	}
+	reached, i.store.Hook, i.roots.Hook = calls >= at, nil, nil
+	last := stages[len(stages)-1]
+	k := i.start(t, last)
+	if err := i.opens(t.Context(), k); err != nil {
+		t.Fatalf("call %d: at the end: %v", at, err)
+	}
+	if got := k.Primary(); got != 5 {
+		t.Fatalf("call %d: the primary version is %d in the end, want 5: each request is one rotation", at, got)
+	}
+	return reached
+}
+
+func (s stage) verdict() seal.Verdict {
+	if s.previous != "" {
+		return seal.VerdictKeepsPrevious
+	}
+	return seal.VerdictSettled
+}
+
+// Whatever was durable at any moment must open everything that was sealed until then: for a manager with the flags of the
+// stage, and, until the old root key is dropped, for one that was left behind with those of the stage before and starts again.
+func TestAtEveryMomentTheOldAndTheNewFlagsOpenEverything(t *testing.T) {
+	stages := story(t)
+	i := newInstallation()
+	moments := 0
+	for n, s := range stages {
+		if s.rotate {
+			i.request(fmt.Sprint(n))
+		}
+		if s.stale {
+			i.roots.Rotate(s.root)
+			i.clock.SetTime(i.clock.Now().Add(24 * time.Hour))
+		}
+		check := func() {
+			then := &sealtest.Store{}
+			for _, secret := range i.store.Secrets() {
+				then.Put(secret)
+			}
+			behind := []stage{{root: s.root, previous: s.previous}}
+			if n > 0 && s.previous != "" {
+				behind = append(behind, stages[n-1], stage{root: s.previous})
+			}
+			for _, b := range behind {
+				at := *i
+				at.store = &sealtest.Store{}
+				for _, secret := range then.Secrets() {
+					at.store.Put(secret)
+				}
+				k, err := at.config(b).Open(t.Context())
+				if err == nil {
+					err = at.opens(t.Context(), k)
+					k.Close()
+				}
+				if err != nil {
+					t.Errorf("stage %d, moment %d: a manager with --root-key=%s --previous-root-key=%s: %v", n, moments, b.root, b.previous, err)
+				}
+			}
+			moments++
+		}
+		if n > 0 {
+			// Each write is looked at before the next call.
+			writes := false
+			i.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+				if writes {
+					check()
+				}
+				writes = c.Method == sealtest.Update || c.Method == sealtest.Create
+				return sealtest.None
+			}
+		}
+		k, err := i.life(t.Context(), s)
+		if err != nil {
+			t.Fatalf("stage %d: %v", n, err)
+		}
+		i.store.Hook = nil
+		i.seal(t, k)
+		if n > 0 {
+			check()
+		}
+		k.Close()
+	}
+	if moments < 25 {
+		t.Errorf("there were only %d moments: the story is not told", moments)
+	}
+}
+
+// Managers with the flags of one stage and of the next run at once, and start again and again, while the sealing key is rotated.
+func TestManagersWithOldAndNewFlagsAtOnce(t *testing.T) {
+	stages := story(t)
+	i := newInstallation()
+	k, err := i.life(t.Context(), stages[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.seal(t, k)
+	for n, s := range stages[1:] {
+		i.request(fmt.Sprint("together ", n))
+		flags := []stage{s, s}
+		if s.previous != "" {
+			flags = append(flags, stage{root: s.previous}, stages[n])
+		}
+		var all sync.WaitGroup
+		for _, f := range flags {
+			all.Go(func() {
+				for range 3 {
+					k, err := i.life(t.Context(), f)
+					// The root key that is not there any more, or waits for the other: that is for the others to do.
+					if err != nil && !errors.Is(err, seal.ErrRotationWaits) {
+						t.Errorf("stage %d, --root-key=%s --previous-root-key=%s: %v", n+1, f.root, f.previous, err)
+					}
+					if k != nil {
+						if err := i.opens(t.Context(), k); err != nil {
+							t.Errorf("stage %d: %v", n+1, err)
+						}
+					}
+				}
+			})
+		}
+		all.Wait()
+		k, err := i.life(t.Context(), s)
+		if err != nil {
+			t.Fatalf("stage %d: %v", n+1, err)
+		}
+		if got, want := k.Report().Verdict, s.verdict(); got != want {
+			t.Errorf("stage %d: verdict %s (%s), want %s", n+1, got, k.Report().Advice, want)
+		}
+		if err := i.opens(t.Context(), k); err != nil {
+			t.Errorf("stage %d: %v", n+1, err)
+		}
+		i.seal(t, k)
+	}
+}
+
+func TestNothingIsWrittenWhereThereIsNothingToDo(t *testing.T) {
+	i := newInstallation()
+	for n, s := range story(t) {
+		if s.rotate {
+			i.request(fmt.Sprint(n))
+		}
+		k, err := i.life(t.Context(), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, asked := i.store.Secrets(), i.roots.Calls()
+		for range 3 {
+			if err := k.Tend(t.Context(), true); err != nil {
+				t.Fatal(err)
+			}
+			if err := k.Rotate(t.Context(), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if diff := cmp.Diff(before, i.store.Secrets()); diff != "" {
+			t.Errorf("stage %d: Secrets were written: %s", n, diff)
+		}
+		if got := i.roots.Calls(); got != asked {
+			t.Errorf("stage %d: root keys were asked %d times more", n, got-asked)
+		}
+	}
+}
+
+// Flags in a wrong order leave everything as it was, and the verdict says the right ones.
+func TestWrongFlagsLoseNothing(t *testing.T) {
+	const older, oldKey, newKey = "fake://older", "fake://old", "fake://new"
+	begun := func(flags ...stage) func(*testing.T) *installation {
+		return func(t *testing.T) *installation {
+			i := newInstallation()
+			for _, s := range flags {
+				k, err := i.life(t.Context(), s)
+				if err != nil {
+					t.Fatal(err)
+				}
+				i.seal(t, k)
+			}
+			return i
+		}
+	}
+	for name, c := range map[string]struct {
+		before  func(*testing.T) *installation
+		flags   stage
+		refused string
+		verdict seal.Verdict
+		advice  string
+	}{
+		"the new root key without the previous": {
+			begun(stage{root: oldKey}), stage{root: newKey},
+			"is wrapped by root key fake://old and not by fake://new: set --root-key=fake://old again", "", "",
+		},
+		"an embedded root key without the previous": {
+			begun(stage{root: oldKey}), stage{root: "secret://new"},
+			"is wrapped by root key fake://old and not by secret://new: set --root-key=fake://old again", "", "",
+		},
+		"the two the other way round, before anything happened": {
+			begun(stage{root: oldKey}), stage{root: oldKey, previous: newKey}, "", seal.VerdictSettled, "--previous-root-key is not needed",
+		},
+		"a previous root key that was never there": {
+			begun(stage{root: oldKey}), stage{root: newKey, previous: older}, "is wrapped by root key fake://old and not by", "", "",
+		},
+		"the old one alone after the change began": {
+			begun(stage{root: oldKey}, stage{root: newKey, previous: oldKey}), stage{root: oldKey},
+			"", seal.VerdictElsewhere, "set --root-key=fake://new; to change",
+		},
+		"the old one alone after the change is done": {
+			begun(stage{root: oldKey}, stage{root: newKey, previous: oldKey}, stage{root: newKey}), stage{root: oldKey},
+			"is wrapped by root key fake://new and not by fake://old", "", "",
+		},
+		"the two the other way round is the way back": {
+			begun(stage{root: oldKey}, stage{root: newKey, previous: oldKey}), stage{root: oldKey, previous: newKey},
+			"", seal.VerdictKeepsPrevious, "remove --previous-root-key",
+		},
+		"a change that was passed over": {
+			begun(stage{root: older}, stage{root: oldKey, previous: older}), stage{root: newKey, previous: older},
+			"", seal.VerdictElsewhere, "set --root-key=fake://old",
+		},
+		"the same root key twice": {
+			begun(stage{root: oldKey}), stage{root: oldKey, previous: oldKey}, "", seal.VerdictSettled, "remove it",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			i := c.before(t)
+			before := i.store.Secrets()[seal.SealingKeysSecret].Data
+			k, err := i.config(c.flags).Open(t.Context())
+			if c.refused != "" {
+				if _, ok := errors.AsType[*seal.SecretError](err); !ok || !strings.Contains(err.Error(), c.refused) {
+					t.Errorf("got %v, want an error that says %q", err, c.refused)
+				}
+				if diff := cmp.Diff(before, i.store.Secrets()[seal.SealingKeysSecret].Data); diff != "" {
+					t.Errorf("the Secret was changed: %s", diff)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := i.opens(t.Context(), k); err != nil {
+				t.Error(err)
+			}
+			if r := k.Report(); r.Verdict != c.verdict || !strings.Contains(r.Advice, c.advice) {
+				t.Errorf("got %s: %s; want %s: %s", r.Verdict, r.Advice, c.verdict, c.advice)
+			}
+			after := i.store.Secrets()[seal.SealingKeysSecret].Data
+			for entry := range before {
+				if strings.HasPrefix(entry, "v") && !bytes.Equal(before[entry], after[entry]) {
+					t.Errorf("entry %s was changed", entry)
+				}
+			}
+		})
+	}
+}
+
+func TestARootKeyThatCannotBeReliedUponIsNot(t *testing.T) {
+	const oldKey, newKey = "fake://old", "fake://new"
+	i := newInstallation()
+	k := i.start(t, stage{root: oldKey})
+	i.seal(t, k)
+	before := i.store.Secrets()
+
+	i.roots.Lie(newKey)
+	k = i.start(t, stage{root: newKey, previous: oldKey})
+	if err := k.Tend(t.Context(), true); err == nil || !strings.Contains(err.Error(), "does not open what it has just wrapped, so nothing was written") {
+		t.Errorf("got %v, want an error that says that the root key lies", err)
+	}
+	if diff := cmp.Diff(before, i.store.Secrets()); diff != "" {
+		t.Errorf("Secrets were changed: %s", diff)
+	}
+	if err := i.opens(t.Context(), k); err != nil {
+		t.Error(err)
+	}
+
+	i.roots.Lose(newKey) // and is an honest one now
+	if err := k.Tend(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	if got := k.Report().Verdict; got != seal.VerdictKeepsPrevious {
+		t.Errorf("verdict %s once the root key is honest", got)
+	}
+}
+
+// A root key is replaced by another one of its name after it wrapped the keys and before anybody relied upon it.
+func TestARootKeyThatIsLostBeforeItIsReliedUponIsWrappedByAnew(t *testing.T) {
+	const oldKey, newKey = "fake://old", "fake://new"
+	i := newInstallation()
+	k := i.start(t, stage{root: oldKey})
+	i.seal(t, k)
+	updates := 0
+	i.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+		if c.Method == sealtest.Update {
+			if updates++; updates == 2 {
+				return sealtest.Fail // it is not settled on the new root key
+			}
+		}
+		return sealtest.None
+	}
+	i.start(t, stage{root: newKey, previous: oldKey})
+	i.store.Hook = nil
+	i.roots.Lose(newKey)
+
+	k, err := i.life(t.Context(), stage{root: newKey, previous: oldKey})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := k.Report(); got.Verdict != seal.VerdictKeepsPrevious {
+		t.Errorf("verdict %s: %s", got.Verdict, got.Advice)
+	}
+	if err := i.opens(t.Context(), i.start(t, stage{root: newKey})); err != nil {
+		t.Error(err)
+	}
+}
+
+// A service that is down at the start and answers later; one that goes down later is not missed.
+func TestARunningKeyringDoesNotNeedItsRootKey(t *testing.T) {
+	i := newInstallation()
+	s := stage{root: "fake://kms"}
+	down := func(context.Context, string, string) error { return sealtest.ErrDown }
+	i.roots.Hook = down
+	if _, err := i.config(s).Open(t.Context()); !errors.Is(err, sealtest.ErrDown) {
+		t.Fatalf("got %v from a root key that is down", err)
+	}
+	if got := i.store.Secrets(); len(got) > 0 {
+		t.Fatalf("it made %v", got)
+	}
+	i.roots.Hook = nil
+	k := i.start(t, s)
+	i.seal(t, k)
+
+	i.roots.Hook = down
+	i.seal(t, k)
+	if err := i.opens(t.Context(), k); err != nil {
+		t.Error(err)
+	}
+	if err := k.CheckStored(t.Context()); err != nil {
+		t.Errorf("CheckStored: %v", err)
+	}
+	if err := k.Tend(t.Context(), true); err != nil {
+		t.Errorf("Tend: %v", err)
+	}
+	i.request("now")
+	if err := k.Rotate(t.Context(), 0); !errors.Is(err, sealtest.ErrDown) {
+		t.Errorf("Rotate: got %v", err)
+	}
+	if _, err := i.config(s).Open(t.Context()); !errors.Is(err, sealtest.ErrDown) {
+		t.Errorf("a manager that starts: got %v", err)
+	}
+	i.roots.Hook = nil
+	if err := k.Rotate(t.Context(), 0); err != nil || k.Primary() != 2 {
+		t.Errorf("Rotate: got %v and version %d", err, k.Primary())
+	}
+}
+
+// The root key of the change is down, and the previous one opens: everything serves, and the change waits.
+func TestAChangeWaitsForItsRootKey(t *testing.T) {
+	const oldKey, newKey = "fake://old", "fake://new"
+	i := newInstallation()
+	i.seal(t, i.start(t, stage{root: oldKey}))
+	i.roots.Hook = func(_ context.Context, _, uri string) error {
+		if uri == newKey {
+			return sealtest.ErrDown
+		}
+		return nil
+	}
+	k := i.start(t, stage{root: newKey, previous: oldKey})
+	if err := i.opens(t.Context(), k); err != nil {
+		t.Error(err)
+	}
+	if got := k.Report().Verdict; got != seal.VerdictChanging {
+		t.Errorf("verdict %s", got)
+	}
+	if err := k.Tend(t.Context(), false); !errors.Is(err, sealtest.ErrDown) {
+		t.Errorf("Tend: got %v", err)
+	}
+	i.roots.Hook = nil
+	if err := k.Tend(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if got := k.Report().Verdict; got != seal.VerdictKeepsPrevious {
+		t.Errorf("verdict %s", got)
+	}
+	i.roots.Hook = func(_ context.Context, _, uri string) error {
+		if uri == oldKey {
+			return sealtest.ErrDown
+		}
+		return nil
+	}
+	if err := i.opens(t.Context(), i.start(t, stage{root: newKey, previous: oldKey})); err != nil {
+		t.Errorf("the old root key is gone for ever: %v", err)
+	}
+	k = i.start(t, stage{root: newKey})
+	if got := k.Report().Verdict; got != seal.VerdictSettled {
+		t.Errorf("verdict %s", got)
+	}
+}
+
+func TestStaleWrappingsAreReplacedOnceAnHour(t *testing.T) {
+	i := newInstallation()
+	s := stage{root: "fake://kms"}
+	k := i.start(t, s)
+	i.seal(t, k)
+	entries := func() map[string][]byte {
+		data := maps.Clone(i.store.Secrets()[seal.SealingKeysSecret].Data)
+		delete(data, "index")
+		return data
+	}
+	changed := func(leads bool) bool {
+		t.Helper()
+		before := entries()
+		if err := k.Tend(t.Context(), leads); err != nil {
+			t.Fatal(err)
+		}
+		after := entries()
+		if len(before) != len(after) {
+			t.Errorf("entries were %d and are %d", len(before), len(after))
+		}
+		if err := i.opens(t.Context(), i.start(t, s)); err != nil {
+			t.Error(err)
+		}
+		return !cmp.Equal(before, after)
+	}
+	i.roots.Rotate(s.root)
+	for _, step := range []struct {
+		when  string
+		after time.Duration
+		leads bool
+		want  bool
+		then  func()
+	}{
+		{"a replica that does not lead", 0, false, false, nil},
+		{"the leader", 0, true, true, nil},
+		{"the leader again", 0, true, false, func() { i.roots.Rotate(s.root) }},
+		{"the leader within the hour", 59 * time.Minute, true, false, nil},
+		{"the leader after the hour", time.Minute, true, true, nil},
+		{"the leader a day later", 24 * time.Hour, true, false, nil},
+	} {
+		i.clock.SetTime(i.clock.Now().Add(step.after))
+		if got := changed(step.leads); got != step.want {
+			t.Errorf("%s: changed %v, want %v", step.when, got, step.want)
+		}
+		if step.then != nil {
+			step.then()
+		}
+	}
+}
+
+func TestTheSealingKeyIsRotatedInTimeAndOnDemand(t *testing.T) {
+	const interval = 2160 * time.Hour
+	i := newInstallation()
+	s := stage{root: "fake://kms"}
+	k := i.start(t, s)
+	for _, step := range []struct {
+		when    string
+		do      func()
+		version uint32
+	}{
+		{"at first", nil, 1},
+		{"a second before the time", func() { i.clock.SetTime(i.clock.Now().Add(interval - time.Second)) }, 1},
+		{"at the time", func() { i.clock.SetTime(i.clock.Now().Add(time.Second)) }, 2},
+		{"again", nil, 2},
+		{"on demand", func() { i.request("2026-11-22T01:00:00Z") }, 3},
+		{"the same demand again", func() { i.request("2026-11-22T01:00:00Z") }, 3},
+		{"the demand is taken back", func() { i.request("") }, 3},
+		{"another demand, of any length", func() { i.request(strings.Repeat("x", 1000)) }, 4},
+		{"the same again", nil, 4},
+	} {
+		if step.do != nil {
+			step.do()
+		}
+		due, err := k.RotationDue(t.Context(), interval)
+		if err != nil || due != (k.Primary() != step.version) {
+			t.Errorf("%s: due %v (%v)", step.when, due, err)
+		}
+		i.seal(t, k)
+		if err := k.Rotate(t.Context(), interval); err != nil {
+			t.Fatal(err)
+		}
+		if got := k.Primary(); got != step.version {
+			t.Errorf("%s: version %d, want %d", step.when, got, step.version)
+		}
+		for name, opener := range map[string]*seal.Keyring{"this manager": k, "one that starts": i.start(t, s)} {
+			if err := i.opens(t.Context(), opener); err != nil {
+				t.Errorf("%s: %s: %v", step.when, name, err)
+			}
+		}
+	}
+}
+
+// A backup from before the last rotation must not lead to another sealing key of the same number while the first is still known.
+func TestAnOldBackupIsNotBuiltUpon(t *testing.T) {
+	i := newInstallation()
+	s := stage{root: "fake://kms"}
+	k := i.start(t, s)
+	backup := i.store.Secrets()[seal.SealingKeysSecret]
+	i.request("now")
+	if err := k.Rotate(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	i.seal(t, k)
+	newer := i.store.Secrets()[seal.SealingKeysSecret]
+	i.store.Put(backup)
+	i.request("again")
+	for name, err := range map[string]error{"Rotate": k.Rotate(t.Context(), 0), "CheckStored": k.CheckStored(t.Context())} {
+		if _, ok := errors.AsType[*seal.SecretError](err); !ok || !strings.Contains(err.Error(), "made after the last rotation") {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	if err := i.opens(t.Context(), k); err != nil {
+		t.Errorf("the manager that runs: %v", err)
+	}
+	// Another manager knows no better, and makes a version 2 of its own.
+	other := i.start(t, s)
+	if err := other.Rotate(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	err := k.Tend(t.Context(), true)
+	if _, ok := errors.AsType[*seal.SecretError](err); !ok || !strings.Contains(err.Error(), "is another sealing key 2") {
+		t.Errorf("Tend: got %v", err)
+	}
+	if err := i.opens(t.Context(), k); err != nil {
+		t.Errorf("the manager that runs: %v", err)
+	}
+	if err := i.opens(t.Context(), other); !errors.Is(err, envelope.ErrNotMine) {
+		t.Errorf("the other manager: got %v", err)
+	}
+	i.store.Put(newer)
+	if err := i.opens(t.Context(), i.start(t, s)); err != nil {
+		t.Errorf("after the newer backup is back: %v", err)
+	}
+}
