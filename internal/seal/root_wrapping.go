@@ -39,7 +39,7 @@ type wrappingProvider interface {
 	// connect returns a wrapper for one call: to unwrap stored, or to wrap where stored is nil. A wrapper of its own for
 	// every call costs little, since there is one at the manager's start and one for each new sealing key, and what lies
 	// between would outlive credentials and connections. Providers bound by ctx what the wrapper lets them bound.
-	connect(ctx context.Context, stored *wrapping.BlobInfo) (wrapping.Wrapper, error)
+	connect(ctx context.Context, stored *wrapping.BlobInfo) (wrapper, error)
 	// authenticates reports whether the wrapper authenticates what wrapping.WithAad gives it.
 	authenticates() bool
 	// check refuses what neither the service can have answered nor Wrap can have stored. It returns ErrOtherRootKey for
@@ -48,6 +48,12 @@ type wrappingProvider interface {
 	// explain says what an error of the wrapper means, without a word that the service wrote: what it says in an error
 	// may hold what it was asked to encrypt. envelope.ErrBroken and ErrOtherRootKey are for Decrypt alone.
 	explain(err error) error
+}
+
+// wrapper is what is used of a wrapping.Wrapper.
+type wrapper interface {
+	Encrypt(ctx context.Context, plaintext []byte, options ...wrapping.Option) (*wrapping.BlobInfo, error)
+	Decrypt(ctx context.Context, b *wrapping.BlobInfo, options ...wrapping.Option) ([]byte, error)
 }
 
 // wrappingRoot is a root key in a service that go-kms-wrapping can speak to.
@@ -187,21 +193,25 @@ func (r *wrappingRoot) binding(ad []byte) []byte {
 	return h.Sum(nil)
 }
 
-// explain leaves errors of ours as they are. opening says that the service was asked to open what is stored.
+// explain turns an error of a library into one of ours. One of ours that a library has wrapped loses that wrapping, which
+// may quote the request. opening says that the service was asked to open what is stored.
 func (r *wrappingRoot) explain(err error, opening bool) error {
-	if err == nil || ownError(err) {
-		return err
+	if err == nil {
+		return nil
+	}
+	if ours, ok := errors.AsType[*wrappingError](err); ok {
+		return ours
+	}
+	for _, sentinel := range []error{errWrappingNonsense, context.Canceled, context.DeadlineExceeded} {
+		if errors.Is(err, sentinel) {
+			return sentinel
+		}
 	}
 	err = r.provider.explain(err)
 	if !opening && (errors.Is(err, ErrOtherRootKey) || errors.Is(err, envelope.ErrBroken)) {
 		return &wrappingError{problem: "the service refuses the request", remedy: "see its log, and that the URI names a symmetric key"}
 	}
 	return err
-}
-
-func ownError(err error) bool {
-	_, ours := errors.AsType[*wrappingError](err)
-	return ours || errors.Is(err, errWrappingNonsense) || errors.Is(err, errWrappingBusy)
 }
 
 // failure names the root key.

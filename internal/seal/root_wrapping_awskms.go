@@ -12,6 +12,7 @@ import (
 
 	"github.com/aws/aws-sdk-go/aws"
 	"github.com/aws/aws-sdk-go/aws/awserr"
+	awsclient "github.com/aws/aws-sdk-go/aws/client"
 	"github.com/aws/aws-sdk-go/aws/request"
 	"github.com/aws/aws-sdk-go/service/kms"
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
@@ -82,7 +83,7 @@ func (p *awsProvider) authenticates() bool { return true }
 
 // connect implements wrappingProvider. What the environment says of the region, the endpoint and the key is off;
 // credentials come by AWS's default chain. Getting them can take a call that ctx does not end.
-func (p *awsProvider) connect(ctx context.Context, stored *wrapping.BlobInfo) (wrapping.Wrapper, error) {
+func (p *awsProvider) connect(ctx context.Context, stored *wrapping.BlobInfo) (wrapper, error) {
 	w := awskms.NewWrapper()
 	_, err := w.SetConfig(ctx,
 		wrapping.WithKeyId(p.key),
@@ -105,6 +106,7 @@ func (p *awsProvider) connect(ctx context.Context, stored *wrapping.BlobInfo) (w
 		Transport:     t,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
+	client.Retryer = awsclient.DefaultRetryer{NumMaxRetries: 1}
 	client.Handlers.Validate.PushFront(func(r *request.Request) {
 		r.SetContext(ctx) // the wrapper takes none along
 		if in, ok := r.Params.(*kms.DecryptInput); ok && stored != nil {

@@ -134,7 +134,7 @@ func allSegments(segments []string) bool {
 func (p *transitProvider) authenticates() bool { return false }
 
 // connect implements wrappingProvider.
-func (p *transitProvider) connect(ctx context.Context, stored *wrapping.BlobInfo) (wrapping.Wrapper, error) {
+func (p *transitProvider) connect(ctx context.Context, stored *wrapping.BlobInfo) (wrapper, error) {
 	w, client, err := p.client(ctx)
 	if err != nil {
 		return nil, err

@@ -142,8 +142,8 @@ func (s *AlicloudKMS) encrypt(w http.ResponseWriter, in url.Values, m Mischief) 
 
 func (s *AlicloudKMS) decrypt(w http.ResponseWriter, in url.Values, m Mischief) {
 	var blob alicloudBlob
-	text, err := base64.StdEncoding.DecodeString(in.Get("CiphertextBlob"))
-	if err != nil || json.Unmarshal(text, &blob) != nil {
+	text, err := base64.StdEncoding.Strict().DecodeString(in.Get("CiphertextBlob"))
+	if err != nil || !readBlob(text, &blob) {
 		alicloudError(w, http.StatusBadRequest, "InvalidParameter")
 		return
 	}

@@ -160,7 +160,7 @@ func (s *AWSKMS) decrypt(w http.ResponseWriter, in *awsRequest, m Mischief) {
 		awsError(w, "ValidationException")
 		return
 	}
-	if json.Unmarshal(in.CiphertextBlob, &blob) != nil {
+	if !readBlob(in.CiphertextBlob, &blob) {
 		awsError(w, "InvalidCiphertextException")
 		return
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/pem"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -52,9 +53,9 @@ const maxRequestSize = 1 << 20
 type Service struct {
 	server *httptest.Server
 	hung   chan string
-	stop   chan struct{}
 
 	mu       sync.Mutex
+	release  chan struct{}
 	mischief map[string]Mischief
 	calls    []string
 }
@@ -62,9 +63,9 @@ type Service struct {
 // start serves answer, whose operation of a request names. wrong is the answer with members of other types.
 func (s *Service) start(operation func(*http.Request, []byte) string, wrong string, answer func(http.ResponseWriter, *http.Request, []byte, Mischief)) {
 	s.hung = make(chan string, 16)
-	s.stop = make(chan struct{})
+	s.release = make(chan struct{})
 	s.mischief = map[string]Mischief{}
-	s.server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s.server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequestSize))
 		if err != nil {
 			return
@@ -81,6 +82,8 @@ func (s *Service) start(operation func(*http.Request, []byte) string, wrong stri
 			answer(w, r, body, m)
 		}
 	}))
+	s.server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // clients go as they are made to
+	s.server.StartTLS()
 }
 
 // misbehave reports whether it has answered.
@@ -93,10 +96,14 @@ func (s *Service) misbehave(w http.ResponseWriter, r *http.Request, m Mischief, 
 	case FailHTTP:
 		http.Error(w, "{}", http.StatusInternalServerError)
 	case Hang:
+		s.mu.Lock()
+		release := s.release
+		s.mu.Unlock()
 		s.hung <- op
 		select {
 		case <-r.Context().Done():
-		case <-s.stop:
+		case <-release:
+			panic(http.ErrAbortHandler) // net/http's way to break a connection
 		}
 	case NoBody:
 		w.WriteHeader(http.StatusOK)
@@ -155,6 +162,14 @@ func (s *Service) Behave() {
 // Hung tells the operations that hang, when they do.
 func (s *Service) Hung() <-chan string { return s.hung }
 
+// Release ends what hangs: those connections break.
+func (s *Service) Release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.release)
+	s.release = make(chan struct{})
+}
+
 // Calls returns the operations that were asked for since the last call of Calls, in their order.
 func (s *Service) Calls() []string {
 	s.mu.Lock()
@@ -166,7 +181,7 @@ func (s *Service) Calls() []string {
 
 // Close ends the server and what hangs in it.
 func (s *Service) Close() {
-	close(s.stop)
+	s.Release()
 	s.server.CloseClientConnections()
 	s.server.Close()
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"slices"
 )
@@ -49,6 +50,15 @@ func (k *serviceKey) open(version int, sealed, ad []byte) ([]byte, error) {
 		return nil, errNotOpened
 	}
 	return k.versions[version-1].Open(nil, nil, sealed, ad)
+}
+
+// readBlob reads into blob what json.Marshal wrote, and nothing else that means the same.
+func readBlob(b []byte, blob any) bool {
+	if json.Unmarshal(b, blob) != nil {
+		return false
+	}
+	again, err := json.Marshal(blob)
+	return err == nil && bytes.Equal(b, again)
 }
 
 // twisted returns other bytes than b, as many.
