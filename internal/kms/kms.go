@@ -32,6 +32,10 @@ type KeyStore interface {
 	Get(ctx context.Context, name string) (seal.Secret, error)
 	// Create makes a Secret and changes none: where there is one of that name, the error is seal.ErrSecretExists.
 	Create(ctx context.Context, s seal.Secret) error
+	// Update replaces the data of a Secret. Where it is not any more as it was read, the error is seal.ErrSecretChanged.
+	Update(ctx context.Context, s seal.Secret) error
+	// List returns the names of all Secrets of that type, sorted.
+	List(ctx context.Context, secretType string) ([]string, error)
 }
 
 // Caller is who calls: a pod, by its projected ServiceAccount token.
@@ -154,6 +158,7 @@ type Service struct {
 	seal          *seal.Keyring
 	store         KeyStore
 	ring          *keyring
+	reseal        *resealing
 	objects       MasterKeys
 	authenticator Authenticator
 	authorizer    Authorizer
@@ -179,7 +184,7 @@ func New(c Config) (*Service, error) {
 	if c.Limits == (Limits{}) {
 		c.Limits = DefaultLimits
 	}
-	m, err := newMetrics(c.Registerer, c.Seal.RootKeyEmbedded())
+	m, err := newMetrics(c.Registerer, c.Seal)
 	if err != nil {
 		return nil, err
 	}
@@ -187,6 +192,7 @@ func New(c Config) (*Service, error) {
 		seal:          c.Seal,
 		store:         c.Keys,
 		ring:          newKeyring(c.Seal, c.Keys, c.Clock),
+		reseal:        &resealing{},
 		objects:       c.MasterKeys,
 		authenticator: c.Authenticator,
 		authorizer:    c.Authorizer,

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/datakeys/datakeys/internal/seal"
 )
 
 // metrics count operations. The labels are operations and codes, which are few; nothing that a caller chooses becomes
@@ -12,9 +14,10 @@ import (
 type metrics struct {
 	operations *prometheus.CounterVec
 	duration   *prometheus.HistogramVec
+	sealing    sealingMetrics
 }
 
-func newMetrics(r prometheus.Registerer, rootKeyEmbedded bool) (*metrics, error) {
+func newMetrics(r prometheus.Registerer, s *seal.Keyring) (*metrics, error) {
 	m := &metrics{
 		operations: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "datakeys_kms_operations_total",
@@ -26,17 +29,11 @@ func newMetrics(r prometheus.Registerer, rootKeyEmbedded bool) (*metrics, error)
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"operation"}),
 	}
-	embedded := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "datakeys_root_key_embedded",
-		Help: "1 if the root key is embedded: whoever reads the Secrets of the manager's namespace can unseal every key.",
-	})
-	if rootKeyEmbedded {
-		embedded.Set(1)
-	}
+	m.sealing = newSealingMetrics()
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.operations, m.duration, embedded} {
+	for _, c := range append(m.sealing.collectors(s), m.operations, m.duration) {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("registering the metrics of the key service: %w", err)
 		}

@@ -105,11 +105,14 @@ func (k *Keyring) Seal(v MasterKeyVersion, id envelope.MaterialID, m envelope.Ma
 	}, envelope.AssociatedData{Raw: v.KeyID[:]}, p)
 }
 
-// Outdated reports whether something was sealed by a sealing key of this installation that is not the primary. It looks at
-// what stands there in clear: whether it opens, Unseal tells.
-func (k *Keyring) Outdated(sealed []byte) bool {
+// SealedBy says which version of the sealing key of this installation sealed something, and 0 of what another one sealed. It
+// looks at what stands there in clear: whether it opens, Unseal tells.
+func (k *Keyring) SealedBy(sealed []byte) (version uint32) {
 	b, err := envelope.Parse(sealed)
-	return err == nil && b.Header.Kind == envelope.KindMasterKeyVersion && b.Header.KeyID == k.id && b.Header.KeyVersion != k.Primary()
+	if err != nil || b.Header.Kind != envelope.KindMasterKeyVersion || b.Header.KeyID != k.id {
+		return 0
+	}
+	return b.Header.KeyVersion
 }
 
 // Unseal opens what Seal returned. keyID and version are those that the place of the bytes claims; the namespace and name

@@ -48,6 +48,7 @@ const (
 var rootKeyForms = []string{
 	"secret://NAME",
 	"file:///PATH",
+	"kmsv2:///SOCKET",
 	"transit://HOST:PORT/MOUNT/KEY",
 	"awskms://REGION/KEY",
 	"alicloudkms://REGION/KEY",
@@ -68,6 +69,8 @@ func (c Config) openRootKey(ctx context.Context, uri string, create bool) (RootK
 		return openSecretRoot(ctx, rest, c.Store, create)
 	case schemeFile:
 		return openFileRoot(rest)
+	case schemeKMSv2:
+		return openKMSv2Root(ctx, rest, c.Logger)
 	case schemeTransit, schemeAWSKMS, schemeAlicloudKMS:
 		u, err := url.Parse(uri)
 		if err != nil {
