@@ -40,7 +40,7 @@ type budgets struct {
 	most int
 
 	mu sync.Mutex
-	of map[string]budget
+	of map[string]*budget
 }
 
 // left reports whether anything is left in the budget of who.
@@ -48,7 +48,7 @@ func (s *budgets) left(who string, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b, kept := s.of[who]
-	return !kept || s.now(b, now).tokens >= 1
+	return !kept || s.now(*b, now).tokens >= 1
 }
 
 // spend takes n tokens from the budget of who, if anything is left in it, and reports whether that was so. What is
@@ -56,15 +56,11 @@ func (s *budgets) left(who string, now time.Time) bool {
 func (s *budgets) spend(who string, n float64, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	b, kept := s.of[who]
-	if !kept {
-		s.makeRoom(now)
-		b = s.full(now)
-	}
-	if b = s.now(b, now); b.tokens < 1 {
+	b := s.ofNow(who, now)
+	if b.tokens < 1 {
 		return false
 	}
-	s.of[who] = s.spent(b, n)
+	*b = s.spent(*b, n)
 	return true
 }
 
@@ -72,24 +68,33 @@ func (s *budgets) spend(who string, n float64, now time.Time) bool {
 func (s *budgets) take(who string, n float64, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	b := s.ofNow(who, now)
+	*b = s.spent(*b, n)
+}
+
+// ofNow returns the budget of who as it is now, to be changed. It needs mu.
+func (s *budgets) ofNow(who string, now time.Time) *budget {
 	b, kept := s.of[who]
 	if !kept {
 		s.makeRoom(now)
-		b = s.full(now)
+		b = &budget{tokens: s.burst, at: now}
+		s.of[who] = b
+		return b
 	}
-	s.of[who] = s.spent(s.now(b, now), n)
+	*b = s.now(*b, now)
+	return b
 }
 
 // makeRoom makes room for one more. It needs mu.
 func (s *budgets) makeRoom(now time.Time) {
 	if s.of == nil {
-		s.of = map[string]budget{}
+		s.of = map[string]*budget{}
 	}
 	if len(s.of) < s.most {
 		return
 	}
 	for who, b := range s.of {
-		if s.now(b, now).tokens >= s.burst {
+		if s.now(*b, now).tokens >= s.burst {
 			delete(s.of, who)
 		}
 	}
