@@ -20,6 +20,7 @@ type MasterKeyKeySpec string
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Primary",type=integer,JSONPath=`.status.primaryVersion`
 // +kubebuilder:printcolumn:name="Key ID",type=string,JSONPath=`.status.keyID`,priority=1
+// +kubebuilder:printcolumn:name="Aliases",type=string,JSONPath=`.spec.aliases`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type MasterKey struct {
 	metav1.TypeMeta `json:",inline"`
