@@ -239,7 +239,7 @@ func (s *Service) means(ctx context.Context, namespace string, name keyName, k *
 	case err != nil:
 		return false, unavailable(err, "the MasterKeys could not be read")
 	}
-	return o.KeyID == k.id.String() && o.Name == k.name, nil
+	return o.KeyID == k.text && o.Name == k.name, nil
 }
 
 // deniedKey says what permission is needed. It is the same whether or not there is the key.
@@ -270,7 +270,7 @@ func (s *Service) object(ctx context.Context, k *key) (MasterKey, error) {
 			"MasterKey %s/%s does not exist any more: apply it again with its annotation %s", k.namespace, k.name, v1alpha1.AnnotationKeyID), Err: err}
 	case err != nil:
 		return MasterKey{}, unavailable(err, fmt.Sprintf("MasterKey %s/%s could not be read", k.namespace, k.name))
-	case o.KeyID != k.id.String():
+	case o.KeyID != k.text:
 		return MasterKey{}, &Error{Code: CodeNotFound, Message: fmt.Sprintf(
 			"MasterKey %s/%s is another key now than key %s", k.namespace, k.name, k.id)}
 	}

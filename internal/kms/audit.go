@@ -2,10 +2,7 @@ package kms
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"time"
 
 	"github.com/datakeys/datakeys/internal/envelope"
@@ -89,49 +86,6 @@ type Auditor interface {
 	Record(ctx context.Context, r AuditRecord) error
 }
 
-// JSONAuditor writes one line of JSON a record, each by one Write.
-type JSONAuditor struct {
-	w    io.Writer
-	turn chan struct{} // holds one token; a channel and no mutex, so that waiting behind a slow writer can be given up
-	torn bool          // a line was begun and not ended; needs the turn
-}
-
-// NewJSONAuditor returns an auditor that writes to w. It does not close it.
-func NewJSONAuditor(w io.Writer) *JSONAuditor {
-	return &JSONAuditor{w: w, turn: make(chan struct{}, 1)}
-}
-
-// Record implements Auditor.
-func (a *JSONAuditor) Record(ctx context.Context, r AuditRecord) error {
-	line, err := json.Marshal(r)
-	if err != nil {
-		return fmt.Errorf("encoding an audit record: %w", err)
-	}
-	line = append(line, '\n')
-
-	select {
-	case a.turn <- struct{}{}:
-		defer func() { <-a.turn }()
-	case <-ctx.Done():
-		return fmt.Errorf("waiting to write an audit record: %w", ctx.Err())
-	}
-	if a.torn {
-		line = append([]byte{'\n'}, line...)
-	}
-	n, err := a.w.Write(line)
-	if err == nil && n < len(line) {
-		err = io.ErrShortWrite
-	}
-	if err != nil {
-		a.torn = a.torn || n > 0
-		return fmt.Errorf("writing an audit record: %w", err)
-	}
-	a.torn = false
-	return nil
-}
-
-var _ Auditor = (*JSONAuditor)(nil)
-
 // audit writes the record of something that is about to be done. An error means that it must not be.
 func (s *Service) audit(ctx context.Context, r AuditRecord) error {
 	r.Time, r.Decision = s.now().UTC(), DecisionAllowed
@@ -141,9 +95,17 @@ func (s *Service) audit(ctx context.Context, r AuditRecord) error {
 	return nil
 }
 
-// newRecord returns the record of a caller's operation.
-func newRecord(operation string, c Caller, door Door, dryRun bool) AuditRecord {
-	return AuditRecord{Operation: operation, Caller: c.audited(), Door: door.String(), DryRun: dryRun}
+// newRecord returns the record of a caller's operation, with a Key to be filled in. All that it points to is one allocation.
+func newRecord(operation string, c *Caller, door Door, dryRun bool) *AuditRecord {
+	r := &struct {
+		AuditRecord
+		caller AuditCaller
+		key    AuditKey
+	}{
+		AuditRecord{Operation: operation, Door: door.String(), DryRun: dryRun}, *c.audited(), AuditKey{},
+	}
+	r.Caller, r.Key = &r.caller, &r.key
+	return &r.AuditRecord
 }
 
 // refused records a refusal and tells of a denial. Nothing was released, so the refusal stands even where it cannot be
@@ -181,7 +143,7 @@ func (c Caller) audited() *AuditCaller {
 
 // audited names a key in an audit record, with a version if v is not nil.
 func (k *key) audited(v *version) AuditKey {
-	a := AuditKey{ID: k.id.String(), Namespace: k.namespace, Name: k.name}
+	a := AuditKey{ID: k.text, Namespace: k.namespace, Name: k.name}
 	if v != nil {
 		a.Version = v.number
 	}

@@ -61,11 +61,11 @@ func (s *Service) checkDecrypt(req DecryptRequest) (source, error) {
 
 // decrypt opens a blob for a caller who is known, and writes the audit record whatever comes of it.
 func (s *Service) decrypt(ctx context.Context, review *reviewer, src *source, dryRun bool) (DecryptResponse, error) {
-	record := newRecord(OperationDecrypt, review.caller, src.door, dryRun)
-	record.Key, record.DataKey = src.audited(), audited(src.blob.Header.Scope)
-	resp, err := s.decryptAudited(ctx, review, src, &record)
+	record := newRecord(OperationDecrypt, &review.caller, src.door, dryRun)
+	*record.Key, record.DataKey = src.audited(), audited(src.blob.Header.Scope)
+	resp, err := s.decryptAudited(ctx, review, src, record)
 	if err != nil {
-		s.refused(ctx, review.caller, record, err)
+		s.refused(ctx, review.caller, *record, err)
 	}
 	return resp, err
 }
@@ -91,5 +91,5 @@ func (s *Service) decryptAudited(ctx context.Context, review *reviewer, src *sou
 		p.Destroy()
 		return DecryptResponse{}, err
 	}
-	return DecryptResponse{KeyARN: s.arn(k), KeyVersion: int32(v.number), MaterialID: v.materialID, Plaintext: p}, nil
+	return DecryptResponse{KeyARN: k.arn, KeyVersion: int32(v.number), MaterialID: v.materialID, Plaintext: p}, nil
 }

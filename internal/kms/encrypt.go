@@ -35,11 +35,11 @@ func (s *Service) Encrypt(ctx context.Context, token string, req EncryptRequest)
 	if err != nil {
 		return EncryptResponse{}, err
 	}
-	record := newRecord(OperationEncrypt, caller, req.Door, req.DryRun)
-	record.Key, record.Bytes = new(AuditKey), req.Plaintext.Len()
-	resp, err = s.encrypt(ctx, s.reviewer(caller), t, req.Plaintext, &record)
+	record := newRecord(OperationEncrypt, &caller, req.Door, req.DryRun)
+	record.Bytes = req.Plaintext.Len()
+	resp, err = s.encrypt(ctx, s.reviewer(caller), t, req.Plaintext, record)
 	if err != nil {
-		s.refused(ctx, caller, record, err)
+		s.refused(ctx, caller, *record, err)
 	}
 	return resp, err
 }

@@ -49,15 +49,15 @@ func (s *Service) GenerateDataKey(ctx context.Context, token string, req Generat
 	if err != nil {
 		return GenerateDataKeyResponse{}, err
 	}
-	record := newRecord(operation, caller, req.Door, req.DryRun)
-	record.Key, record.Bytes = new(AuditKey), length
-	resp, err = s.generateDataKey(ctx, s.reviewer(caller), verb, t, &record)
+	record := newRecord(operation, &caller, req.Door, req.DryRun)
+	record.Bytes = length
+	resp, err = s.generateDataKey(ctx, s.reviewer(caller), verb, t, record)
 	if err == nil && req.WithoutPlaintext {
 		resp.Plaintext.Destroy()
 		resp.Plaintext = envelope.Plaintext{}
 	}
 	if err != nil {
-		s.refused(ctx, caller, record, err)
+		s.refused(ctx, caller, *record, err)
 	}
 	return resp, err
 }

@@ -119,11 +119,11 @@ func (s *Service) aliasARN(namespace, alias string) string {
 	return "arn:datakeys:kms:" + s.seal.InstallID() + ":" + namespace + ":" + aliasPrefix + alias
 }
 
-// arn returns the full name of a key.
-func (s *Service) arn(k *key) string {
-	return s.keyARN(k.namespace, k.id.String())
+// keyARN returns the full name of a key.
+func (s *Service) keyARN(namespace, keyID string) string {
+	return keyARN(s.seal.InstallID(), namespace, keyID)
 }
 
-func (s *Service) keyARN(namespace, keyID string) string {
-	return "arn:datakeys:kms:" + s.seal.InstallID() + ":" + namespace + ":key/" + keyID
+func keyARN(install, namespace, keyID string) string {
+	return "arn:datakeys:kms:" + install + ":" + namespace + ":key/" + keyID
 }

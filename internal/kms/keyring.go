@@ -34,6 +34,8 @@ const (
 // key is the unsealed material of a master key as it lay in its Secret at one moment. It never changes.
 type key struct {
 	id envelope.KeyID
+	// text is the ID, and arn the full name.
+	text, arn string
 	// namespace and name are those of the MasterKey that the material belongs to, authenticated.
 	namespace, name string
 	versions        map[uint32]*version
@@ -213,6 +215,8 @@ func (r *keyring) read(ctx context.Context, id envelope.KeyID) (k *key, err erro
 	if err != nil {
 		return nil, err
 	}
+	k.text = id.String()
+	k.arn = keyARN(r.seal.InstallID(), k.namespace, k.text)
 	k.loadedAt, k.turn = r.clock.Now(), turn
 
 	r.mu.Lock()

@@ -180,7 +180,7 @@ func (s *Service) ownMasterKey(ctx context.Context, namespace string, name keyNa
 		case k == nil || k.namespace != namespace:
 			err = ErrMasterKeyNotFound
 		default:
-			if o, err = s.objects.ByName(ctx, namespace, k.name); err == nil && o.KeyID != k.id.String() {
+			if o, err = s.objects.ByName(ctx, namespace, k.name); err == nil && o.KeyID != k.text {
 				err = ErrMasterKeyNotFound
 			}
 		}

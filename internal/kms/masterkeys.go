@@ -125,7 +125,7 @@ func (r MasterKeyRef) keyID() (envelope.KeyID, error) {
 }
 
 func (s *Service) info(k *key) MasterKeyInfo {
-	info := MasterKeyInfo{ARN: s.arn(k), PrimaryVersion: int32(k.primary)}
+	info := MasterKeyInfo{ARN: k.arn, PrimaryVersion: int32(k.primary)}
 	for n := k.primary; n > 0; n-- {
 		if v := k.versions[n]; v != nil {
 			info.Versions = append(info.Versions, MasterKeyVersion{Version: int32(n), CreatedAt: v.createdAt})

@@ -48,15 +48,14 @@ func (s *Service) GenerateDataKeyPair(ctx context.Context, token string, req Gen
 	if err != nil {
 		return GenerateDataKeyPairResponse{}, err
 	}
-	record := newRecord(operation, caller, req.Door, req.DryRun)
-	record.Key = new(AuditKey)
-	resp, err = s.generatePair(ctx, s.reviewer(caller), verb, t, req.KeyPairSpec, &record)
+	record := newRecord(operation, &caller, req.Door, req.DryRun)
+	resp, err = s.generatePair(ctx, s.reviewer(caller), verb, t, req.KeyPairSpec, record)
 	if err == nil && req.WithoutPlaintext {
 		resp.PrivateKey.Destroy()
 		resp.PrivateKey = envelope.Plaintext{}
 	}
 	if err != nil {
-		s.refused(ctx, caller, record, err)
+		s.refused(ctx, caller, *record, err)
 	}
 	return resp, err
 }

@@ -49,12 +49,13 @@ func (s *Service) ReEncrypt(ctx context.Context, token string, req ReEncryptRequ
 	if err != nil {
 		return ReEncryptResponse{}, err
 	}
-	record := newRecord(OperationReEncrypt, caller, req.Door, req.DryRun)
-	record.SourceKey, record.DataKey = src.audited(), audited(src.blob.Header.Scope)
-	record.Key = &AuditKey{ID: dst.key.text}
-	resp, err = s.reEncrypt(ctx, s.reviewer(caller), &src, dst, &record)
+	record := newRecord(OperationReEncrypt, &caller, req.Door, req.DryRun)
+	from := src.audited()
+	record.SourceKey, record.DataKey = &from, audited(src.blob.Header.Scope)
+	*record.Key = AuditKey{ID: dst.key.text}
+	resp, err = s.reEncrypt(ctx, s.reviewer(caller), &src, dst, record)
 	if err != nil {
-		s.refused(ctx, caller, record, err)
+		s.refused(ctx, caller, *record, err)
 	}
 	return resp, err
 }
@@ -93,7 +94,7 @@ func (s *Service) reEncrypt(ctx context.Context, review *reviewer, src *source, 
 	}
 	return ReEncryptResponse{
 		Encrypted:        sealed,
-		SourceKeyARN:     s.arn(from),
+		SourceKeyARN:     from.arn,
 		SourceKeyVersion: int32(opened.number),
 		SourceMaterialID: opened.materialID,
 	}, nil

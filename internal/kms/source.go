@@ -95,9 +95,9 @@ func (s *Service) keyToOpen(ctx context.Context, review *reviewer, verb string, 
 }
 
 // audited names the key that the blob claims to be of.
-func (src *source) audited() *AuditKey {
+func (src *source) audited() AuditKey {
 	h := src.blob.Header
-	return &AuditKey{ID: h.KeyID.String(), Version: h.KeyVersion}
+	return AuditKey{ID: h.KeyID.String(), Version: h.KeyVersion}
 }
 
 // open opens a blob with the key that it is of. Its caller may use the key, and the key may be used.

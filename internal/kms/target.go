@@ -71,7 +71,7 @@ func (s *Service) sealFor(k *key, v *version, t target, p envelope.Plaintext) (E
 		return Encrypted{}, err
 	}
 	return Encrypted{
-		KeyARN:         s.arn(k),
+		KeyARN:         k.arn,
 		KeyVersion:     int32(v.number),
 		CiphertextBlob: blob,
 		IV:             parsed.IV(),
