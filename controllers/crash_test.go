@@ -1,6 +1,7 @@
 package controllers_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"testing"
@@ -88,12 +89,19 @@ func (c *cluster) checkOne(t *testing.T, h *history) {
 		t.Errorf("got blob %q in the Secret and %v in the status, want the same", blobIn(secret), request.Status.Generations)
 	}
 	keys := &controllerstest.KeyService{Client: c.client, Namespace: c.manager, Serial: c.serial}
-	_, err := keys.OpenDataKey(t.Context(), controllers.DataKey{
+	sealed, err := keys.OpenDataKey(t.Context(), controllers.DataKey{
 		MasterKey: controllers.MasterKeyRef{KeyID: key.KeyID(), Namespace: key.Namespace, Name: key.Name},
-		Namespace: request.Namespace, Name: request.Name, Generation: 1, Length: 32,
+		Namespace: request.Namespace, Name: request.Name, Generation: 1,
+		Length: request.Spec.Length(), KeyPairSpec: string(request.Spec.KeyPairSpec), AAD: request.Spec.AAD,
 	}, []byte(blobIn(secret)))
 	if err != nil {
 		t.Errorf("what is Ready does not open: %v", err)
+	}
+	if got := secret.Data["publicKey"]; !bytes.Equal(got, sealed.PublicKey) {
+		t.Errorf("got public key %q, want %q", got, sealed.PublicKey)
+	}
+	if got := secret.Data["aad"]; !bytes.Equal(got, request.Spec.AAD) {
+		t.Errorf("got aad %q, want %q", got, request.Spec.AAD)
 	}
 }
 
@@ -111,6 +119,10 @@ func TestEveryWriteMayFail(t *testing.T) {
 		"a key and a request to be deleted with its Secret": func(t *testing.T, c *cluster) {
 			t.Helper()
 			c.create(t, c.masterKey("key"), c.request("orders", "key", withPolicy("Delete")))
+		},
+		"a key and a request for a key pair bound to an aad": func(t *testing.T, c *cluster) {
+			t.Helper()
+			c.create(t, c.masterKey("key"), c.request("orders", "key", keyPairWithAAD))
 		},
 		"a request before its key": func(t *testing.T, c *cluster) {
 			t.Helper()

@@ -359,7 +359,9 @@ func dataKeyOf(request *v1alpha1.DataKeyRequest, masterKey MasterKeyRef) DataKey
 		Name:              request.Name,
 		Generation:        firstGeneration,
 		Length:            request.Spec.Length(),
+		KeyPairSpec:       string(request.Spec.KeyPairSpec),
 		EncryptionContext: request.Spec.Context(),
+		AAD:               request.Spec.AAD,
 	}
 }
 
@@ -391,6 +393,11 @@ func secretConflict(secret *corev1.Secret, key DataKey) error {
 // dataKeyError tells of an error of the key service. Material that cannot be used is its MasterKey's to tell of, which wakes
 // this request too; until it does, it is tried again.
 func dataKeyError(key DataKey, err error) error {
+	if errors.Is(err, ErrUnsupported) {
+		return permanentError{v1alpha1.ReasonUnsupported, fmt.Sprintf(
+			"spec.keyPairSpec is %s, which this installation does not offer because it runs in FIPS 140-3 mode: make a DataKeyRequest with another keyPairSpec",
+			key.KeyPairSpec)}
+	}
 	for _, unusable := range []error{ErrInvalidKeyID, ErrMaterialMissing, ErrMaterialConflict, ErrMaterialBroken} {
 		if errors.Is(err, unusable) {
 			return keyServiceError{v1alpha1.ReasonMasterKeyNotReady, fmt.Sprintf("MasterKey %s/%s: %v", key.MasterKey.Namespace, key.MasterKey.Name, unusable), err}

@@ -3,6 +3,7 @@ package controllers_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -55,17 +56,37 @@ func TestDataKeyRequest(t *testing.T) {
 		immutableMessage = `Secret "orders" does not hold this data key as it has to and is immutable: delete it, and it is written again`
 		notLookedAt      = "MasterKey team-a/orders-key has a change that the manager has not worked on yet"
 		goneMessage      = "MasterKey team-a/orders-key does not exist; this data key needs it with the annotation datakeys.io/key-id: " + keyUID
-		unavailable      = "the key service cannot work on this data key now; it is tried again"
+		unsupported      = "spec.keyPairSpec is ECC_SECG_P256K1, which this installation does not offer because it runs in FIPS 140-3 mode: " +
+			"make a DataKeyRequest with another keyPairSpec"
+		unavailable = "the key service cannot work on this data key now; it is tried again"
 	)
 	var (
 		first, second = blobOf(t, keyUID, 1), blobOf(t, keyUID, 2)
 		shorter       = blobOf(t, keyUID, 1, func(key *controllers.DataKey) { key.Length = 16 })
 		otherContext  = blobOf(t, keyUID, 1, func(key *controllers.DataKey) { key.EncryptionContext = nil })
-		ofOtherKey    = blobOf(t, otherUID, 1)
-		ownMaterial   = material(keyUID, namespace, "orders-key")
-		opaque        = secretWith(keyUID, first, func(s *corev1.Secret) { s.Type = corev1.SecretTypeOpaque })
-		immutable     = func(s *corev1.Secret) { s.Immutable = new(true) }
-		theirs        = func(s *corev1.Secret) {
+		aad           = []byte{0, 1, 0xff}
+		asPair        = func(key *controllers.DataKey) {
+			key.Length, key.KeyPairSpec, key.EncryptionContext, key.AAD = 0, "ECC_NIST_P256", nil, aad
+		}
+		keyPair     = blobOf(t, keyUID, 1, asPair)
+		otherPair   = blobOf(t, keyUID, 2, asPair)
+		rsaPair     = blobOf(t, keyUID, 1, asPair, func(key *controllers.DataKey) { key.KeyPairSpec = "RSA_2048" })
+		otherAAD    = blobOf(t, keyUID, 1, asPair, func(key *controllers.DataKey) { key.AAD = []byte{0, 1} })
+		pairRequest = func(options ...requestOption) *v1alpha1.DataKeyRequest {
+			return request(append([]requestOption{func(r *v1alpha1.DataKeyRequest) {
+				r.Spec.KeySpec, r.Spec.KeyPairSpec, r.Spec.EncryptionContext, r.Spec.AAD = "", "ECC_NIST_P256", nil, aad
+			}}, options...)...)
+		}
+		pairSecret = func(blob []byte, publicKey string, options ...secretOption) *corev1.Secret {
+			return secretWith(keyUID, blob, append([]secretOption{
+				withoutEntry("encryptionContext"), withEntry("aad", string(aad)), withEntry("publicKey", publicKey),
+			}, options...)...)
+		}
+		ofOtherKey  = blobOf(t, otherUID, 1)
+		ownMaterial = material(keyUID, namespace, "orders-key")
+		opaque      = secretWith(keyUID, first, func(s *corev1.Secret) { s.Type = corev1.SecretTypeOpaque })
+		immutable   = func(s *corev1.Secret) { s.Immutable = new(true) }
+		theirs      = func(s *corev1.Secret) {
 			s.Data["note"] = []byte("mine")
 			s.Labels["team"] = "a"
 			s.Annotations = map[string]string{"note": "mine"}
@@ -113,6 +134,75 @@ func TestDataKeyRequest(t *testing.T) {
 			wantEvents: []string{createdMessage},
 			wantWrites: []string{"create Secret"},
 			wantSecret: secretWith(keyUID, otherContext, withoutEntry("encryptionContext")),
+		},
+		"a key pair bound to an aad has entries for the public key and the aad": {
+			objects:    []client.Object{pairRequest(), masterKey(readyKey), ownMaterial},
+			wantPatch:  ready(now, now, keyPair),
+			wantEvents: []string{createdMessage},
+			wantWrites: []string{"create Secret"},
+			wantSecret: pairSecret(keyPair, "public key 1 of ECC_NIST_P256"),
+		},
+		"a Secret of a key pair that is gone is written again with its public key": {
+			objects:    []client.Object{pairRequest(withBlob(keyUID, otherPair)), masterKey(readyKey), ownMaterial},
+			wantEvents: []string{`Normal Repaired wrote Secret "orders" again, which was gone`},
+			wantWrites: []string{"create Secret"},
+			wantSecret: pairSecret(otherPair, "public key 2 of ECC_NIST_P256"),
+		},
+		"another's public key in the Secret is brought back": {
+			objects: []client.Object{
+				pairRequest(withBlob(keyUID, keyPair)), masterKey(readyKey), ownMaterial, pairSecret(keyPair, "public key 2 of ECC_NIST_P256"),
+			},
+			wantEvents: []string{`Normal Repaired repaired Secret "orders", which had been changed`},
+			wantWrites: []string{"update Secret"},
+			wantSecret: pairSecret(keyPair, "public key 1 of ECC_NIST_P256"),
+		},
+		"another aad in the Secret, and a public key that is gone, are brought back": {
+			objects: []client.Object{
+				pairRequest(withBlob(keyUID, keyPair)), masterKey(readyKey), ownMaterial,
+				pairSecret(keyPair, "", withEntry("aad", "another"), withoutEntry("publicKey")),
+			},
+			wantEvents: []string{`Normal Repaired repaired Secret "orders", which had been changed`},
+			wantWrites: []string{"update Secret"},
+			wantSecret: pairSecret(keyPair, "public key 1 of ECC_NIST_P256"),
+		},
+		"a public key and an aad that do not belong there are taken out": {
+			objects: []client.Object{
+				request(withBlob(keyUID, first)), masterKey(readyKey), ownMaterial,
+				secretWith(keyUID, first, withEntry("publicKey", "another"), withEntry("aad", "another")),
+			},
+			wantEvents: []string{`Normal Repaired repaired Secret "orders", which had been changed`},
+			wantWrites: []string{"update Secret"},
+			wantSecret: secretWith(keyUID, first),
+		},
+		"a Secret of a key pair is adopted with its public key": {
+			objects:    []client.Object{pairRequest(), masterKey(readyKey), ownMaterial, pairSecret(otherPair, "another")},
+			wantPatch:  ready(now, now, otherPair),
+			wantEvents: []string{adoptedMessage},
+			wantWrites: []string{"update Secret"},
+			wantSecret: pairSecret(otherPair, "public key 2 of ECC_NIST_P256"),
+		},
+		"a Secret of a key pair of another spec is left alone": {
+			objects:      []client.Object{pairRequest(), masterKey(readyKey), ownMaterial, pairSecret(rsaPair, "public key 1 of RSA_2048")},
+			wantPatch:    notReady("SecretConflict", refusedMessage),
+			wantEvents:   []string{"Warning SecretConflict " + refusedMessage},
+			wantTerminal: true,
+			wantSecret:   pairSecret(rsaPair, "public key 1 of RSA_2048"),
+		},
+		"a Secret of another aad is left alone": {
+			objects:      []client.Object{pairRequest(), masterKey(readyKey), ownMaterial, pairSecret(otherAAD, "public key 1 of ECC_NIST_P256")},
+			wantPatch:    notReady("SecretConflict", refusedMessage),
+			wantEvents:   []string{"Warning SecretConflict " + refusedMessage},
+			wantTerminal: true,
+			wantSecret:   pairSecret(otherAAD, "public key 1 of ECC_NIST_P256"),
+		},
+		"a key pair that the key service does not offer is refused for good": {
+			objects: []client.Object{
+				pairRequest(func(r *v1alpha1.DataKeyRequest) { r.Spec.KeyPairSpec = "ECC_SECG_P256K1" }), masterKey(readyKey), ownMaterial,
+			},
+			keyErr:       fmt.Errorf("%w: detail", controllers.ErrUnsupported),
+			wantPatch:    notReady("Unsupported", unsupported),
+			wantEvents:   []string{"Warning Unsupported " + unsupported},
+			wantTerminal: true,
 		},
 		"with the policy Delete, the finalizer comes before the Secret": {
 			objects:    []client.Object{request(withPolicy("Delete")), masterKey(readyKey), ownMaterial},

@@ -1,6 +1,7 @@
 package controllers_test
 
 import (
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -66,6 +67,23 @@ func TestLife(t *testing.T) {
 	if string(secret.Data["note"]) != "mine" {
 		t.Errorf("got entry note %q, want it kept", secret.Data["note"])
 	}
+
+	// So are the public key and the aad of a key pair.
+	c.create(t, c.request("signing", "key", keyPairWithAAD))
+	c.waitForRequest(t, "signing", "Ready")
+	isWhole := func(s *corev1.Secret) bool {
+		return s != nil && strings.HasSuffix(string(s.Data["publicKey"]), " of ECC_NIST_P256") && string(s.Data["aad"]) == "\x00\x01\xff"
+	}
+	pair := c.waitForSecret(t, "signing", "has the public key and the aad", isWhole)
+	edited := pair.DeepCopy()
+	delete(edited.Data, "publicKey")
+	edited.Data["aad"] = []byte("another")
+	if err := c.client.Update(t.Context(), edited); err != nil {
+		t.Fatal(err)
+	}
+	pair = c.waitForSecret(t, "signing", "is repaired", isWhole)
+	c.delete(t, pair)
+	c.waitForSecret(t, "signing", "is written again", func(s *corev1.Secret) bool { return isWhole(s) && s.UID != pair.UID })
 
 	// Retain: the request goes and comes again, with another UID, and finds its data key.
 	c.delete(t, request)

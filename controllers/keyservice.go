@@ -19,10 +19,11 @@ type KeyService interface {
 	// ErrMaterialMissing.
 	MasterKey(ctx context.Context, key MasterKeyRef) (MasterKeyInfo, error)
 	// GenerateDataKeyWithoutPlaintext makes a new data key, wraps it under the primary version and forgets it. Every call
-	// makes another one. Errors: those of MasterKey.
+	// makes another one. Errors: those of MasterKey and ErrUnsupported.
 	GenerateDataKeyWithoutPlaintext(ctx context.Context, key DataKey) (SealedDataKey, error)
-	// OpenDataKey proves that blob opens as exactly this data key: under its master key, in its scope, with its encryption
-	// context, to its length. The plaintext is dropped. Errors: those of MasterKey and ErrBlobRefused.
+	// OpenDataKey proves that blob opens as exactly this data key: under its master key, in its scope, with its associated
+	// data, to its length or key pair spec. The plaintext is dropped. Errors: those of GenerateDataKeyWithoutPlaintext and
+	// ErrBlobRefused.
 	OpenDataKey(ctx context.Context, key DataKey, blob []byte) (SealedDataKey, error)
 }
 
@@ -58,9 +59,13 @@ type DataKey struct {
 	Namespace  string
 	Name       string
 	Generation int32
-	// Length is the length of the data key in bytes, 1 to 1024.
-	Length            int
+	// Length is the length of a symmetric data key in bytes, 1 to 1024; KeyPairSpec, one of v1alpha1.KeyPairSpecs, makes it a
+	// key pair. Exactly one of them is set.
+	Length      int
+	KeyPairSpec string
+	// At most one of EncryptionContext and AAD is set.
 	EncryptionContext map[string]string
+	AAD               []byte
 }
 
 // SealedDataKey is a wrapped data key: ciphertext and what may be known of it.
@@ -70,6 +75,8 @@ type SealedDataKey struct {
 	IV []byte
 	// KeyVersion is the version of the master key that wraps the data key.
 	KeyVersion int32
+	// PublicKey is the public key of a key pair, SubjectPublicKeyInfo in DER (RFC 5280); CiphertextBlob holds the private key.
+	PublicKey []byte
 }
 
 // Errors of a KeyService, for errors.Is.
@@ -82,6 +89,8 @@ var (
 	ErrMaterialConflict = errors.New("the material belongs to another MasterKey")
 	// ErrMaterialBroken: the material does not open under the sealing keys of this installation.
 	ErrMaterialBroken = errors.New("the material does not open")
+	// ErrUnsupported: the key service does not offer that kind of key pair.
+	ErrUnsupported = errors.New("the key service does not offer this kind of key pair")
 	// ErrBlobRefused: the blob does not open as the data key that was asked for.
 	ErrBlobRefused = errors.New("the blob does not open as this data key")
 )

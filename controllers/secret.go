@@ -19,6 +19,8 @@ var secretEntries = []string{
 	v1alpha1.SecretKeyIV,
 	v1alpha1.SecretKeyAlgorithm,
 	v1alpha1.SecretKeyEncryptionContext,
+	v1alpha1.SecretKeyAAD,
+	v1alpha1.SecretKeyPublicKey,
 	v1alpha1.SecretKeyKeyID,
 	v1alpha1.SecretKeyKeyVersion,
 	v1alpha1.SecretKeyGeneration,
@@ -79,6 +81,12 @@ func secretData(key DataKey, sealed SealedDataKey) (map[string][]byte, error) {
 		v1alpha1.SecretKeyKeyID:          []byte(key.MasterKey.KeyID),
 		v1alpha1.SecretKeyKeyVersion:     strconv.AppendInt(nil, int64(sealed.KeyVersion), 10),
 		v1alpha1.SecretKeyGeneration:     strconv.AppendInt(nil, int64(key.Generation), 10),
+	}
+	if len(key.AAD) > 0 {
+		data[v1alpha1.SecretKeyAAD] = key.AAD
+	}
+	if len(sealed.PublicKey) > 0 {
+		data[v1alpha1.SecretKeyPublicKey] = sealed.PublicKey
 	}
 	if len(key.EncryptionContext) > 0 {
 		encryptionContext, err := canonicalJSON(key.EncryptionContext)

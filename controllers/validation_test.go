@@ -1,6 +1,7 @@
 package controllers_test
 
 import (
+	"encoding/base64"
 	"fmt"
 	"strings"
 	"testing"
@@ -9,6 +10,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
+
+	"github.com/datakeys/datakeys/api/v1alpha1"
 )
 
 // parse reads an object from YAML. The API server chooses the name.
@@ -39,9 +42,12 @@ func TestRefusedAtCreation(t *testing.T) {
 	c := newCluster(t)
 	const (
 		request = "DataKeyRequest"
-		either  = `spec: Invalid value: exactly one of keySpec and numberOfBytes is required`
+		either  = `spec: Invalid value: exactly one of keySpec, numberOfBytes and keyPairSpec is required`
 	)
-	for name, tc := range map[string]struct {
+	aad := func(n int) string {
+		return fmt.Sprintf("{masterKeyRef: {name: k}, keySpec: AES_256, aad: %q}", base64.StdEncoding.EncodeToString(make([]byte, n)))
+	}
+	cases := map[string]struct {
 		kind, spec string
 		// want are parts of the message; without any the object is taken.
 		want []string
@@ -79,6 +85,28 @@ func TestRefusedAtCreation(t *testing.T) {
 		"an encryption context whose bytes are too many":   {request, `{masterKeyRef: {name: k}, keySpec: AES_256, encryptionContext: ` + pairs(3, "k", strings.Repeat("é", 1365)) + `}`, []string{"spec.encryptionContext", "encryptionContext has at most 8192 bytes in all"}},
 		"an encryption context that is just right":         {request, `{masterKeyRef: {name: k}, keySpec: AES_256, encryptionContext: ` + pairs(2, "k", strings.Repeat("é", 2047)) + `}`, nil},
 		"an encryption context with a number":              {request, `{masterKeyRef: {name: k}, keySpec: AES_256, encryptionContext: {k: 1}}`, []string{"spec.encryptionContext.k", "string"}},
+		"a request with neither, but an aad":               {request, `{masterKeyRef: {name: k}, aad: AA==}`, []string{either}},
+		"keySpec beside keyPairSpec":                       {request, `{masterKeyRef: {name: k}, keySpec: AES_256, keyPairSpec: RSA_2048}`, []string{either}},
+		"numberOfBytes beside keyPairSpec":                 {request, `{masterKeyRef: {name: k}, numberOfBytes: 32, keyPairSpec: RSA_2048}`, []string{either}},
+		"all three of them":                                {request, `{masterKeyRef: {name: k}, keySpec: AES_256, numberOfBytes: 32, keyPairSpec: RSA_2048}`, []string{either}},
+		"an unknown keyPairSpec":                           {request, `{masterKeyRef: {name: k}, keyPairSpec: RSA_1024}`, []string{"spec.keyPairSpec", `Unsupported value: "RSA_1024"`, `"RSA_2048", "RSA_3072", "RSA_4096"`}},
+		"an empty keyPairSpec":                             {request, `{masterKeyRef: {name: k}, keyPairSpec: ""}`, []string{"spec.keyPairSpec", "Unsupported value"}},
+		"a keyPairSpec in lower case":                      {request, `{masterKeyRef: {name: k}, keyPairSpec: ecc_nist_p256}`, []string{"spec.keyPairSpec", "Unsupported value"}},
+		"a key pair with an encryption context is taken":   {request, `{masterKeyRef: {name: k}, keyPairSpec: ECC_NIST_P256, encryptionContext: {a: b}}`, nil},
+		"a key pair with an aad is taken":                  {request, `{masterKeyRef: {name: k}, keyPairSpec: ECC_NIST_P256, aad: AAEC}`, nil},
+		"an aad beside an encryption context":              {request, `{masterKeyRef: {name: k}, keySpec: AES_256, encryptionContext: {a: b}, aad: AAEC}`, []string{"spec", "at most one of encryptionContext and aad is allowed"}},
+		"an empty aad":                                     {request, aad(0), []string{"spec.aad", "at least 1"}},
+		"an aad with a plus and a slash is taken":          {request, `{masterKeyRef: {name: k}, keySpec: AES_256, aad: "+/+/"}`, nil},
+		"an aad with padding in its middle":                {request, `{masterKeyRef: {name: k}, keySpec: AES_256, aad: "AA==AAEC"}`, []string{"spec.aad", "aad must be base64"}},
+		"an aad of 1 byte is taken":                        {request, aad(1), nil},
+		"an aad of 8192 bytes is taken":                    {request, aad(8192), nil},
+		"an aad of 8193 bytes":                             {request, aad(8193), []string{"spec.aad", "aad has at most 8192 bytes"}},
+		"an aad that is far too long":                      {request, aad(8194), []string{"spec.aad", "10924"}},
+		"an aad that is no base64":                         {request, `{masterKeyRef: {name: k}, keySpec: AES_256, aad: "not base64!"}`, []string{"spec.aad", "aad must be base64 with padding (RFC 4648, section 4)"}},
+		"an aad in the alphabet of URLs":                   {request, `{masterKeyRef: {name: k}, keySpec: AES_256, aad: "__-_"}`, []string{"spec.aad", "aad must be base64 with padding (RFC 4648, section 4)"}},
+		"an aad without its padding":                       {request, `{masterKeyRef: {name: k}, keySpec: AES_256, aad: AA}`, []string{"spec.aad", "aad must be base64 with padding (RFC 4648, section 4)"}},
+		"an aad of two lines":                              {request, `{masterKeyRef: {name: k}, keySpec: AES_256, aad: "AAEC\nAAEC"}`, []string{"spec.aad", "aad must be base64 with padding (RFC 4648, section 4)"}},
+		"an aad that is a number":                          {request, `{masterKeyRef: {name: k}, keySpec: AES_256, aad: 7}`, []string{"spec.aad", "must be of type string"}},
 		"an unknown field":                                 {request, `{masterKeyRef: {name: k}, keySpec: AES_256, keySpecs: AES_256}`, []string{`unknown field "spec.keySpecs"`}},
 
 		"a MasterKey without a spec is taken":        {"MasterKey", ``, nil},
@@ -89,7 +117,13 @@ func TestRefusedAtCreation(t *testing.T) {
 		"a MasterKey with a long description":        {"MasterKey", `{description: ` + strings.Repeat("d", 8193) + `}`, []string{"spec.description", "8192"}},
 		"a MasterKey with an unknown field":          {"MasterKey", `{state: Disabled}`, []string{`unknown field "spec.state"`}},
 		"a MasterKey with a description of a number": {"MasterKey", `{description: 1}`, []string{"spec.description", "string"}},
-	} {
+	}
+	for _, spec := range v1alpha1.KeyPairSpecs() {
+		c := cases["a request by keySpec is taken"]
+		c.spec = fmt.Sprintf("{masterKeyRef: {name: k}, keyPairSpec: %s}", spec)
+		cases["a request for "+string(spec)+" is taken"] = c
+	}
+	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			err := c.client.Create(t.Context(), parse(t, c.namespace, tc.kind, tc.spec), client.DryRunAll, client.FieldValidation("Strict"))
@@ -104,8 +138,9 @@ func TestRefusedAtUpdate(t *testing.T) {
 	c := newCluster(t)
 	const (
 		request = "DataKeyRequest"
-		either  = "keySpec and numberOfBytes are immutable: make another DataKeyRequest instead"
+		either  = "keySpec, numberOfBytes and keyPairSpec are immutable: make another DataKeyRequest instead"
 		context = "encryptionContext is immutable: make another DataKeyRequest instead"
+		aad     = "aad is immutable: make another DataKeyRequest instead"
 	)
 	for name, tc := range map[string]struct {
 		kind, from, to string
@@ -124,6 +159,14 @@ func TestRefusedAtUpdate(t *testing.T) {
 		"another pair in the context":               {request, `{masterKeyRef: {name: k}, keySpec: AES_256, encryptionContext: {a: b}}`, `{masterKeyRef: {name: k}, keySpec: AES_256, encryptionContext: {a: b, c: d}}`, []string{"spec.encryptionContext", context}},
 		"a context where there was none":            {request, `{masterKeyRef: {name: k}, keySpec: AES_256}`, `{masterKeyRef: {name: k}, keySpec: AES_256, encryptionContext: {a: b}}`, []string{"spec", context}},
 		"no context where there was one":            {request, `{masterKeyRef: {name: k}, keySpec: AES_256, encryptionContext: {a: b}}`, `{masterKeyRef: {name: k}, keySpec: AES_256}`, []string{"spec", context}},
+		"another keyPairSpec":                       {request, `{masterKeyRef: {name: k}, keyPairSpec: RSA_2048}`, `{masterKeyRef: {name: k}, keyPairSpec: RSA_3072}`, []string{"spec.keyPairSpec", "keyPairSpec is immutable: make another DataKeyRequest instead"}},
+		"keyPairSpec instead of keySpec":            {request, `{masterKeyRef: {name: k}, keySpec: AES_256}`, `{masterKeyRef: {name: k}, keyPairSpec: RSA_2048}`, []string{"spec", either}},
+		"numberOfBytes instead of keyPairSpec":      {request, `{masterKeyRef: {name: k}, keyPairSpec: RSA_2048}`, `{masterKeyRef: {name: k}, numberOfBytes: 32}`, []string{"spec", either}},
+		"another aad":                               {request, `{masterKeyRef: {name: k}, keySpec: AES_256, aad: AAEC}`, `{masterKeyRef: {name: k}, keySpec: AES_256, aad: AAED}`, []string{"spec.aad", aad}},
+		"an aad where there was none":               {request, `{masterKeyRef: {name: k}, keySpec: AES_256}`, `{masterKeyRef: {name: k}, keySpec: AES_256, aad: AAEC}`, []string{"spec", aad}},
+		"no aad where there was one":                {request, `{masterKeyRef: {name: k}, keySpec: AES_256, aad: AAEC}`, `{masterKeyRef: {name: k}, keySpec: AES_256}`, []string{"spec", aad}},
+		"an aad instead of a context":               {request, `{masterKeyRef: {name: k}, keySpec: AES_256, encryptionContext: {a: b}}`, `{masterKeyRef: {name: k}, keySpec: AES_256, aad: AAEC}`, []string{"spec", aad, context}},
+		"the same key pair again is taken":          {request, `{masterKeyRef: {name: k}, keyPairSpec: RSA_2048, aad: AAEC}`, `{masterKeyRef: {name: k}, keyPairSpec: RSA_2048, aad: AAEC, deletionPolicy: Delete}`, nil},
 		"the description of a MasterKey may change": {"MasterKey", `{description: a}`, `{description: b}`, nil},
 		"the description of a MasterKey may go":     {"MasterKey", `{description: a}`, ``, nil},
 		"another keySpec of a MasterKey":            {"MasterKey", ``, `{keySpec: AES_128}`, []string{"spec.keySpec", "Unsupported value"}},

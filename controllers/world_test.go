@@ -181,6 +181,10 @@ func withPolicy(policy v1alpha1.DeletionPolicy) requestOption {
 	return func(request *v1alpha1.DataKeyRequest) { request.Spec.DeletionPolicy = policy }
 }
 
+func keyPairWithAAD(request *v1alpha1.DataKeyRequest) {
+	request.Spec.KeySpec, request.Spec.KeyPairSpec, request.Spec.AAD = "", v1alpha1.KeyPairSpecNISTP256, []byte{0, 1, 0xff}
+}
+
 func withFinalizer(request *v1alpha1.DataKeyRequest) {
 	request.Finalizers = append(request.Finalizers, "datakeys.io/data-key-secret")
 }

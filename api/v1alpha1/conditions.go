@@ -45,6 +45,8 @@ const (
 	ReasonMasterKeyChanged = "MasterKeyChanged"
 	// ReasonCrossNamespaceReference: masterKeyRef names another namespace, which is not allowed.
 	ReasonCrossNamespaceReference = "CrossNamespaceReference"
+	// ReasonUnsupported: keyPairSpec is a kind of key pair that this installation does not offer.
+	ReasonUnsupported = "Unsupported"
 	// ReasonSecretConflict: a Secret of the request's name exists that does not hold this request's data key. It is not
 	// touched.
 	ReasonSecretConflict = "SecretConflict"

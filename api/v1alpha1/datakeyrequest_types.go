@@ -68,6 +68,7 @@ type DeletionPolicy string
 // +kubebuilder:printcolumn:name="Master Key",type=string,JSONPath=`.spec.masterKeyRef.name`
 // +kubebuilder:printcolumn:name="Version",type=integer,JSONPath=`.status.keyVersion`
 // +kubebuilder:printcolumn:name="Generation",type=integer,JSONPath=`.status.generation`,priority=1
+// +kubebuilder:printcolumn:name="Key Pair",type=string,JSONPath=`.spec.keyPairSpec`,priority=1
 // +kubebuilder:printcolumn:name="Key ID",type=string,JSONPath=`.status.keyID`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type DataKeyRequest struct {
@@ -85,32 +86,43 @@ type DataKeyRequest struct {
 
 // DataKeyRequestSpec is the desired state of a DataKeyRequest.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.keySpec) != has(self.numberOfBytes)",message="exactly one of keySpec and numberOfBytes is required"
-// +kubebuilder:validation:XValidation:rule="has(self.keySpec) == has(oldSelf.keySpec) && has(self.numberOfBytes) == has(oldSelf.numberOfBytes)",message="keySpec and numberOfBytes are immutable: make another DataKeyRequest instead"
+// +kubebuilder:validation:XValidation:rule="[has(self.keySpec), has(self.numberOfBytes), has(self.keyPairSpec)].filter(x, x).size() == 1",message="exactly one of keySpec, numberOfBytes and keyPairSpec is required"
+// +kubebuilder:validation:XValidation:rule="has(self.keySpec) == has(oldSelf.keySpec) && has(self.numberOfBytes) == has(oldSelf.numberOfBytes) && has(self.keyPairSpec) == has(oldSelf.keyPairSpec)",message="keySpec, numberOfBytes and keyPairSpec are immutable: make another DataKeyRequest instead"
+// +kubebuilder:validation:XValidation:rule="!(has(self.encryptionContext) && has(self.aad))",message="at most one of encryptionContext and aad is allowed"
 // +kubebuilder:validation:XValidation:rule="has(self.encryptionContext) == has(oldSelf.encryptionContext)",message="encryptionContext is immutable: make another DataKeyRequest instead"
+// +kubebuilder:validation:XValidation:rule="has(self.aad) == has(oldSelf.aad)",message="aad is immutable: make another DataKeyRequest instead"
 type DataKeyRequestSpec struct {
 	// masterKeyRef names the MasterKey whose primary version wraps the data key. It cannot be changed.
 	// +required
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="masterKeyRef is immutable: make another DataKeyRequest instead"
 	MasterKeyRef MasterKeyReference `json:"masterKeyRef,omitzero"`
 
-	// keySpec is the length of the data key: AES_256 (32 bytes) or AES_128 (16 bytes). Exactly one of keySpec and
-	// numberOfBytes is required. It cannot be changed.
+	// keySpec is the length of the data key: AES_256 (32 bytes) or AES_128 (16 bytes). Exactly one of keySpec, numberOfBytes
+	// and keyPairSpec is required. It cannot be changed.
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="keySpec is immutable: make another DataKeyRequest instead"
 	KeySpec DataKeySpec `json:"keySpec,omitempty"`
 
-	// numberOfBytes is the length of the data key in bytes, 1 to 1024. Exactly one of keySpec and numberOfBytes is
-	// required. It cannot be changed.
+	// numberOfBytes is the length of the data key in bytes, 1 to 1024. Exactly one of keySpec, numberOfBytes and keyPairSpec
+	// is required. It cannot be changed.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=1024
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="numberOfBytes is immutable: make another DataKeyRequest instead"
 	NumberOfBytes *int32 `json:"numberOfBytes,omitempty"`
 
+	// keyPairSpec asks for a key pair instead of a symmetric data key: RSA_2048, RSA_3072, RSA_4096, ECC_NIST_P256,
+	// ECC_NIST_P384, ECC_NIST_P521, ECC_SECG_P256K1 (not in a FIPS build) or ECC_NIST_EDWARDS25519. The blob holds the private
+	// key, PKCS #8 in DER (RFC 5958); the entry publicKey of the Secret is the public key, SubjectPublicKeyInfo in DER
+	// (RFC 5280). An RSA key takes some seconds to make. Exactly one of keySpec, numberOfBytes and keyPairSpec is required. It
+	// cannot be changed.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="keyPairSpec is immutable: make another DataKeyRequest instead"
+	KeyPairSpec KeyPairSpec `json:"keyPairSpec,omitempty"`
+
 	// encryptionContext are non-secret pairs that are bound to the blob as associated data: whoever decrypts the blob
 	// has to state the same pairs. At most 64 pairs and 8192 bytes (UTF-8) in all; a key has
-	// 1 to 1024 bytes, a value at most 4096. It cannot be changed.
+	// 1 to 1024 bytes, a value at most 4096. Excludes aad. It cannot be changed.
 	// +optional
 	// +kubebuilder:validation:MinProperties=1
 	// +kubebuilder:validation:MaxProperties=64
@@ -119,6 +131,21 @@ type DataKeyRequestSpec struct {
 	// +kubebuilder:validation:XValidation:rule="self.all(k, size(bytes(self[k])) <= 4096)",message="a value of encryptionContext has at most 4096 bytes"
 	// +kubebuilder:validation:XValidation:rule="self.map(k, size(bytes(k)) + size(bytes(self[k]))).sum() <= 8192",message="encryptionContext has at most 8192 bytes in all"
 	EncryptionContext map[string]EncryptionContextValue `json:"encryptionContext,omitempty"`
+
+	// aad is non-secret additional authenticated data, base64 of 1 to 8192 bytes, that is bound to the blob as it is: for
+	// systems that have no map. Whoever decrypts the blob has to state the same bytes. Excludes encryptionContext. It cannot be
+	// changed.
+	// ---
+	// The schema does not say "format: byte": Kubernetes reads such a field into CEL by the base64 alphabet of URLs, so that
+	// any rule on it refuses every value with a plus or a slash.
+	// +optional
+	// +kubebuilder:validation:Format=""
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=10924
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$')",message="aad must be base64 with padding (RFC 4648, section 4)"
+	// +kubebuilder:validation:XValidation:rule="size(self) < 10924 || self.endsWith('=')",message="aad has at most 8192 bytes"
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="aad is immutable: make another DataKeyRequest instead"
+	AAD []byte `json:"aad,omitempty"`
 
 	// deletionPolicy says what becomes of the Secret when this request is deleted. Retain, the default, keeps it, and the
 	// same request applied again adopts it; Delete deletes it, and what was encrypted with the data key is lost.
@@ -219,9 +246,11 @@ type DataKeyRequestList struct {
 	Items           []DataKeyRequest `json:"items"`
 }
 
-// Length is the length in bytes of the data key that the spec asks for, or 0 where the spec is not valid.
+// Length is the length in bytes of the data key that the spec asks for, or 0 where it asks for a key pair or is not valid.
 func (s *DataKeyRequestSpec) Length() int {
 	switch {
+	case s.KeyPairSpec != "":
+		return 0
 	case s.NumberOfBytes != nil && s.KeySpec == "":
 		return int(*s.NumberOfBytes)
 	case s.NumberOfBytes == nil && s.KeySpec == DataKeySpecAES256:

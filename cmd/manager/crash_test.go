@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -59,6 +60,8 @@ type place struct {
 	tenant, system string
 	webhook        string
 	history        *history
+	// seal is what the managers open the sealing keys with, but for the store.
+	seal seal.Config
 }
 
 func newPlace(t *testing.T) *place {
@@ -78,6 +81,7 @@ func newPlace(t *testing.T) *place {
 		t.Fatal(err)
 	}
 	p := &place{config: config, client: c, tenant: controllerstest.NewNamespace(t, c), system: controllerstest.NewNamespace(t, c)}
+	p.seal.RootKey = seal.DefaultRootKey
 	p.webhook = p.system
 	webhooks := &admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: p.webhook}}
 	if err := c.Create(t.Context(), webhooks); err != nil {
@@ -88,11 +92,11 @@ func newPlace(t *testing.T) *place {
 }
 
 // start runs a whole manager whose every write goes through faults, until stop is called or the test ends.
-func (p *place) start(t *testing.T, faults *controllerstest.Faults) (stop func()) {
+func (p *place) start(t *testing.T, faults *controllerstest.Faults, change ...func(*options)) (stop func()) {
 	t.Helper()
 	o := &options{
 		namespace: p.system, restConfig: p.config,
-		rootKey: seal.DefaultRootKey, auditLog: filepath.Join(t.TempDir(), "audit"),
+		rootKey: p.seal.RootKey, previousRootKey: p.seal.PreviousRootKey, openRootKey: p.seal.OpenRootKey, auditLog: filepath.Join(t.TempDir(), "audit"),
 		keyServiceBind: "127.0.0.1:0", keyServiceName: "datakeys-key-service",
 		webhookBind: freeAddress(t), webhookName: "datakeys-webhook", webhookConfiguration: p.webhook,
 		metricsBind: "0", healthBind: "0",
@@ -107,6 +111,9 @@ func (p *place) start(t *testing.T, faults *controllerstest.Faults) (stop func()
 				return faults.Wrap(direct), err
 			}
 		},
+	}
+	for _, c := range change {
+		c(o)
 	}
 	ctx, cancel := context.WithCancel(context.Background()) // t.Context ends before the cleanups run
 	done := make(chan error, 1)
@@ -214,6 +221,12 @@ func (p *place) request(name, masterKey string) *v1alpha1.DataKeyRequest {
 	}
 }
 
+func (p *place) keyPair(name, masterKey string) *v1alpha1.DataKeyRequest {
+	request := p.request(name, masterKey)
+	request.Spec.KeySpec, request.Spec.KeyPairSpec, request.Spec.AAD = "", v1alpha1.KeyPairSpecNISTP256, []byte{0, 1, 0xff}
+	return request
+}
+
 // checkOpens waits until the request is Ready, and opens what its Secret holds with a key service that has nothing but what is
 // durable: what a manager would know after everything was restarted.
 func (p *place) checkOpens(t *testing.T, name string) {
@@ -238,7 +251,9 @@ func (p *place) checkOpens(t *testing.T, name string) {
 		t.Errorf("the Secret and the status of %s do not hold the same blob", name)
 	}
 	store := secretStore{reader: p.client, writer: p.client, namespace: p.system}
-	keyring, err := seal.Open(ctx, seal.DefaultRootKey, store)
+	config := p.seal
+	config.Store = store
+	keyring, err := config.Open(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -249,18 +264,22 @@ func (p *place) checkOpens(t *testing.T, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = service.OpenDataKey(ctx, kms.DataKey{
+	sealed, err := service.OpenDataKey(ctx, kms.DataKey{
 		MasterKey: kms.MasterKeyRef{KeyID: key.KeyID(), Namespace: key.Namespace, Name: key.Name},
-		Namespace: p.tenant, Name: name, Generation: 1, Length: 32,
+		Namespace: p.tenant, Name: name, Generation: 1,
+		Length: request.Spec.Length(), KeyPairSpec: string(request.Spec.KeyPairSpec), AAD: request.Spec.AAD,
 	}, blob)
 	if err != nil {
 		t.Errorf("the Secret of %s, which is Ready, does not open: %v", name, err)
 	}
+	if !bytes.Equal(secret.Data[v1alpha1.SecretKeyPublicKey], sealed.PublicKey) {
+		t.Errorf("the Secret of %s has another public key than the private key in its blob", name)
+	}
 }
 
-// The first start of an installation and the creation of a MasterKey and a DataKeyRequest, by the whole manager with its real
-// key service: whatever becomes of any single write, the end is one root key, one sealing key, one material and one data key,
-// which opens. The story is run for every write and every fault, until one ends without having made that many writes.
+// The first start of an installation and the creation of a MasterKey, a DataKeyRequest and one for a key pair bound to an aad, by
+// the whole manager with its real key service: whatever becomes of any single write, the end is one root key, one sealing key, one
+// material, one data key and one key pair, which open. The story is run for every write and every fault, until one ends without having made that many writes.
 func TestEveryWriteMayFail(t *testing.T) {
 	for name, fault := range controllerstest.AllFaults {
 		t.Run(name, func(t *testing.T) {
@@ -297,14 +316,15 @@ func survives(t *testing.T, at int, fault controllerstest.Fault) (reached bool) 
 	}()
 	t.Cleanup(func() { <-settled })
 
-	for _, o := range []client.Object{p.masterKey("key"), p.request("orders", "key")} {
+	for _, o := range []client.Object{p.masterKey("key"), p.request("orders", "key"), p.keyPair("signing", "key")} {
 		if err := p.client.Create(t.Context(), o); err != nil {
 			t.Fatal(err)
 		}
 	}
 	p.checkOpens(t, "orders")
+	p.checkOpens(t, "signing")
 	reached = faults.Reached()
-	p.checkEverOne(t, 1)
+	p.checkEverOne(t, 2)
 	return reached
 }
 

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/controllers"
 	"github.com/datakeys/datakeys/internal/kms"
 	"github.com/datakeys/datakeys/internal/seal"
@@ -185,7 +186,9 @@ func dataKey(key controllers.DataKey) kms.DataKey {
 		Name:              key.Name,
 		Generation:        key.Generation,
 		Length:            key.Length,
+		KeyPairSpec:       key.KeyPairSpec,
 		EncryptionContext: key.EncryptionContext,
+		AAD:               key.AAD,
 	}
 }
 
@@ -209,6 +212,9 @@ func controllersError(err error) error {
 		if errors.Is(err, ours) {
 			return fmt.Errorf("%w: %w", theirs, err)
 		}
+	}
+	if kms.ReasonOf(err) == kmsv1.ReasonUnsupported {
+		return fmt.Errorf("%w: %w", controllers.ErrUnsupported, err)
 	}
 	return err
 }

@@ -61,7 +61,9 @@ type blob struct {
 	Name              string            `json:"name"`
 	Generation        int32             `json:"generation"`
 	Length            int               `json:"length"`
+	KeyPairSpec       string            `json:"keyPairSpec,omitempty"`
 	EncryptionContext map[string]string `json:"encryptionContext"`
+	AAD               []byte            `json:"aad,omitempty"`
 }
 
 var keyID = regexp.MustCompile(`^[0-9a-f-]{36}$`)
@@ -166,11 +168,21 @@ func bind(key controllers.DataKey, material *corev1.Secret, serial int64) blob {
 		Name:              key.Name,
 		Generation:        key.Generation,
 		Length:            key.Length,
+		KeyPairSpec:       key.KeyPairSpec,
 		EncryptionContext: key.EncryptionContext,
+		AAD:               key.AAD,
 	}
+}
+
+// publicKey is what stands for the public key of a key pair: like a real one, it follows from the blob and from nothing else.
+func publicKey(b blob) []byte {
+	if b.KeyPairSpec == "" {
+		return nil
+	}
+	return fmt.Appendf(nil, "public key %d of %s", b.Serial, b.KeyPairSpec)
 }
 
 func sealed(b blob) (controllers.SealedDataKey, error) {
 	data, err := json.Marshal(b)
-	return controllers.SealedDataKey{CiphertextBlob: data, IV: []byte(IV), KeyVersion: 1}, err
+	return controllers.SealedDataKey{CiphertextBlob: data, IV: []byte(IV), KeyVersion: 1, PublicKey: publicKey(b)}, err
 }

@@ -12,52 +12,58 @@ import (
 // maxDataKey is the longest data key in bytes (AWS KMS, GenerateDataKey: NumberOfBytes).
 const maxDataKey = 1024
 
-// DataKey describes the data key of one generation of a DataKeyRequest.
+// DataKey describes the data key, or key pair, of one generation of a DataKeyRequest.
 type DataKey struct {
-	MasterKey         MasterKeyRef
-	Namespace, Name   string
-	Generation        int32
-	Length            int // in bytes, 1 to 1024
+	MasterKey       MasterKeyRef
+	Namespace, Name string
+	Generation      int32
+	// Length is the length of a symmetric data key in bytes, 1 to 1024; KeyPairSpec is one of v1alpha1.KeyPairSpecs and makes it
+	// a key pair. Exactly one of them is set.
+	Length      int
+	KeyPairSpec string
+	// At most one of EncryptionContext and AAD is set; each has at most 8192 bytes.
 	EncryptionContext map[string]string
+	AAD               []byte
 }
 
 // SealedDataKey is a data key that only the key service opens.
 type SealedDataKey struct {
 	CiphertextBlob, IV []byte
 	KeyVersion         int32
+	// PublicKey, of a key pair, is SubjectPublicKeyInfo in DER (RFC 5280). The blob holds the private key, PKCS #8 in DER.
+	PublicKey []byte
 }
 
 // GenerateDataKeyWithoutPlaintext makes a data key under the primary version of its master key, in its scope. The error
-// may be ErrInvalidKeyID, ErrMaterialMissing, ErrMaterialConflict or ErrMaterialBroken.
+// may be ErrInvalidKeyID, ErrMaterialMissing, ErrMaterialConflict or ErrMaterialBroken, and has the reason
+// kmsv1.ReasonUnsupported for a key pair that this build does not make.
 func (s *Service) GenerateDataKeyWithoutPlaintext(ctx context.Context, d DataKey) (sealed SealedDataKey, err error) {
-	start := s.now()
-	defer func() {
-		s.metrics.observe(OperationGenerateDataKeyWithoutPlaintext, s.clock.Since(start), err)
-	}()
+	start, operation := s.now(), OperationGenerateDataKeyWithoutPlaintext
+	if d.KeyPairSpec != "" {
+		operation = OperationGenerateDataKeyPairWithoutPlaintext
+	}
+	defer func() { s.metrics.observe(operation, s.clock.Since(start), err) }()
 	id, err := d.validate()
 	if err != nil {
 		return SealedDataKey{}, err
 	}
-	// The store is read each time: nothing may be wrapped by material that is no longer there to be read again.
-	k, err := s.masterKey(ctx, id, d.MasterKey)
+	k, v, err := s.primary(ctx, id, d.MasterKey)
 	if err != nil {
 		return SealedDataKey{}, err
 	}
-	if err := s.usable(ctx, k); err != nil {
-		return SealedDataKey{}, err
-	}
-	v, err := k.primaryVersion()
-	if err != nil {
-		return SealedDataKey{}, err
-	}
-	p, err := envelope.NewPlaintext(d.Length)
+	p, public, err := d.make(ctx)
 	if err != nil {
 		return SealedDataKey{}, err
 	}
 	defer p.Destroy()
-	blob, err := v.material.Seal(k.header(v, envelope.KindDataKey, d.scope()), envelope.AssociatedData{Context: d.EncryptionContext}, p)
+	if d.KeyPairSpec != "" { // that may have taken seconds
+		if k, v, err = s.primary(ctx, id, d.MasterKey); err != nil {
+			return SealedDataKey{}, err
+		}
+	}
+	blob, err := v.material.Seal(k.header(v, envelope.KindDataKey, d.scope()), d.associatedData(), p)
 	if err != nil {
-		return SealedDataKey{}, invalid("encryptionContext", err)
+		return SealedDataKey{}, invalid("name", err) // all else was checked
 	}
 	parsed, err := envelope.Parse(blob)
 	if err != nil {
@@ -65,20 +71,35 @@ func (s *Service) GenerateDataKeyWithoutPlaintext(ctx context.Context, d DataKey
 	}
 	key := k.audited(v)
 	err = s.audit(ctx, AuditRecord{
-		Operation: OperationGenerateDataKeyWithoutPlaintext,
+		Operation: operation,
 		Key:       &key,
 		DataKey:   audited(d.scope()),
-		Bytes:     d.Length,
+		Bytes:     p.Len(),
 	})
 	if err != nil {
 		return SealedDataKey{}, err
 	}
-	return SealedDataKey{CiphertextBlob: blob, IV: parsed.IV(), KeyVersion: int32(v.number)}, nil
+	return SealedDataKey{CiphertextBlob: blob, IV: parsed.IV(), KeyVersion: int32(v.number), PublicKey: public}, nil
 }
 
-// OpenDataKey proves that a blob opens as this data key: under its master key, in its scope, with its encryption context
-// and of its length. It returns no plaintext. The error may be ErrBlobRefused, ErrInvalidKeyID, ErrMaterialMissing,
-// ErrMaterialConflict or ErrMaterialBroken.
+// primary is the version that is to wrap a data key. The store is read each time: nothing may be wrapped by material that is no
+// longer there to be read again.
+func (s *Service) primary(ctx context.Context, id envelope.KeyID, ref MasterKeyRef) (*key, *version, error) {
+	k, err := s.masterKey(ctx, id, ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := s.usable(ctx, k); err != nil {
+		return nil, nil, err
+	}
+	v, err := k.primaryVersion()
+	return k, v, err
+}
+
+// OpenDataKey proves that a blob opens as this data key: under its master key, in its scope, with its associated data and of
+// its length or spec. It returns no plaintext; the public key of a key pair comes out of the blob. The error may be
+// ErrBlobRefused, ErrInvalidKeyID, ErrMaterialMissing, ErrMaterialConflict or ErrMaterialBroken, and has the reason
+// kmsv1.ReasonUnsupported for a key pair that this build cannot read.
 func (s *Service) OpenDataKey(ctx context.Context, d DataKey, blob []byte) (sealed SealedDataKey, err error) {
 	start := s.now()
 	defer func() { s.metrics.observe(OperationOpenDataKey, s.clock.Since(start), err) }()
@@ -116,15 +137,43 @@ func (s *Service) OpenDataKey(ctx context.Context, d DataKey, blob []byte) (seal
 		return SealedDataKey{}, fmt.Errorf("%w: key %s has no version %d with that material: if the blob is right, restore the Secret of the key",
 			ErrBlobRefused, id, b.Header.KeyVersion)
 	}
-	p, err := v.material.Open(b, envelope.AssociatedData{Context: d.EncryptionContext})
+	p, err := v.material.Open(b, d.associatedData())
 	if err != nil {
 		return SealedDataKey{}, fmt.Errorf("%w: %w", ErrBlobRefused, err)
 	}
 	defer p.Destroy()
-	if p.Len() != d.Length {
-		return SealedDataKey{}, fmt.Errorf("%w: it holds %d bytes and not %d", ErrBlobRefused, p.Len(), d.Length)
+	public, err := d.prove(p)
+	if err != nil {
+		return SealedDataKey{}, fmt.Errorf("%w: %w", ErrBlobRefused, err)
 	}
-	return SealedDataKey{CiphertextBlob: bytes.Clone(blob), IV: b.IV(), KeyVersion: int32(v.number)}, nil
+	return SealedDataKey{CiphertextBlob: bytes.Clone(blob), IV: b.IV(), KeyVersion: int32(v.number), PublicKey: public}, nil
+}
+
+// make makes what is to be sealed, and the public key where that is a private key.
+func (d DataKey) make(ctx context.Context) (private envelope.Plaintext, public []byte, err error) {
+	if d.KeyPairSpec != "" {
+		return newKeyPair(ctx, d.KeyPairSpec)
+	}
+	p, err := envelope.NewPlaintext(d.Length)
+	return p, nil, err
+}
+
+// prove returns an error unless p is what the data key is to be, and the public key where that is a private key.
+func (d DataKey) prove(p envelope.Plaintext) (public []byte, err error) {
+	if d.KeyPairSpec == "" && p.Len() != d.Length {
+		return nil, fmt.Errorf("it holds %d bytes and not %d", p.Len(), d.Length)
+	}
+	spec, public, err := readKeyPair(p)
+	switch {
+	case d.KeyPairSpec != "" && err != nil:
+		return nil, err
+	case string(spec) != d.KeyPairSpec && d.KeyPairSpec != "":
+		return nil, fmt.Errorf("it holds a private key of %s and not of %s", spec, d.KeyPairSpec)
+	case string(spec) != d.KeyPairSpec: // some private keys have the length of a data key
+		return nil, fmt.Errorf("it holds a private key of %s and not %d random bytes", spec, d.Length)
+	default:
+		return public, nil
+	}
 }
 
 func (d DataKey) validate() (envelope.KeyID, error) {
@@ -135,13 +184,27 @@ func (d DataKey) validate() (envelope.KeyID, error) {
 	if d.Generation < 1 {
 		return envelope.KeyID{}, invalid("generation", errors.New("must be 1 or more"))
 	}
-	if d.Length < 1 || d.Length > maxDataKey {
+	switch {
+	case d.KeyPairSpec != "" && d.Length != 0:
+		return envelope.KeyID{}, invalid("keyPairSpec", errors.New("excludes a length"))
+	case d.KeyPairSpec != "":
+		if err := checkKeyPairSpec("keyPairSpec", d.KeyPairSpec); err != nil {
+			return envelope.KeyID{}, err
+		}
+	case d.Length < 1 || d.Length > maxDataKey:
 		return envelope.KeyID{}, invalid("length", fmt.Errorf("must be 1 to %d bytes", maxDataKey))
+	}
+	if err := d.associatedData().Validate(); err != nil {
+		return envelope.KeyID{}, invalid("associated data", err)
 	}
 	if d.MasterKey.Namespace != d.Namespace {
 		return envelope.KeyID{}, invalid("masterKey", errors.New("must be of the data key's namespace"))
 	}
 	return id, nil
+}
+
+func (d DataKey) associatedData() envelope.AssociatedData {
+	return envelope.AssociatedData{Context: d.EncryptionContext, Raw: d.AAD}
 }
 
 func (d DataKey) scope() envelope.Scope {

@@ -1,14 +1,23 @@
 package kms_test
 
 import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/fips140"
+	"crypto/x509"
 	"errors"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/seal"
+	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
 
 func TestADataKeyWithoutPlaintextOpensAsItselfOnly(t *testing.T) {
@@ -46,6 +55,8 @@ func TestADataKeyWithoutPlaintextOpensAsItselfOnly(t *testing.T) {
 		"another length":                 {with(func(d *kms.DataKey) { d.Length = 16 }), good, kms.ErrBlobRefused, "it holds 32 bytes and not 16"},
 		"another context":                {with(func(d *kms.DataKey) { d.EncryptionContext = map[string]string{"tenant": "b"} }), good, kms.ErrBlobRefused, ""},
 		"no context":                     {with(func(d *kms.DataKey) { d.EncryptionContext = nil }), good, kms.ErrBlobRefused, ""},
+		"an aad instead of the context":  {with(func(d *kms.DataKey) { d.EncryptionContext, d.AAD = nil, []byte("tenant=a") }), good, kms.ErrBlobRefused, ""},
+		"a key pair":                     {with(func(d *kms.DataKey) { d.Length, d.KeyPairSpec = 0, "ECC_NIST_P256" }), good, kms.ErrBlobRefused, "no private key"},
 		"another master key":             {with(func(d *kms.DataKey) { d.MasterKey = otherKey }), good, kms.ErrBlobRefused, "is of key " + ordersKey.KeyID},
 		"another name of its master key": {with(func(d *kms.DataKey) { d.MasterKey.Name = "other" }), good, kms.ErrMaterialConflict, ""},
 		"a blob without scope":           {orders(), forged(t, unscoped, material), kms.ErrBlobRefused, "is of kind AWS"},
@@ -105,6 +116,115 @@ func TestGenerateDataKeyWithoutPlaintextTellsWhatItMade(t *testing.T) {
 	}
 }
 
+// pair is a key pair of the spec as a DataKeyRequest asks for it, bound to an aad.
+func pair(spec v1alpha1.KeyPairSpec) kms.DataKey {
+	d := orders()
+	d.Length, d.KeyPairSpec, d.EncryptionContext, d.AAD = 0, string(spec), nil, []byte{0, 1, 2}
+	return d
+}
+
+func TestAKeyPairWithoutPlaintextOpensAsItselfOnly(t *testing.T) {
+	w := settled(t)
+	d := pair(v1alpha1.KeyPairSpecNISTP256)
+	made, err := w.GenerateDataKeyWithoutPlaintext(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if key, err := x509.ParsePKIXPublicKey(made.PublicKey); err != nil || key.(*ecdsa.PublicKey).Curve != elliptic.P256() {
+		t.Errorf("the public key is %T (%v), want one of P-256", key, err)
+	}
+	records := w.audit.Records()
+	want := kms.AuditRecord{
+		Time: begin, Operation: kms.OperationGenerateDataKeyPairWithoutPlaintext, Decision: kms.DecisionAllowed,
+		Key:     &kms.AuditKey{ID: ordersKey.KeyID, Namespace: "team-a", Name: "orders", Version: 1},
+		DataKey: &kms.AuditDataKey{Namespace: "team-a", Name: "orders", Generation: 1},
+		Bytes:   138,
+	}
+	if diff := cmp.Diff(want, records[len(records)-1]); diff != "" {
+		t.Errorf("audit: %s", diff)
+	}
+	with := func(change func(*kms.DataKey)) kms.DataKey {
+		d := d
+		change(&d)
+		return d
+	}
+	for name, c := range map[string]struct {
+		data kms.DataKey
+		says string
+	}{
+		"the key pair that it is":                {d, ""},
+		"another curve":                          {with(func(d *kms.DataKey) { d.KeyPairSpec = "ECC_NIST_P384" }), "it holds a private key of ECC_NIST_P256 and not of ECC_NIST_P384"},
+		"another algorithm":                      {with(func(d *kms.DataKey) { d.KeyPairSpec = "RSA_2048" }), "it holds a private key of ECC_NIST_P256 and not of RSA_2048"},
+		"a data key of the private key's length": {with(func(d *kms.DataKey) { d.Length, d.KeyPairSpec = 138, "" }), "it holds a private key of ECC_NIST_P256 and not 138 random bytes"},
+		"another aad":                            {with(func(d *kms.DataKey) { d.AAD = []byte{0, 1, 3} }), "other associated data"},
+		"no aad":                                 {with(func(d *kms.DataKey) { d.AAD = nil }), "other associated data"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := w.OpenDataKey(t.Context(), c.data, made.CiphertextBlob)
+			if c.says != "" {
+				if !errors.Is(err, kms.ErrBlobRefused) || !strings.Contains(err.Error(), c.says) {
+					t.Errorf("got %v, want ErrBlobRefused that says %q", err, c.says)
+				}
+				if diff := cmp.Diff(kms.SealedDataKey{}, got); diff != "" {
+					t.Errorf("something came beside the error: %s", diff)
+				}
+				return
+			}
+			if diff := cmp.Diff(made, got); err != nil || diff != "" {
+				t.Errorf("%v: what opened is not what was made: %s", err, diff)
+			}
+		})
+	}
+}
+
+func TestEveryKeyPairSpecIsMadeAndProved(t *testing.T) {
+	w := settled(t)
+	for _, spec := range v1alpha1.KeyPairSpecs() {
+		t.Run(string(spec), func(t *testing.T) {
+			made, err := w.GenerateDataKeyWithoutPlaintext(t.Context(), pair(spec))
+			if spec == v1alpha1.KeyPairSpecSECGP256K1 && fips140.Enabled() {
+				if kms.ReasonOf(err) != kmsv1.ReasonUnsupported {
+					t.Errorf("in FIPS mode: got %v, want %s", err, kmsv1.ReasonUnsupported)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := replica(t, w).OpenDataKey(t.Context(), pair(spec), made.CiphertextBlob)
+			if diff := cmp.Diff(made, got); err != nil || diff != "" {
+				t.Errorf("%v: what opened is not what was made: %s", err, diff)
+			}
+			if len(made.CiphertextBlob) > envelope.MaxBlobSize {
+				t.Errorf("the blob has %d bytes", len(made.CiphertextBlob))
+			}
+		})
+	}
+}
+
+// vanishing is a store whose Secrets are gone after the first look.
+type vanishing struct {
+	*sealtest.Store
+	looks int
+}
+
+func (s *vanishing) Get(ctx context.Context, name string) (seal.Secret, error) {
+	if s.looks++; s.looks > 1 {
+		return seal.Secret{}, seal.ErrSecretNotFound
+	}
+	return s.Store.Get(ctx, name)
+}
+
+func TestNoKeyPairIsSealedUnderMaterialThatWentWhileItWasMade(t *testing.T) {
+	w := settled(t)
+	before := len(w.audit.Records())
+	service := serviceOver(t, w, &vanishing{Store: w.store})
+	_, err := service.GenerateDataKeyWithoutPlaintext(t.Context(), pair(v1alpha1.KeyPairSpecNISTP256))
+	if !errors.Is(err, kms.ErrMaterialMissing) || len(w.audit.Records()) != before {
+		t.Errorf("got %v and %d records, want ErrMaterialMissing and none", err, len(w.audit.Records())-before)
+	}
+}
+
 func TestGenerateDataKeyWithoutPlaintextRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*world, *kms.DataKey)
@@ -122,7 +242,23 @@ func TestGenerateDataKeyWithoutPlaintextRefuses(t *testing.T) {
 			func(_ *world, d *kms.DataKey) {
 				d.EncryptionContext = map[string]string{"k": strings.Repeat("v", 9000)}
 			},
-			kms.CodeInvalidArgument, "encryptionContext: ",
+			kms.CodeInvalidArgument, "associated data: ",
+		},
+		"an aad that is too large": {
+			func(_ *world, d *kms.DataKey) { d.EncryptionContext, d.AAD = nil, make([]byte, 8193) },
+			kms.CodeInvalidArgument, "associated data: ",
+		},
+		"an aad beside a context": {
+			func(_ *world, d *kms.DataKey) { d.AAD = []byte("aad") },
+			kms.CodeInvalidArgument, "associated data: ",
+		},
+		"a length beside a keyPairSpec": {
+			func(_ *world, d *kms.DataKey) { d.KeyPairSpec = "ECC_NIST_P256" },
+			kms.CodeInvalidArgument, "keyPairSpec: excludes a length",
+		},
+		"a keyPairSpec that is none": {
+			func(_ *world, d *kms.DataKey) { d.Length, d.KeyPairSpec = 0, "RSA_1024" },
+			kms.CodeInvalidArgument, "keyPairSpec: must be one of RSA_2048, ",
 		},
 		"a name that no object has": {func(_ *world, d *kms.DataKey) { d.Name = "Orders" }, kms.CodeInvalidArgument, "name"},
 		"the MasterKey is deleted": {

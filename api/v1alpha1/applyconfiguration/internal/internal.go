@@ -59,6 +59,9 @@ var schemaYAML = typed.YAMLObject(`types:
 - name: com.github.datakeys.datakeys.api.v1alpha1.DataKeyRequestSpec
   map:
     fields:
+    - name: aad
+      type:
+        scalar: string
     - name: deletionPolicy
       type:
         namedType: com.github.datakeys.datakeys.api.v1alpha1.DeletionPolicy
@@ -68,6 +71,9 @@ var schemaYAML = typed.YAMLObject(`types:
         map:
           elementType:
             namedType: com.github.datakeys.datakeys.api.v1alpha1.EncryptionContextValue
+    - name: keyPairSpec
+      type:
+        namedType: com.github.datakeys.datakeys.api.v1alpha1.KeyPairSpec
     - name: keySpec
       type:
         namedType: com.github.datakeys.datakeys.api.v1alpha1.DataKeySpec
@@ -111,6 +117,8 @@ var schemaYAML = typed.YAMLObject(`types:
 - name: com.github.datakeys.datakeys.api.v1alpha1.DeletionPolicy
   scalar: string
 - name: com.github.datakeys.datakeys.api.v1alpha1.EncryptionContextValue
+  scalar: string
+- name: com.github.datakeys.datakeys.api.v1alpha1.KeyPairSpec
   scalar: string
 - name: com.github.datakeys.datakeys.api.v1alpha1.MasterKey
   map:

@@ -13,16 +13,29 @@ import (
 type DataKeyRequestSpecApplyConfiguration struct {
 	// masterKeyRef names the MasterKey whose primary version wraps the data key. It cannot be changed.
 	MasterKeyRef *MasterKeyReferenceApplyConfiguration `json:"masterKeyRef,omitempty"`
-	// keySpec is the length of the data key: AES_256 (32 bytes) or AES_128 (16 bytes). Exactly one of keySpec and
-	// numberOfBytes is required. It cannot be changed.
+	// keySpec is the length of the data key: AES_256 (32 bytes) or AES_128 (16 bytes). Exactly one of keySpec, numberOfBytes
+	// and keyPairSpec is required. It cannot be changed.
 	KeySpec *apiv1alpha1.DataKeySpec `json:"keySpec,omitempty"`
-	// numberOfBytes is the length of the data key in bytes, 1 to 1024. Exactly one of keySpec and numberOfBytes is
-	// required. It cannot be changed.
+	// numberOfBytes is the length of the data key in bytes, 1 to 1024. Exactly one of keySpec, numberOfBytes and keyPairSpec
+	// is required. It cannot be changed.
 	NumberOfBytes *int32 `json:"numberOfBytes,omitempty"`
+	// keyPairSpec asks for a key pair instead of a symmetric data key: RSA_2048, RSA_3072, RSA_4096, ECC_NIST_P256,
+	// ECC_NIST_P384, ECC_NIST_P521, ECC_SECG_P256K1 (not in a FIPS build) or ECC_NIST_EDWARDS25519. The blob holds the private
+	// key, PKCS #8 in DER (RFC 5958); the entry publicKey of the Secret is the public key, SubjectPublicKeyInfo in DER
+	// (RFC 5280). An RSA key takes some seconds to make. Exactly one of keySpec, numberOfBytes and keyPairSpec is required. It
+	// cannot be changed.
+	KeyPairSpec *apiv1alpha1.KeyPairSpec `json:"keyPairSpec,omitempty"`
 	// encryptionContext are non-secret pairs that are bound to the blob as associated data: whoever decrypts the blob
 	// has to state the same pairs. At most 64 pairs and 8192 bytes (UTF-8) in all; a key has
-	// 1 to 1024 bytes, a value at most 4096. It cannot be changed.
+	// 1 to 1024 bytes, a value at most 4096. Excludes aad. It cannot be changed.
 	EncryptionContext map[string]apiv1alpha1.EncryptionContextValue `json:"encryptionContext,omitempty"`
+	// aad is non-secret additional authenticated data, base64 of 1 to 8192 bytes, that is bound to the blob as it is: for
+	// systems that have no map. Whoever decrypts the blob has to state the same bytes. Excludes encryptionContext. It cannot be
+	// changed.
+	// ---
+	// The schema does not say "format: byte": Kubernetes reads such a field into CEL by the base64 alphabet of URLs, so that
+	// any rule on it refuses every value with a plus or a slash.
+	AAD []byte `json:"aad,omitempty"`
 	// deletionPolicy says what becomes of the Secret when this request is deleted. Retain, the default, keeps it, and the
 	// same request applied again adopts it; Delete deletes it, and what was encrypted with the data key is lost.
 	DeletionPolicy *apiv1alpha1.DeletionPolicy `json:"deletionPolicy,omitempty"`
@@ -58,6 +71,14 @@ func (b *DataKeyRequestSpecApplyConfiguration) WithNumberOfBytes(value int32) *D
 	return b
 }
 
+// WithKeyPairSpec sets the KeyPairSpec field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the KeyPairSpec field is set to the value of the last call.
+func (b *DataKeyRequestSpecApplyConfiguration) WithKeyPairSpec(value apiv1alpha1.KeyPairSpec) *DataKeyRequestSpecApplyConfiguration {
+	b.KeyPairSpec = &value
+	return b
+}
+
 // WithEncryptionContext puts the entries into the EncryptionContext field in the declarative configuration
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, the entries provided by each call will be put on the EncryptionContext field,
@@ -68,6 +89,16 @@ func (b *DataKeyRequestSpecApplyConfiguration) WithEncryptionContext(entries map
 	}
 	for k, v := range entries {
 		b.EncryptionContext[k] = v
+	}
+	return b
+}
+
+// WithAAD adds the given value to the AAD field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the AAD field.
+func (b *DataKeyRequestSpecApplyConfiguration) WithAAD(values ...byte) *DataKeyRequestSpecApplyConfiguration {
+	for i := range values {
+		b.AAD = append(b.AAD, values[i])
 	}
 	return b
 }
