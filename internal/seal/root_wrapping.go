@@ -125,7 +125,7 @@ func (r *wrappingRoot) Wrap(ctx context.Context, p envelope.Plaintext, ad []byte
 	if err != nil {
 		return nil, r.failure("wrapping", err)
 	}
-	if b == nil || b.KeyInfo == nil {
+	if b == nil || b.GetKeyInfo() == nil {
 		return nil, r.failure("wrapping", errWrappingNonsense)
 	}
 	if err := r.provider.check(b); err != nil {
@@ -249,7 +249,7 @@ func bounded[T any](ctx context.Context, slots chan struct{}, f func() (T, error
 		defer func() { <-slots }()
 		res := result{err: errWrappingNonsense}
 		func() {
-			defer func() { _ = recover() }() //nolint:errcheck // what was thrown may quote the answer
+			defer func() { _ = recover() }() // what was thrown may quote the answer
 			res.value, res.err = f()
 		}()
 		select {

@@ -23,7 +23,7 @@ import (
 
 const schemeAlicloudKMS = "alicloudkms"
 
-const alicloudCredentials = "give the manager credentials by ALICLOUD_ACCESS_KEY and ALICLOUD_SECRET_KEY, or by the RAM role of its instance" //nolint:gosec // names
+const alicloudCredentials = "give the manager credentials by ALICLOUD_ACCESS_KEY and ALICLOUD_SECRET_KEY, or by the RAM role of its instance"
 
 var (
 	alicloudRegion = regexp.MustCompile(`^[a-z]{2,12}(-[a-z0-9]{1,16}){1,5}$`)
@@ -135,18 +135,18 @@ func (w *alicloudWrapper) Encrypt(_ context.Context, plaintext []byte, options .
 	if err != nil {
 		return nil, err
 	}
-	defer clear(sealed.Key)
+	defer clear(sealed.GetKey())
 	request := kms.CreateEncryptRequest()
 	request.Domain = w.provider.domain
 	request.KeyId = w.provider.key
-	request.Plaintext = base64.StdEncoding.EncodeToString(sealed.Key)
+	request.Plaintext = base64.StdEncoding.EncodeToString(sealed.GetKey())
 	answer, err := w.client.Encrypt(request)
 	if err != nil {
 		return nil, err
 	}
 	return &wrapping.BlobInfo{
-		Ciphertext: sealed.Ciphertext,
-		Iv:         sealed.Iv,
+		Ciphertext: sealed.GetCiphertext(),
+		Iv:         sealed.GetIv(),
 		KeyInfo:    &wrapping.KeyInfo{KeyId: answer.KeyId, WrappedKey: []byte(answer.CiphertextBlob)},
 	}, nil
 }
@@ -155,7 +155,7 @@ func (w *alicloudWrapper) Encrypt(_ context.Context, plaintext []byte, options .
 func (w *alicloudWrapper) Decrypt(_ context.Context, b *wrapping.BlobInfo, options ...wrapping.Option) ([]byte, error) {
 	request := kms.CreateDecryptRequest()
 	request.Domain = w.provider.domain
-	request.CiphertextBlob = string(b.KeyInfo.WrappedKey)
+	request.CiphertextBlob = string(b.GetKeyInfo().GetWrappedKey())
 	answer, err := w.client.Decrypt(request)
 	if err != nil {
 		return nil, err
@@ -166,10 +166,10 @@ func (w *alicloudWrapper) Decrypt(_ context.Context, b *wrapping.BlobInfo, optio
 	}
 	defer clear(key)
 	// The request cannot say which key shall open: the service goes by what the ciphertext names.
-	if len(key) > 0 && answer.KeyId != b.KeyInfo.KeyId {
+	if len(key) > 0 && answer.KeyId != b.GetKeyInfo().GetKeyId() {
 		return nil, ErrOtherRootKey
 	}
-	return wrapping.EnvelopeDecrypt(&wrapping.EnvelopeInfo{Key: key, Iv: b.Iv, Ciphertext: b.Ciphertext}, options...)
+	return wrapping.EnvelopeDecrypt(&wrapping.EnvelopeInfo{Key: key, Iv: b.GetIv(), Ciphertext: b.GetCiphertext()}, options...)
 }
 
 // check implements wrappingProvider.
@@ -178,13 +178,13 @@ func (p *alicloudProvider) check(b *wrapping.BlobInfo) error {
 		return envelope.ErrBroken
 	}
 	// The wrapper keeps the service's text, which stands for base64.
-	if _, err := base64.StdEncoding.Strict().DecodeString(string(b.KeyInfo.WrappedKey)); err != nil {
+	if _, err := base64.StdEncoding.Strict().DecodeString(string(b.GetKeyInfo().GetWrappedKey())); err != nil {
 		return envelope.ErrBroken
 	}
-	if strings.HasPrefix(p.key, keyAliasPrefix) || b.KeyInfo.KeyId == p.key {
+	if strings.HasPrefix(p.key, keyAliasPrefix) || b.GetKeyInfo().GetKeyId() == p.key {
 		return nil
 	}
-	return fmt.Errorf("%w, %q", ErrOtherRootKey, b.KeyInfo.KeyId)
+	return fmt.Errorf("%w, %q", ErrOtherRootKey, b.GetKeyInfo().GetKeyId())
 }
 
 // explain implements wrappingProvider. An error of the library quotes the request, in whose URL the data key lies: only

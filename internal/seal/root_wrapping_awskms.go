@@ -1,6 +1,7 @@
 package seal
 
 import (
+	"cmp"
 	"context"
 	"crypto/aes"
 	"errors"
@@ -10,11 +11,10 @@ import (
 	"regexp"
 	"strings"
 
-	"github.com/aws/aws-sdk-go/aws"
-	"github.com/aws/aws-sdk-go/aws/awserr"
-	awsclient "github.com/aws/aws-sdk-go/aws/client"
-	"github.com/aws/aws-sdk-go/aws/request"
-	"github.com/aws/aws-sdk-go/service/kms"
+	"github.com/aws/aws-sdk-go/aws/awserr"           //nolint:staticcheck // the wrapper hands out a client of that library
+	awsclient "github.com/aws/aws-sdk-go/aws/client" //nolint:staticcheck // as above
+	"github.com/aws/aws-sdk-go/aws/request"          //nolint:staticcheck // as above
+	"github.com/aws/aws-sdk-go/service/kms"          //nolint:staticcheck // as above
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
 	"github.com/hashicorp/go-kms-wrapping/wrappers/awskms/v2"
 
@@ -59,7 +59,7 @@ func newAWSProvider(u *url.URL) (string, wrappingProvider, error) {
 	if !awsRegion.MatchString(p.region) {
 		return "", nil, errors.New("must name the region: write awskms://eu-west-1/KEY-ID or the like")
 	}
-	if arn := awsARN.FindStringSubmatch(p.key); arn != nil {
+	if arn := awsARN.FindStringSubmatch(p.key); len(arn) > 0 {
 		if arn[2] != p.region {
 			return "", nil, fmt.Errorf("names the region %s, and a key of %s: write one region", p.region, arn[2])
 		}
@@ -111,7 +111,7 @@ func (p *awsProvider) connect(ctx context.Context, stored *wrapping.BlobInfo) (w
 		r.SetContext(ctx) // the wrapper takes none along
 		if in, ok := r.Params.(*kms.DecryptInput); ok && stored != nil {
 			// Otherwise the service would open by whatever key the ciphertext names.
-			in.KeyId = aws.String(stored.KeyInfo.KeyId)
+			in.KeyId = new(stored.GetKeyInfo().GetKeyId())
 		}
 	})
 	if stored != nil {
@@ -126,23 +126,23 @@ func (p *awsProvider) check(b *wrapping.BlobInfo) error {
 	if !isWrapperEnvelope(b) {
 		return envelope.ErrBroken
 	}
-	arn := awsARN.FindStringSubmatch(b.KeyInfo.KeyId)
-	if arn == nil || !strings.HasPrefix(arn[4], "key/") {
+	arn := awsARN.FindStringSubmatch(b.GetKeyInfo().GetKeyId())
+	if len(arn) == 0 || !strings.HasPrefix(arn[4], "key/") {
 		return envelope.ErrBroken
 	}
 	configured := awsARN.FindStringSubmatch(p.key)
 	same := arn[2] == p.region
 	switch {
-	case configured != nil && strings.HasPrefix(configured[4], keyAliasPrefix):
+	case len(configured) > 0 && strings.HasPrefix(configured[4], keyAliasPrefix):
 		same = same && arn[1] == configured[1] && arn[3] == configured[3]
-	case configured != nil:
-		same = b.KeyInfo.KeyId == p.key
+	case len(configured) > 0:
+		same = b.GetKeyInfo().GetKeyId() == p.key
 	case strings.HasPrefix(p.key, keyAliasPrefix):
 	default:
 		same = same && arn[4] == "key/"+p.key
 	}
 	if !same {
-		return fmt.Errorf("%w, %s", ErrOtherRootKey, b.KeyInfo.KeyId)
+		return fmt.Errorf("%w, %s", ErrOtherRootKey, b.GetKeyInfo().GetKeyId())
 	}
 	return nil
 }
@@ -150,7 +150,7 @@ func (p *awsProvider) check(b *wrapping.BlobInfo) error {
 // isWrapperEnvelope reports whether b has what the wrappers' own envelope needs: the ciphertext holds at least its tag of
 // 16 bytes, and a nonce of another length would make AES-GCM panic.
 func isWrapperEnvelope(b *wrapping.BlobInfo) bool {
-	return len(b.KeyInfo.WrappedKey) > 0 && len(b.Iv) == 12 && len(b.Ciphertext) > 16
+	return len(b.GetKeyInfo().GetWrappedKey()) > 0 && len(b.GetIv()) == 12 && len(b.GetCiphertext()) > 16
 }
 
 // explain implements wrappingProvider.
@@ -166,13 +166,9 @@ func (p *awsProvider) explain(err error) error {
 	case kms.ErrCodeInvalidCiphertextException:
 		return envelope.ErrBroken
 	case request.ErrCodeSerialization, request.ErrCodeRead:
-		if err, known := explainNetwork(innermost(failed)); known {
-			return err
-		}
-		return errWrappingNonsense
+		return cmp.Or(explainNetwork(innermost(failed)), errWrappingNonsense)
 	case request.ErrCodeRequestError, request.ErrCodeResponseTimeout:
-		err, _ := explainNetwork(innermost(failed))
-		if _, ours := errors.AsType[*wrappingError](err); ours {
+		if err := explainNetwork(innermost(failed)); err != nil {
 			return err
 		}
 		return &wrappingError{problem: "the service could not be asked", remedy: "see what answers at its address"}
@@ -231,8 +227,5 @@ func explainWrapperEnvelope(err error) error {
 	if strings.HasSuffix(err.Error(), "cipher: message authentication failed") {
 		return envelope.ErrBroken
 	}
-	if err, known := explainNetwork(err); known {
-		return err
-	}
-	return errWrappingNonsense
+	return cmp.Or(explainNetwork(err), errWrappingNonsense)
 }

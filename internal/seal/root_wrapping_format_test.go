@@ -25,8 +25,8 @@ func TestWrappedIsReadOneWay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if id != "awskms://eu-west-1/k" || read.KeyInfo.KeyId != "k" || string(read.KeyInfo.WrappedKey) != "data key" ||
-		!bytes.Equal(read.Iv, b.Iv) || string(read.Ciphertext) != "ciphertext" {
+	if id != "awskms://eu-west-1/k" || read.GetKeyInfo().GetKeyId() != "k" || string(read.GetKeyInfo().GetWrappedKey()) != "data key" ||
+		!bytes.Equal(read.GetIv(), b.GetIv()) || string(read.GetCiphertext()) != "ciphertext" {
 		t.Errorf("read %q %v", id, read)
 	}
 	for n := range good {
@@ -39,7 +39,7 @@ func TestWrappedIsReadOneWay(t *testing.T) {
 		"a trailing byte": append(bytes.Clone(good), 0),
 		"another version": append([]byte{2}, good[1:]...),
 		"too much":        append(bytes.Clone(good), make([]byte, maxWrappedSize)...),
-		"a longer nonce":  bytes.Replace(good, append([]byte{0, 12}, b.Iv...), append([]byte{0, 13, 7}, b.Iv...), 1),
+		"a longer nonce":  bytes.Replace(good, append([]byte{0, 12}, b.GetIv()...), append([]byte{0, 13, 7}, b.GetIv()...), 1),
 	} {
 		if _, _, err := parseWrapped(bad); !errors.Is(err, envelope.ErrBroken) {
 			t.Errorf("%s: %v, want ErrBroken", name, err)

@@ -95,34 +95,34 @@ func readSmallFile(path string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-// explainNetwork says why no answer came, or false where err does not tell. It shows errors of types whose text is made
+// explainNetwork says why no answer came, or nil where err does not tell. It shows errors of types whose text is made
 // here alone: of the machine, of DNS and of certificates. A request's URL, which url.Error quotes, may hold what is to be
 // encrypted.
-func explainNetwork(err error) (error, bool) {
+func explainNetwork(err error) error {
 	const remedy = "see that the manager can reach the service"
 	if quoted, ok := errors.AsType[*url.Error](err); ok {
 		err = quoted.Err
 	}
 	switch {
 	case errors.Is(err, errAnswerTooLong):
-		return &wrappingError{problem: errAnswerTooLong.Error(), remedy: "see what answers at the service's address"}, true
+		return &wrappingError{problem: errAnswerTooLong.Error(), remedy: "see what answers at the service's address"}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return &wrappingError{problem: "the connection ended before the answer", remedy: remedy}, true
+		return &wrappingError{problem: "the connection ended before the answer", remedy: remedy}
 	}
 	if e, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return &wrappingError{
 			problem: e.Error(),
 			remedy:  "name the service as its certificate does, and its authority in a file by the parameter ca-file where there is one",
-		}, true
+		}
 	}
 	if e, ok := errors.AsType[*net.DNSError](err); ok {
-		return &wrappingError{problem: e.Error(), remedy: remedy}, true
+		return &wrappingError{problem: e.Error(), remedy: remedy}
 	}
 	if e, ok := errors.AsType[*net.OpError](err); ok {
-		return &wrappingError{problem: e.Error(), remedy: remedy}, true
+		return &wrappingError{problem: e.Error(), remedy: remedy}
 	}
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-		return &wrappingError{problem: "the service does not speak TLS", remedy: "see what answers at its address"}, true
+		return &wrappingError{problem: "the service does not speak TLS", remedy: "see what answers at its address"}
 	}
-	return err, false
+	return nil
 }

@@ -15,7 +15,7 @@ import (
 // nowhere is an address where nothing listens.
 const nowhere = "127.0.0.1:1"
 
-// fails fails the test unless r neither wraps nor unwraps, by an error that says so and is worth another try.
+// fails makes the test fail unless r neither wraps nor unwraps, by an error that says so and is worth another try.
 func fails(t *testing.T, r seal.RootKey, wrapped []byte, says string) {
 	t.Helper()
 	p := sealingKey(t)

@@ -1,6 +1,7 @@
 package seal
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,7 +32,7 @@ const (
 	maxTokenFileSize = 16 << 10
 
 	// serviceAccountToken is where the kubelet puts the token of the pod's service account.
-	serviceAccountToken = "/var/run/secrets/kubernetes.io/serviceaccount/token" //nolint:gosec // a path
+	serviceAccountToken = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 )
 
 var (
@@ -60,12 +61,19 @@ type transitProvider struct {
 	roleMount string
 }
 
+// Parameters of a transit URI.
+const (
+	transitNamespace  = "namespace"
+	transitTLS        = "tls"
+	transitCAFile     = "ca-file"
+	transitServerName = "tls-server-name"
+	transitTokenFile  = "token-file"
+	transitRole       = "kubernetes-role"
+	transitRoleMount  = "kubernetes-mount"
+)
+
 func newTransitProvider(u *url.URL) (string, wrappingProvider, error) {
-	const (
-		namespace, tls, caFile, serverName = "namespace", "tls", "ca-file", "tls-server-name"
-		tokenFile, role, roleMount         = "token-file", "kubernetes-role", "kubernetes-mount"
-	)
-	parameters, err := wrappingParameters(u, namespace, tls, caFile, serverName, tokenFile, role, roleMount)
+	parameters, err := wrappingParameters(u, transitNamespace, transitTLS, transitCAFile, transitServerName, transitTokenFile, transitRole, transitRoleMount)
 	if err != nil {
 		return "", nil, err
 	}
@@ -80,50 +88,51 @@ func newTransitProvider(u *url.URL) (string, wrappingProvider, error) {
 	if len(segments) < 2 || !allSegments(segments) {
 		return "", nil, errors.New("must name the engine's mount and its key in letters, digits and _.-: write transit://HOST:PORT/MOUNT/KEY")
 	}
-	for name, value := range parameters {
-		switch name {
-		case namespace, roleMount, role:
-			if !allSegments(strings.Split(value, "/")) {
-				return "", nil, fmt.Errorf("parameter %q must be words of letters, digits and _.- with / between them", name)
-			}
-		case serverName:
-			if !transitHost.MatchString(value) {
-				return "", nil, fmt.Errorf("parameter %q must be a DNS name", name)
-			}
-		case tls:
-			if value != "off" || !loopback(host) {
-				return "", nil, fmt.Errorf("parameter %q can only be off, and only for an agent at a loopback IP address: take it out", name)
-			}
-		}
+	if err := checkTransitParameters(parameters, host); err != nil {
+		return "", nil, err
 	}
 	p := &transitProvider{
 		address:    "https://" + net.JoinHostPort(host, port),
 		mount:      path.Join(segments[:len(segments)-1]...),
 		key:        segments[len(segments)-1],
-		namespace:  parameters[namespace],
-		caFile:     parameters[caFile],
-		serverName: parameters[serverName],
-		tokenFile:  parameters[tokenFile],
-		role:       parameters[role],
-		roleMount:  parameters[roleMount],
+		namespace:  parameters[transitNamespace],
+		caFile:     parameters[transitCAFile],
+		serverName: parameters[transitServerName],
+		tokenFile:  parameters[transitTokenFile],
+		role:       parameters[transitRole],
+		roleMount:  parameters[transitRoleMount],
 	}
-	if parameters[tls] != "" {
+	if parameters[transitTLS] != "" {
 		p.address = "http://" + net.JoinHostPort(host, port)
 	}
-	switch {
-	case p.role == "" && p.roleMount != "":
-		return "", nil, fmt.Errorf("parameter %q needs %q", roleMount, role)
-	case p.role != "" && p.roleMount == "":
-		p.roleMount = "kubernetes"
-	}
-	if p.role != "" && p.tokenFile == "" {
-		p.tokenFile = serviceAccountToken
+	if p.role != "" {
+		p.roleMount = cmp.Or(p.roleMount, "kubernetes")
+		p.tokenFile = cmp.Or(p.tokenFile, serviceAccountToken)
 	}
 	id := schemeTransit + "://" + net.JoinHostPort(host, port) + "/" + path.Join(p.mount, p.key)
 	if p.namespace != "" {
-		id += "?" + namespace + "=" + p.namespace
+		id += "?" + transitNamespace + "=" + p.namespace
 	}
 	return id, p, nil
+}
+
+// checkTransitParameters checks those that have a form.
+func checkTransitParameters(parameters map[string]string, host string) error {
+	for _, name := range []string{transitNamespace, transitRoleMount, transitRole} {
+		if value, ok := parameters[name]; ok && !allSegments(strings.Split(value, "/")) {
+			return fmt.Errorf("parameter %q must be words of letters, digits and _.- with / between them", name)
+		}
+	}
+	if value, ok := parameters[transitServerName]; ok && !transitHost.MatchString(value) {
+		return fmt.Errorf("parameter %q must be a DNS name", transitServerName)
+	}
+	if value, ok := parameters[transitTLS]; ok && (value != "off" || !loopback(host)) {
+		return fmt.Errorf("parameter %q can only be off, and only for an agent at a loopback IP address: take it out", transitTLS)
+	}
+	if parameters[transitRoleMount] != "" && parameters[transitRole] == "" {
+		return fmt.Errorf("parameter %q needs %q", transitRoleMount, transitRole)
+	}
+	return nil
 }
 
 func allSegments(segments []string) bool {
@@ -261,8 +270,8 @@ func (p *transitProvider) noKey() error {
 
 // check implements wrappingProvider.
 func (p *transitProvider) check(b *wrapping.BlobInfo) error {
-	match := transitAnswer.FindSubmatch(b.Ciphertext)
-	if match == nil || string(match[1]) != b.KeyInfo.KeyId || len(b.KeyInfo.WrappedKey) > 0 || len(b.Iv) > 0 {
+	match := transitAnswer.FindSubmatch(b.GetCiphertext())
+	if len(match) == 0 || string(match[1]) != b.GetKeyInfo().GetKeyId() || len(b.GetKeyInfo().GetWrappedKey()) > 0 || len(b.GetIv()) > 0 {
 		return envelope.ErrBroken
 	}
 	return nil
@@ -273,10 +282,7 @@ func (p *transitProvider) check(b *wrapping.BlobInfo) error {
 func (p *transitProvider) explain(err error) error {
 	refused, ok := errors.AsType[*api.ResponseError](err)
 	if !ok {
-		if err, known := explainNetwork(err); known {
-			return err
-		}
-		return errWrappingNonsense
+		return cmp.Or(explainNetwork(err), errWrappingNonsense)
 	}
 	says := func(phrase string) bool {
 		return slices.ContainsFunc(refused.Errors, func(text string) bool { return strings.Contains(text, phrase) })

@@ -177,14 +177,11 @@ func (s *AlicloudKMS) resolve(id string) string {
 
 func alicloudAnswer(w http.ResponseWriter, members map[string]any) {
 	members["RequestId"] = "00000000-0000-4000-8000-000000000000"
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(members) // an error is the client's, who went
+	answerJSON(w, "application/json", http.StatusOK, members)
 }
 
 func alicloudError(w http.ResponseWriter, status int, code string) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]any{ // an error is the client's, who went
+	answerJSON(w, "application/json", status, map[string]any{
 		"HttpStatus": status, "Code": code, "RequestId": "00000000-0000-4000-8000-000000000000", "HostId": "kms.test",
 	})
 }

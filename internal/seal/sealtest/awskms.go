@@ -20,7 +20,10 @@ type AWSKMS struct {
 	credential string                 // guarded by mu
 }
 
-const awsAccount = "111122223333"
+const (
+	awsAccount     = "111122223333"
+	awsContentType = "application/x-amz-json-1.1"
+)
 
 var awsCredential = regexp.MustCompile(`^AWS4-HMAC-SHA256 Credential=([^/]+)/\d{8}/([a-z0-9-]+)/kms/aws4_request,`)
 
@@ -212,13 +215,10 @@ func awsContext(arn string, context map[string]string) []byte {
 }
 
 func awsAnswer(w http.ResponseWriter, members map[string]any) {
-	w.Header().Set("Content-Type", "application/x-amz-json-1.1")
 	w.Header().Set("X-Amzn-Requestid", "00000000-0000-4000-8000-000000000000")
-	_ = json.NewEncoder(w).Encode(members) // an error is the client's, who went
+	answerJSON(w, awsContentType, http.StatusOK, members)
 }
 
 func awsError(w http.ResponseWriter, code string) {
-	w.Header().Set("Content-Type", "application/x-amz-json-1.1")
-	w.WriteHeader(http.StatusBadRequest)
-	_ = json.NewEncoder(w).Encode(map[string]any{"__type": code}) // an error is the client's, who went
+	answerJSON(w, awsContentType, http.StatusBadRequest, map[string]any{"__type": code})
 }

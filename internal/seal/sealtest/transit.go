@@ -193,12 +193,9 @@ func (k *transitKey) decrypt(w http.ResponseWriter, text string, m Mischief) {
 }
 
 func transitAnswer(w http.ResponseWriter, members map[string]any) {
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(members) // an error is the client's, who went
+	answerJSON(w, "application/json", http.StatusOK, members)
 }
 
 func transitError(w http.ResponseWriter, status int, texts ...string) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]any{"errors": append([]string{}, texts...)}) // an error is the client's, who went
+	answerJSON(w, "application/json", status, map[string]any{"errors": append([]string{}, texts...)})
 }

@@ -2,6 +2,7 @@ package sealtest
 
 import (
 	"bytes"
+	"encoding/json"
 	"encoding/pem"
 	"io"
 	"log/slog"
@@ -90,9 +91,7 @@ func (s *Service) start(operation func(*http.Request, []byte) string, wrong stri
 func (s *Service) misbehave(w http.ResponseWriter, r *http.Request, m Mischief, op string, body []byte, wrong string) bool {
 	switch m {
 	case Drop:
-		if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
-			_ = conn.Close()
-		}
+		drop(w)
 	case FailHTTP:
 		http.Error(w, "{}", http.StatusInternalServerError)
 	case Hang:
@@ -103,7 +102,7 @@ func (s *Service) misbehave(w http.ResponseWriter, r *http.Request, m Mischief, 
 		select {
 		case <-r.Context().Done():
 		case <-release:
-			panic(http.ErrAbortHandler) // net/http's way to break a connection
+			drop(w)
 		}
 	case NoBody:
 		w.WriteHeader(http.StatusOK)
@@ -121,11 +120,30 @@ func (s *Service) misbehave(w http.ResponseWriter, r *http.Request, m Mischief, 
 		s.pour(w, r, packedZeros())
 	case Echo:
 		w.WriteHeader(http.StatusBadRequest)
-		_, _ = io.WriteString(w, r.URL.String()+string(body))
+		_, _ = io.Copy(w, io.MultiReader(strings.NewReader(r.URL.String()), bytes.NewReader(body)))
 	default:
 		return false
 	}
 	return true
+}
+
+// drop ends the connection.
+func drop(w http.ResponseWriter) {
+	if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
+		_ = conn.Close()
+	}
+}
+
+// answerJSON writes an answer as JSON.
+func answerJSON(w http.ResponseWriter, contentType string, status int, members map[string]any) {
+	b, err := json.Marshal(members)
+	if err != nil {
+		drop(w)
+		return
+	}
+	w.Header().Set("Content-Type", contentType)
+	w.WriteHeader(status)
+	_, _ = w.Write(b) // an error is the client's, who went
 }
 
 // pour writes b again and again, at most 64 MiB, until the client has enough.
