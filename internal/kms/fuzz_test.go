@@ -18,6 +18,8 @@ import (
 // that were made opens, each with its own context, and nothing makes the service fail.
 func FuzzDecrypt(f *testing.F) {
 	w := settled(f)
+	w.limits = kms.Limits{Calls: 1e9, CallsBurst: 1e9, Refusals: 1e9, RefusalsBurst: 1e9}
+	w = replica(f, w)
 	materialID, material := w.material(f, ordersKey)
 	made := map[string]map[string]string{}
 	add := func(blob []byte, context map[string]string, id string) {

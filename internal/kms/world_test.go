@@ -42,6 +42,7 @@ type world struct {
 	rbac    *kmstest.Authorizer
 	audit   *kmstest.Auditor
 	events  *kmstest.Events
+	limits  kms.Limits // zero: the usual ones
 	clock   *clocktesting.FakePassiveClock
 	metrics *prometheus.Registry
 	log     *lines
@@ -107,6 +108,7 @@ func serviceOver(t testing.TB, w *world, store kms.KeyStore) *kms.Service {
 		Auditor:       w.audit,
 		Events:        w.events,
 		Registerer:    w.metrics,
+		Limits:        w.limits,
 		Clock:         w.clock,
 		Logger:        w.log.logger(),
 	})
@@ -121,6 +123,7 @@ const (
 	app      = "app"      // team-a: decrypt on datakeyrequests/orders
 	keyUser  = "key-user" // team-a: decrypt and generatedatakey on masterkeys/orders
 	allKeys  = "all-keys" // team-a: every cryptographic operation on all masterkeys, decrypt on datakeyrequests/orders
+	reader   = "reader"   // team-a: decrypt and reencryptfrom on all masterkeys
 	nobody   = "nobody"   // team-a: nothing
 	stranger = "stranger" // team-b: decrypt on team-a's datakeyrequests/orders and masterkeys/orders
 )
@@ -136,7 +139,7 @@ func settled(t testing.TB) *world {
 		w.objects.Put(object(ref))
 	}
 	for token, namespace := range map[string]string{
-		app: "team-a", keyUser: "team-a", allKeys: "team-a", nobody: "team-a", stranger: "team-b",
+		app: "team-a", keyUser: "team-a", allKeys: "team-a", reader: "team-a", nobody: "team-a", stranger: "team-b",
 	} {
 		w.tokens.Add(token, kmstest.Caller(namespace, token, token+"-pod"))
 	}
@@ -155,6 +158,8 @@ func settled(t testing.TB) *world {
 		grant(allKeys, "team-a", verb, v1alpha1.ResourceMasterKeys, "")
 	}
 	grant(allKeys, "team-a", v1alpha1.VerbDecrypt, v1alpha1.ResourceDataKeyRequests, "orders")
+	grant(reader, "team-a", v1alpha1.VerbDecrypt, v1alpha1.ResourceMasterKeys, "")
+	grant(reader, "team-a", v1alpha1.VerbReEncryptFrom, v1alpha1.ResourceMasterKeys, "")
 	grant(stranger, "team-b", v1alpha1.VerbDecrypt, v1alpha1.ResourceDataKeyRequests, "orders")
 	grant(stranger, "team-b", v1alpha1.VerbDecrypt, v1alpha1.ResourceMasterKeys, "orders")
 	grant(stranger, "team-b", v1alpha1.VerbGenerateDataKey, v1alpha1.ResourceMasterKeys, "orders")

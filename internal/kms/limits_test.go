@@ -1,0 +1,347 @@
+package kms_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/seal/sealtest"
+)
+
+// limited is a world with small limits, and what its pods ask for.
+type limited struct {
+	*world
+	t    testing.TB
+	blob []byte
+}
+
+func newLimited(t testing.TB, l kms.Limits) *limited {
+	t.Helper()
+	w := settled(t)
+	w.limits = l
+	blob := w.sealed(t, orders())
+	w = replica(t, w)
+	return &limited{world: w, t: t, blob: blob}
+}
+
+func (l *limited) request() kms.DecryptRequest {
+	return kms.DecryptRequest{CiphertextBlob: l.blob, EncryptionContext: orders().EncryptionContext, Door: kms.DoorAWS}
+}
+
+func (l *limited) decrypt(token string) error {
+	l.t.Helper()
+	resp, err := l.Decrypt(l.t.Context(), token, l.request())
+	if err == nil {
+		resp.Plaintext.Destroy()
+	}
+	return err
+}
+
+// until calls until it is throttled, and returns how often it was not.
+func (l *limited) until(call func() error) (calls int) {
+	l.t.Helper()
+	for ; calls < 100_000; calls++ {
+		err := call()
+		if kms.CodeOf(err) == kms.CodeThrottled {
+			if reason := kms.ReasonOf(err); reason != kmsv1.ReasonThrottled {
+				l.t.Errorf("the reason is %s", reason)
+			}
+			return calls
+		}
+	}
+	l.t.Fatal("nothing was throttled")
+	return 0
+}
+
+func (l *limited) after(d time.Duration) { l.clock.SetTime(l.clock.Now().Add(d)) }
+
+func TestAPodThatIsRefusedTooOftenIsThrottled(t *testing.T) {
+	l := newLimited(t, kms.Limits{Calls: 1000, CallsBurst: 1000, Refusals: 2, RefusalsBurst: 10})
+	denied := func() error { return l.decrypt(nobody) }
+	if got := l.until(denied); got != 10 {
+		t.Errorf("%d refusals were answered at once, want 10", got)
+	}
+	// Throttled, it costs nobody anything: no review of a permission, no read, no record but one a minute.
+	asked, records, calls, denials := len(l.rbac.Asked()), len(l.audit.Records()), len(l.store.Calls()), len(l.events.Denials())
+	for range 1000 {
+		if err := denied(); kms.CodeOf(err) != kms.CodeThrottled || !strings.Contains(err.Error(), "2 a second are answered") {
+			t.Fatalf("got %v, want Throttled", err)
+		}
+	}
+	if len(l.rbac.Asked()) != asked || len(l.store.Calls()) != calls || len(l.audit.Records()) != records || len(l.events.Denials()) != denials {
+		t.Error("a throttled call costs something")
+	}
+	last := l.audit.Records()[records-1]
+	if last.Operation != kms.OperationThrottle || last.Decision != kms.DecisionRefused || last.Code != "Throttled" || last.Caller == nil || last.Caller.Pod != nobody+"-pod" {
+		t.Errorf("the record of it is %+v", last)
+	}
+	// Nobody else is.
+	for _, token := range []string{app, keyUser} {
+		if err := l.decrypt(token); err != nil {
+			t.Errorf("%s: %v", token, err)
+		}
+	}
+	l.after(time.Second)
+	if got := l.until(denied); got != 2 {
+		t.Errorf("%d refusals were answered a second later, want 2", got)
+	}
+	l.after(time.Minute)
+	if got := l.until(denied); got != 10 {
+		t.Errorf("%d refusals were answered a minute later, want 10", got)
+	}
+	notes := 0
+	for _, r := range l.audit.Records() {
+		if r.Operation == kms.OperationThrottle {
+			notes++
+		}
+	}
+	if notes != 2 {
+		t.Errorf("%d records say that the pod is throttled, want one a minute", notes)
+	}
+}
+
+// What a pod cannot help is not held against it, and neither is what it is told on purpose.
+func TestOnlyRefusalsThatAPodBroughtUponItselfCount(t *testing.T) {
+	w := settled(t)
+	b := blobs(t, w)
+	for name, c := range map[string]struct {
+		call   func(w *world) error
+		change func(w *world)
+		counts bool
+	}{
+		"denied": {counts: true, call: func(w *world) error {
+			_, err := w.Decrypt(t.Context(), nobody, kms.DecryptRequest{CiphertextBlob: b["scoped"], Door: kms.DoorAWS})
+			return err
+		}},
+		"not found": {counts: true, call: func(w *world) error {
+			_, err := w.Decrypt(t.Context(), allKeys, kms.DecryptRequest{CiphertextBlob: b["of no key"], Door: kms.DoorAWS})
+			return err
+		}},
+		"the wrong context": {counts: true, call: func(w *world) error {
+			_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: b["scoped"], Door: kms.DoorAWS})
+			return err
+		}},
+		"a key that is Disabled": {
+			counts: true,
+			change: func(w *world) {
+				o := object(ordersKey)
+				o.State = kms.KeyStateDisabled
+				w.objects.Put(o)
+			},
+			call: func(w *world) error {
+				_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: b["scoped"], Door: kms.DoorAWS})
+				return err
+			},
+		},
+		"a dry run": {call: func(w *world) error {
+			_, err := w.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32, Door: kms.DoorAWS, DryRun: true})
+			return err
+		}},
+		"a malformed request": {call: func(w *world) error {
+			_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{Door: kms.DoorAWS})
+			return err
+		}},
+		"permissions that cannot be reviewed": {
+			change: func(w *world) { w.rbac.Err = errors.New("no connection") },
+			call: func(w *world) error {
+				_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: b["scoped"], Door: kms.DoorAWS})
+				return err
+			},
+		},
+		"a store that does not answer": {
+			change: func(w *world) { w.store.Hook = func(int, sealtest.Call) sealtest.Fault { return sealtest.Fail } },
+			call: func(w *world) error {
+				_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: b["scoped"], Door: kms.DoorAWS})
+				return err
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := *w
+			fresh := settled(t)
+			w.objects, w.rbac, w.limits = fresh.objects, fresh.rbac, kms.Limits{Calls: 1000, CallsBurst: 1000, Refusals: 1, RefusalsBurst: 5}
+			r := replica(t, &w)
+			if c.change != nil {
+				c.change(r)
+				defer func() { r.store.Hook = nil }()
+			}
+			throttled := false
+			for range 10 {
+				err := c.call(r)
+				if err == nil {
+					t.Fatal("the call was not refused")
+				}
+				throttled = kms.CodeOf(err) == kms.CodeThrottled
+			}
+			if throttled != c.counts {
+				t.Errorf("after 10 calls: throttled is %v, want %v", throttled, c.counts)
+			}
+		})
+	}
+}
+
+func TestAPodThatCallsTooOftenIsThrottled(t *testing.T) {
+	l := newLimited(t, kms.Limits{Calls: 10, CallsBurst: 200, Refusals: 1000, RefusalsBurst: 1000})
+	good := func() error { return l.decrypt(app) }
+	if got := l.until(good); got != 200 {
+		t.Errorf("%d calls were answered at once, want 200", got)
+	}
+	if err := l.decrypt(keyUser); err != nil {
+		t.Errorf("another pod: %v", err)
+	}
+	l.after(time.Second)
+	if got := l.until(good); got != 10 {
+		t.Errorf("%d calls were answered a second later, want 10", got)
+	}
+
+	// Each request of a batch counts, and a batch is answered whole or not at all.
+	l.after(time.Hour)
+	batch := make([]kms.DecryptRequest, 100)
+	for i := range batch {
+		batch[i] = l.request()
+	}
+	whole := func() error {
+		results, err := l.BatchDecrypt(t.Context(), app, batch)
+		for i, r := range results {
+			if r.Err != nil {
+				t.Fatalf("request %d: %v", i, r.Err)
+			}
+			r.Response.Plaintext.Destroy()
+		}
+		return err
+	}
+	if got := l.until(whole); got != 2 {
+		t.Errorf("%d batches of 100 were answered, want 2", got)
+	}
+
+	// So does what takes the processor long. It is owed, and paid within a minute.
+	l.after(time.Hour)
+	pair := func() error {
+		resp, err := l.GenerateDataKeyPair(t.Context(), allKeys, kms.GenerateDataKeyPairRequest{KeyID: "orders", KeyPairSpec: "RSA_2048", Door: kms.DoorAWS})
+		resp.PrivateKey.Destroy()
+		return err
+	}
+	if err := pair(); err != nil {
+		t.Fatal(err)
+	}
+	if err := pair(); kms.CodeOf(err) != kms.CodeThrottled {
+		t.Errorf("an RSA key pair costs too little: got %v", err)
+	}
+	l.after(time.Minute + time.Second)
+	if err := l.decrypt(allKeys); err != nil {
+		t.Errorf("a minute later: %v", err)
+	}
+}
+
+// The usual limits are for those who do harm: nothing that an honest pod does comes near.
+func TestHonestPodsAreNotThrottled(t *testing.T) {
+	l := newLimited(t, kms.Limits{})
+	var batch, denied []kms.DecryptRequest
+	for i := range 100 {
+		batch = append(batch, l.request())
+		d := orders()
+		d.Name = fmt.Sprintf("denied-%d", i)
+		denied = append(denied, kms.DecryptRequest{CiphertextBlob: l.sealed(t, d), EncryptionContext: d.EncryptionContext, Door: kms.DoorAWS})
+	}
+	open := func(reqs []kms.DecryptRequest, want kms.Code) {
+		t.Helper()
+		results, err := l.BatchDecrypt(t.Context(), app, reqs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range results {
+			if kms.CodeOf(r.Err) != want {
+				t.Fatalf("got %v, want %v", r.Err, want)
+			}
+			r.Response.Plaintext.Destroy()
+		}
+	}
+	// A sidecar with a hundred data keys, none of which it may have, for ten minutes.
+	for range 60 {
+		open(denied, kms.CodeDenied)
+		l.after(10 * time.Second)
+	}
+	// The same sidecar, started anew five times in a row.
+	l.after(time.Minute)
+	for range 5 {
+		open(denied, kms.CodeDenied)
+		l.after(200 * time.Millisecond)
+	}
+	// An application that opens five thousand blobs a second, in any form.
+	for range 5 {
+		for range 40 {
+			open(batch, 0)
+		}
+		for range 1000 {
+			l.after(time.Millisecond)
+			if err := l.decrypt(keyUser); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// A connection whose calls have no valid token costs a review a second at most, and stops nobody on another connection.
+func TestAConnectionWithoutAValidTokenIsThrottled(t *testing.T) {
+	l := newLimited(t, kms.Limits{})
+	client := kmsv1.NewKeyServiceClient(serve(t, l.world))
+	req := &kmsv1.DecryptRequest{CiphertextBlob: l.blob, EncryptionContext: orders().EncryptionContext, Door: kmsv1.Door_DOOR_AWS}
+	call := func(token string) *status.Status {
+		_, err := client.Decrypt(as(t, token), req)
+		return status.Convert(err)
+	}
+	for range 30 { // good calls do not count
+		if s := call(app); s.Code() != codes.OK {
+			t.Fatal(s)
+		}
+	}
+	for i := range 20 {
+		if s := call(fmt.Sprintf("stolen-%d", i)); s.Code() != codes.Unauthenticated {
+			t.Fatalf("call %d: got %v, want Unauthenticated", i, s)
+		}
+	}
+	reviews := l.tokens.Calls()
+	for i := range 100 {
+		s := call(fmt.Sprintf("stolen-again-%d", i))
+		if s.Code() != codes.ResourceExhausted || len(s.Details()) != 1 || s.Details()[0].(*errdetails.ErrorInfo).GetReason() != kmsv1.ReasonThrottled {
+			t.Fatalf("got %v %v, want ResourceExhausted", s, s.Details())
+		}
+	}
+	if got := l.tokens.Calls() - reviews; got > 0 {
+		t.Errorf("a throttled connection cost %d reviews", got)
+	}
+	other := kmsv1.NewKeyServiceClient(serve(t, l.world))
+	if _, err := other.Decrypt(as(t, app), req); err != nil {
+		t.Errorf("another connection: %v", err)
+	}
+	l.after(time.Second)
+	if s := call(app); s.Code() != codes.OK {
+		t.Errorf("a second later, with a good token: %v", s)
+	}
+	if s := call("stolen"); s.Code() != codes.Unauthenticated {
+		t.Errorf("a second later: %v", s)
+	}
+	if s := call("stolen"); s.Code() != codes.ResourceExhausted {
+		t.Errorf("and once more: %v", s)
+	}
+	// Many at once are answered, and paid for within a minute.
+	l.after(time.Hour)
+	var all sync.WaitGroup
+	for range 60 {
+		all.Go(func() { call("stolen") })
+	}
+	all.Wait()
+	l.after(time.Minute + time.Second)
+	if s := call(app); s.Code() != codes.OK {
+		t.Errorf("a minute later: %v", s)
+	}
+}
