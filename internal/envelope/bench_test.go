@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -119,6 +120,34 @@ func BenchmarkParallelSealAndOpen(b *testing.B) {
 			opened.Destroy()
 		}
 	})
+}
+
+// BenchmarkMemoryPerKey reports what one of many materials costs beside its locked memory.
+func BenchmarkMemoryPerKey(b *testing.B) {
+	for _, n := range []int{1_000, 10_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			for b.Loop() {
+				all := make([]Material, n)
+				before := allocated()
+				for i := range all {
+					all[i] = NewMaterial()
+				}
+				b.ReportMetric(float64(allocated()-before)/float64(n), "B/key")
+				for _, m := range all {
+					m.Destroy()
+				}
+			}
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// allocated is what Go holds for live objects, and to know of their cleanups.
+func allocated() uint64 {
+	runtime.GC()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return stats.HeapAlloc + stats.OtherSys
 }
 
 func bareSeal(b *testing.B, n int) func() {

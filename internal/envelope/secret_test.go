@@ -59,6 +59,7 @@ func TestSecretsPrintNothing(t *testing.T) {
 	values := map[string]any{
 		"material": m, "pointer to material": &m, "plaintext": p, "pointer to plaintext": &p,
 		"holder": h, "pointer to holder": &h, "list": []any{m, p}, "map": map[string]any{"m": m, "p": &p},
+		"what stands behind it": m.s, "its memory": m.s.slot,
 		"an error that wraps it": fmt.Errorf("broken: %v", m),
 		"blob header beside it":  struct{ h, m any }{testHeader(KindAWS), m},
 	}
