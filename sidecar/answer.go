@@ -21,18 +21,21 @@ type answer struct {
 }
 
 // newAnswer renders the answer for a plaintext of that many bytes.
-func newAnswer(s dataKeyStatus, sealed Sealed, plaintextSize int) answer {
+func newAnswer(s dataKeyStatus, sealed Sealed, publicKey []byte, plaintextSize int) answer {
 	head := object(struct {
-		Name       string `json:"name"`
-		Generation uint32 `json:"generation"`
-		KeyID      string `json:"keyId"`
-		KeyVersion int32  `json:"keyVersion"`
-		Algorithm  string `json:"algorithm"`
-	}{s.Name, s.Generation, s.KeyID, s.KeyVersion, s.Algorithm})
+		Name        string `json:"name"`
+		Generation  uint32 `json:"generation"`
+		KeyID       string `json:"keyId"`
+		KeyVersion  int32  `json:"keyVersion"`
+		Algorithm   string `json:"algorithm"`
+		KeyPairSpec string `json:"keyPairSpec,omitempty"`
+	}{s.Name, s.Generation, s.KeyID, s.KeyVersion, s.Algorithm, s.KeyPairSpec})
 	tail := object(struct {
+		PublicKey         []byte            `json:"publicKey,omitempty"`
 		CiphertextBlob    []byte            `json:"ciphertextBlob"`
 		EncryptionContext map[string]string `json:"encryptionContext,omitempty"`
-	}{sealed.CiphertextBlob, sealed.EncryptionContext})
+		AAD               []byte            `json:"aad,omitempty"`
+	}{publicKey, sealed.CiphertextBlob, sealed.EncryptionContext, sealed.AAD})
 	a := answer{
 		head: append(head[:len(head)-1], `,"plaintext":"`...),
 		tail: append(append([]byte(`",`), tail[1:]...), '\n'),

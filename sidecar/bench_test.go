@@ -64,7 +64,7 @@ func benchKey(b *testing.B) *issued {
 		KeyID: "arn:datakeys:kms:1b4e28ba2fa1:team-a:key/1b4e28ba-2fa1-41d2-883f-0016d3cca427",
 	}
 	k := issuedKey(b, "orders", testPlaintext).issued
-	k.answer = newAnswer(s, Sealed{CiphertextBlob: dataKeyBlob(b, "orders", 3)}, len(testPlaintext))
+	k.answer = newAnswer(s, Sealed{CiphertextBlob: dataKeyBlob(b, "orders", 3)}, nil, len(testPlaintext))
 	return k
 }
 

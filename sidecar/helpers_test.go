@@ -113,7 +113,7 @@ func issuedKey(t testing.TB, name string, plaintext []byte) *dataKey {
 		Algorithm: algorithmAESGCM,
 	}
 	sealed := Sealed{CiphertextBlob: []byte("the blob"), EncryptionContext: map[string]string{"tenant": "a"}}
-	return &dataKey{dataKeyStatus: s, issued: newIssued(p, newAnswer(s, sealed, len(plaintext)))}
+	return &dataKey{dataKeyStatus: s, issued: newIssued(p, newAnswer(s, sealed, nil, len(plaintext)))}
 }
 
 // serveStore serves what is published in s on a socket, whose path it returns.

@@ -178,11 +178,12 @@ func (k *keeper) ask(ctx context.Context, due []*kept) {
 
 // issue publishes a plaintext, in place of an older one where there is one.
 func (k *keeper) issue(kept *kept, answer Opened) {
+	pair := readKeyPair(answer.Plaintext)
 	kept.dataKeyStatus = dataKeyStatus{
 		Name: kept.Name, State: StateIssued, Generation: kept.sealed.Generation,
-		KeyID: answer.KeyARN, KeyVersion: answer.KeyVersion, Algorithm: algorithmAESGCM,
+		KeyID: answer.KeyARN, KeyVersion: answer.KeyVersion, Algorithm: algorithmAESGCM, KeyPairSpec: pair.Spec,
 	}
-	kept.issued = newIssued(answer.Plaintext, newAnswer(kept.dataKeyStatus, kept.sealed, answer.Plaintext.Len()))
+	kept.issued = newIssued(answer.Plaintext, newAnswer(kept.dataKeyStatus, kept.sealed, pair.PublicKey, answer.Plaintext.Len()))
 	kept.noted = ""
 	k.modified = true
 	k.log.Info("data key issued", "dataKey", kept.Name, "generation", kept.Generation, "keyVersion", kept.KeyVersion)

@@ -104,6 +104,7 @@ func (c *Client) Open(ctx context.Context, sealed []Sealed) ([]Opened, error) {
 		request.Requests[i] = &kmsv1.DecryptRequest{
 			CiphertextBlob:    s.CiphertextBlob,
 			EncryptionContext: s.EncryptionContext,
+			Aad:               s.AAD,
 		}
 	}
 	// Waiting for the connection makes the first try at a key service that comes up just now the one that succeeds.

@@ -19,6 +19,7 @@ import (
 const (
 	ciphertextBlobFile    = "ciphertextBlob"
 	encryptionContextFile = "encryptionContext"
+	aadFile               = "aad"
 )
 
 // maxContextFile is the most bytes read of an encryption context in JSON: 8192 characters may be escaped to six bytes
@@ -38,14 +39,17 @@ var (
 
 // Sealed is one sealed data key as a Secret holds it. Nothing in it is secret.
 type Sealed struct {
-	CiphertextBlob    []byte
+	CiphertextBlob []byte
+	// At most one of EncryptionContext and AAD is set.
 	EncryptionContext map[string]string
+	AAD               []byte
 	// Generation is the generation that the blob's header claims; opening the blob proves it.
 	Generation uint32
 }
 
 func (s Sealed) equal(other Sealed) bool {
-	return bytes.Equal(s.CiphertextBlob, other.CiphertextBlob) && maps.Equal(s.EncryptionContext, other.EncryptionContext)
+	return bytes.Equal(s.CiphertextBlob, other.CiphertextBlob) && maps.Equal(s.EncryptionContext, other.EncryptionContext) &&
+		bytes.Equal(s.AAD, other.AAD)
 }
 
 // Source reads sealed data keys from mounted Secrets, one directory a name.
@@ -140,17 +144,31 @@ func (s *Source) read(name, target string) (Sealed, error) {
 	}
 	sealed := Sealed{CiphertextBlob: blob, Generation: parsed.Header.Scope.Generation}
 
-	context, err := readFile(root, encryptionContextFile, maxContextFile)
+	if sealed.AAD, err = readOptional(root, aadFile, envelope.MaxRawSize); err != nil {
+		return Sealed{}, fmt.Errorf("the Secret %q: %w", name, err)
+	}
+	context, err := readOptional(root, encryptionContextFile, maxContextFile)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return sealed, nil
 	case err != nil:
 		return Sealed{}, fmt.Errorf("the Secret %q: %w", name, err)
+	case context == nil:
+		return sealed, nil
+	case len(sealed.AAD) > 0:
+		return Sealed{}, invalid(name, "entries %s and %s: must not both be there", encryptionContextFile, aadFile)
 	}
 	if err := json.Unmarshal(context, &sealed.EncryptionContext); err != nil {
 		return Sealed{}, invalid(name, "entry %s: must be a JSON object of strings", encryptionContextFile)
 	}
 	return sealed, nil
+}
+
+// readOptional is readFile, with nil for a file that is not there.
+func readOptional(root *os.Root, name string, limit int) ([]byte, error) {
+	b, err := readFile(root, name, limit)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return b, err
 }
 
 func invalid(name, format string, args ...any) error {

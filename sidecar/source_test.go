@@ -45,7 +45,7 @@ func TestNamesAreTheAPIs(t *testing.T) {
 	}
 	for name, value := range map[string]string{
 		"SecretKeyCiphertextBlob": ciphertextBlobFile, "SecretKeyEncryptionContext": encryptionContextFile,
-		"AlgorithmAESGCM": algorithmAESGCM,
+		"SecretKeyAAD": aadFile, "AlgorithmAESGCM": algorithmAESGCM,
 	} {
 		if !regexp.MustCompile(name + `\s+= "` + value + `"`).Match(declared) {
 			t.Errorf("%s is not declared as %q", name, value)
@@ -70,6 +70,18 @@ func TestSource(t *testing.T) {
 			},
 			Sealed{CiphertextBlob: blob, EncryptionContext: map[string]string{"tenant": "a", "": "é"}, Generation: 7},
 			nil, "",
+		},
+		"a blob with its aad, which may be any bytes": {
+			map[string][]byte{"ciphertextBlob": blob, "aad": {0, '\n', 0xff}, "publicKey": []byte("of somebody")},
+			Sealed{CiphertextBlob: blob, AAD: []byte{0, '\n', 0xff}, Generation: 7},
+			nil, "",
+		},
+		"an oversized aad": {
+			map[string][]byte{"ciphertextBlob": blob, "aad": make([]byte, 8193)}, Sealed{}, errBlobInvalid, "at most 8192",
+		},
+		"an aad beside a context": {
+			map[string][]byte{"ciphertextBlob": blob, "aad": {1}, "encryptionContext": []byte(`{"a":"b"}`)},
+			Sealed{}, errBlobInvalid, "must not both be there",
 		},
 		"no entries": {map[string][]byte{}, Sealed{}, errSecretMissing, `DataKeyRequest "orders"`},
 		"another entry only": {

@@ -25,6 +25,8 @@ type dataKeyStatus struct {
 	KeyID      string `json:"keyId,omitempty"`
 	KeyVersion int32  `json:"keyVersion,omitempty"`
 	Algorithm  string `json:"algorithm,omitempty"`
+	// KeyPairSpec is set for a key pair, whose plaintext is the private key.
+	KeyPairSpec string `json:"keyPairSpec,omitempty"`
 }
 
 // issued is a plaintext with its answer, all but the plaintext rendered. Whoever reads the plaintext holds it meanwhile;

@@ -89,13 +89,19 @@ func (k *KeyService) start(t testing.TB, address string) {
 // Seal returns a blob of the DataKeyRequest of that name, in namespace team-a.
 func (k *KeyService) Seal(t testing.TB, name string, generation uint32, plaintext []byte, context map[string]string) []byte {
 	t.Helper()
+	return k.SealWith(t, name, generation, plaintext, envelope.AssociatedData{Context: context})
+}
+
+// SealWith is Seal with any associated data.
+func (k *KeyService) SealWith(t testing.TB, name string, generation uint32, plaintext []byte, ad envelope.AssociatedData) []byte {
+	t.Helper()
 	h := k.header
 	h.Scope = envelope.Scope{Namespace: "team-a", Name: name, Generation: generation}
 	p, err := envelope.PlaintextFromBytes(plaintext)
 	if err != nil {
 		t.Fatal(err)
 	}
-	blob, err := k.material.Seal(h, envelope.AssociatedData{Context: context}, p)
+	blob, err := k.material.Seal(h, ad, p)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +162,7 @@ func (k *KeyService) open(r *kmsv1.DecryptRequest) (*kmsv1.DecryptResponse, erro
 	if s := k.refusals[blob.Header.Scope.Name]; s.Code() != codes.OK {
 		return nil, s.Err()
 	}
-	p, err := k.material.Open(blob, envelope.AssociatedData{Context: r.GetEncryptionContext()})
+	p, err := k.material.Open(blob, envelope.AssociatedData{Context: r.GetEncryptionContext(), Raw: r.GetAad()})
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, "ciphertext_blob: does not open")
 	}
