@@ -33,8 +33,7 @@ var errSealed = errors.New("the key service is still being unsealed")
 // keyService runs the key service on every replica, and is what the controllers see of it. It unseals first. Until then it is
 // not ready, and the controllers' calls wait: an error would turn every object not Ready at each restart.
 type keyService struct {
-	rootKey string
-	store   seal.Store
+	seal seal.Config
 	// config is the key service's, but for the seal.
 	config kms.Config
 	listen func(context.Context) (net.Listener, error)
@@ -44,6 +43,7 @@ type keyService struct {
 	// unsealed is closed once service is set, and service is read after that only.
 	unsealed chan struct{}
 	service  *kms.Service
+	keyring  *seal.Keyring
 }
 
 var (
@@ -63,6 +63,7 @@ func (k *keyService) Start(ctx context.Context) error {
 		}
 		return err
 	}
+	defer k.keyring.Close()
 	listener, err := k.listen(ctx)
 	if err != nil {
 		return fmt.Errorf("listen for the key service: %w", err)
@@ -87,7 +88,7 @@ func (k *keyService) Start(ctx context.Context) error {
 // unseal opens the sealing keys and makes the service. It goes on until it succeeds or the context ends.
 func (k *keyService) unseal(ctx context.Context) error {
 	return unsealBackoff.DelayFunc().Until(ctx, true, true, func(ctx context.Context) (bool, error) {
-		keyring, err := seal.Open(ctx, k.rootKey, k.store)
+		keyring, err := k.seal.Open(ctx)
 		if err != nil {
 			k.log.Error(err, "The sealing keys cannot be opened, trying again")
 			return false, nil
@@ -96,8 +97,10 @@ func (k *keyService) unseal(ctx context.Context) error {
 		config.Seal = keyring
 		service, err := kms.New(config)
 		if err != nil {
+			keyring.Close()
 			return false, err
 		}
+		k.keyring = keyring
 		k.service = service
 		close(k.unsealed)
 		k.log.Info("Unsealed", "rootKeyEmbedded", service.RootKeyEmbedded())

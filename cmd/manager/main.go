@@ -17,16 +17,24 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	o, err := parseOptions(os.Args[1:], os.Getenv, os.Stderr)
-	if err == nil {
-		log := zap.New(zap.UseFlagOptions(&o.zap))
-		ctrl.SetLogger(log)
-		klog.SetLogger(log)
-		err = run(ctx, o, log)
-	}
+	err := command(ctx, os.Args[1:])
 	stop()
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		_, _ = fmt.Fprintln(os.Stderr, "manager:", err)
 		os.Exit(1)
 	}
+}
+
+func command(ctx context.Context, args []string) error {
+	if len(args) > 0 && args[0] == rootKeyStatusCommand {
+		return rootKeyStatus(ctx, args[1:], os.Getenv, os.Stdout, os.Stderr)
+	}
+	o, err := parseOptions(args, os.Getenv, os.Stderr)
+	if err != nil {
+		return err
+	}
+	log := zap.New(zap.UseFlagOptions(&o.zap))
+	ctrl.SetLogger(log)
+	klog.SetLogger(log)
+	return run(ctx, o, log)
 }

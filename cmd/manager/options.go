@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
@@ -27,8 +29,9 @@ type options struct {
 	namespace  string
 	restConfig *rest.Config
 
-	rootKey  string
-	auditLog string
+	rootKey, previousRootKey   string
+	sealingKeyRotationInterval time.Duration
+	auditLog                   string
 
 	keyServiceBind, keyServiceName string
 	webhookBind, webhookName       string
@@ -44,6 +47,9 @@ type options struct {
 	registerer prometheus.Registerer
 	// tune lets tests change how the manager is made; nil changes nothing.
 	tune func(*ctrl.Options)
+	// openRootKey and tendPeriod are for tests; nil and 0 are what the manager does.
+	openRootKey func(context.Context, string) (seal.RootKey, error)
+	tendPeriod  time.Duration
 }
 
 // namespaceEnv is the environment variable with the manager's namespace, from the downward API.
@@ -53,8 +59,10 @@ func parseOptions(args []string, env func(string) string, stderr io.Writer) (*op
 	o := &options{zap: zap.Options{DestWriter: os.Stderr}, registerer: metrics.Registry}
 	flags := flag.NewFlagSet("manager", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	flags.StringVar(&o.namespace, "namespace", env(namespaceEnv), "the manager's own `namespace`; the default is $"+namespaceEnv)
-	flags.StringVar(&o.rootKey, "root-key", seal.DefaultRootKey, "`URI` of the root key; secret://NAME is a Secret of the manager's namespace, made when there is none")
+	namespaceFlag(flags, env, &o.namespace)
+	rootKeyFlags(flags, env, &o.rootKey, &o.previousRootKey)
+	flags.DurationVar(&o.sealingKeyRotationInterval, "sealing-key-rotation-interval", 90*24*time.Hour,
+		"`time` after which the sealing key, which seals the master keys, is rotated, such as 2160h; at least 1h; 0 is never, but on demand")
 	flags.StringVar(&o.auditLog, "audit-log", "-", "`file` that audit records are appended to, one JSON object a line; - is the standard output")
 	flags.StringVar(&o.keyServiceBind, "key-service-bind", ":8443", "`address` of the key service (gRPC over TLS)")
 	flags.StringVar(&o.keyServiceName, "key-service-name", "datakeys-key-service", "`name` of the Service in front of the key service; its port is the one of --key-service-bind")
@@ -67,7 +75,8 @@ func parseOptions(args []string, env func(string) string, stderr io.Writer) (*op
 	flags.StringVar(&o.sidecarImage, "sidecar-image", "", "`image` of the sidecar (required)")
 	flags.StringVar(&o.sidecarImagePullPolicy, "sidecar-image-pull-policy", string(corev1.PullIfNotPresent), "pull `policy` of the sidecar's image: Always, IfNotPresent or Never")
 	o.zap.BindFlags(flags)
-	kubeconfig := flags.String("kubeconfig", "", "`path` of a kubeconfig; the default is $KUBECONFIG, or the pod's ServiceAccount")
+	var kubeconfig string
+	kubeconfigFlag(flags, &kubeconfig)
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
@@ -78,9 +87,19 @@ func parseOptions(args []string, env func(string) string, stderr io.Writer) (*op
 		return nil, err
 	}
 	var err error
-	o.restConfig, err = loadKubeconfig(*kubeconfig)
+	o.restConfig, err = loadKubeconfig(kubeconfig)
 	return o, err
 }
+
+func namespaceFlag(flags *flag.FlagSet, env func(string) string, namespace *string) {
+	flags.StringVar(namespace, "namespace", env(namespaceEnv), "the manager's own `namespace`; the default is $"+namespaceEnv)
+}
+
+func kubeconfigFlag(flags *flag.FlagSet, path *string) {
+	flags.StringVar(path, "kubeconfig", "", "`path` of a kubeconfig; the default is $KUBECONFIG, or the pod's ServiceAccount")
+}
+
+var errEmptyNamespace = errors.New("--namespace: must not be empty")
 
 func (o *options) validate() error {
 	var errs []error
@@ -89,7 +108,9 @@ func (o *options) validate() error {
 			errs = append(errs, fmt.Errorf("--%s: must not be empty", flag))
 		}
 	}
-	required("namespace", o.namespace)
+	if o.namespace == "" {
+		errs = append(errs, errEmptyNamespace)
+	}
 	required("sidecar-image", o.sidecarImage)
 	required("root-key", o.rootKey)
 	required("audit-log", o.auditLog)
@@ -100,6 +121,13 @@ func (o *options) validate() error {
 		if _, _, err := splitAddress(value); err != nil {
 			errs = append(errs, fmt.Errorf("--%s: %w", flag, err))
 		}
+	}
+	if o.previousRootKey == o.rootKey && o.rootKey != "" {
+		errs = append(errs, errors.New("--previous-root-key: must be another root key than --root-key, or empty"))
+	}
+	// A rotation writes every Secret with master key material.
+	if o.sealingKeyRotationInterval != 0 && o.sealingKeyRotationInterval < time.Hour {
+		errs = append(errs, errors.New("--sealing-key-rotation-interval: must be 0 or at least 1h"))
 	}
 	policies := []corev1.PullPolicy{corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever}
 	if !slices.Contains(policies, corev1.PullPolicy(o.sidecarImagePullPolicy)) {

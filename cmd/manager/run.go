@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -28,6 +29,7 @@ import (
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/inject"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/seal"
 )
 
 const (
@@ -72,7 +74,13 @@ func run(ctx context.Context, o *options, log logr.Logger) error {
 	if err := registerInjector(mgr, o, authority); err != nil {
 		return err
 	}
-	for _, runnable := range []manager.Runnable{authority, bundle, service} {
+	tender := func(leads bool) *sealTender {
+		return &sealTender{
+			service: service, leads: leads, interval: o.sealingKeyRotationInterval,
+			period: cmp.Or(o.tendPeriod, tendPeriod), log: log.WithName("seal"),
+		}
+	}
+	for _, runnable := range []manager.Runnable{authority, bundle, service, tender(false), tender(true)} {
 		if err := mgr.Add(runnable); err != nil {
 			return err
 		}
@@ -148,8 +156,10 @@ func newKeyService(ctx context.Context, mgr ctrl.Manager, o *options, authority 
 	store := secretStore{reader: mgr.GetAPIReader(), writer: mgr.GetClient(), namespace: o.namespace}
 	tlsConfig := authority.ServerTLSConfig(certs.ServiceDNSNames(o.keyServiceName, o.namespace)...)
 	return &keyService{
-		rootKey: o.rootKey,
-		store:   store,
+		seal: seal.Config{
+			RootKey: o.rootKey, PreviousRootKey: o.previousRootKey, Store: store,
+			Logger: log.WithName("seal"), OpenRootKey: o.openRootKey,
+		},
 		config: kms.Config{
 			Keys:          store,
 			MasterKeys:    objects,

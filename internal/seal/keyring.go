@@ -157,8 +157,10 @@ func (k *Keyring) Unseal(ctx context.Context, keyID envelope.KeyID, version uint
 	return MasterKeyVersion{KeyID: keyID, Namespace: scope.Namespace, Name: scope.Name, Version: version}, id, m, nil
 }
 
-// Close closes the root keys. What was unwrapped stays: the process ends.
+// Close closes the root keys, once nobody asks them. What was unwrapped stays: the process ends.
 func (k *Keyring) Close() {
+	k.turn <- struct{}{}
+	defer func() { <-k.turn }()
 	for _, root := range []RootKey{k.current, k.previous} {
 		if root != nil {
 			_ = root.Close() // there is nothing left to do with it

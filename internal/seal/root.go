@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/datakeys/datakeys/internal/envelope"
@@ -53,6 +54,9 @@ var rootKeyForms = []string{
 	"awskms://REGION/KEY",
 	"alicloudkms://REGION/KEY",
 }
+
+// RootKeyForms says what the URI of a root key may look like.
+func RootKeyForms() []string { return slices.Clone(rootKeyForms) }
 
 // openRootKey opens the root key that uri names. It makes one only where create says so, and only where the root key lies in
 // the cluster. ctx bounds the opening.

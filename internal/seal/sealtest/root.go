@@ -46,6 +46,11 @@ func (r *RootKeys) Open(ctx context.Context, uri string) (seal.RootKey, error) {
 	return root, root.call(ctx, Open)
 }
 
+// OpenQuietly opens a root key whose calls the Hook is not asked about and nobody counts.
+func (r *RootKeys) OpenQuietly(_ context.Context, uri string) (seal.RootKey, error) {
+	return &fakeRoot{keys: r, uri: uri, quiet: true}, nil
+}
+
 // Calls returns how often root keys were asked so far.
 func (r *RootKeys) Calls() int {
 	r.mu.Lock()
@@ -86,13 +91,17 @@ func (r *RootKeys) key(uri string) *fakeKey {
 }
 
 type fakeRoot struct {
-	keys *RootKeys
-	uri  string
+	keys  *RootKeys
+	uri   string
+	quiet bool
 }
 
 var _ seal.RootKey = (*fakeRoot)(nil)
 
 func (f *fakeRoot) call(ctx context.Context, method string) error {
+	if f.quiet {
+		return ctx.Err()
+	}
 	f.keys.mu.Lock()
 	f.keys.calls++
 	f.keys.mu.Unlock()

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/go-logr/logr"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+)
+
+// A replica looks at the seal after tendPeriod, made longer at random by up to tendJitter: at least once a minute.
+const (
+	tendPeriod = 50 * time.Second
+	tendJitter = 0.2
+)
+
+// sealTender looks after the root key and the sealing key: every replica learns what others did and goes on with a change of
+// the root key. A second one, on the leader, rotates the sealing key too.
+type sealTender struct {
+	service  *keyService
+	leads    bool
+	interval time.Duration // of rotations; 0: never
+	period   time.Duration
+	log      logr.Logger
+}
+
+var (
+	_ manager.Runnable               = (*sealTender)(nil)
+	_ manager.LeaderElectionRunnable = (*sealTender)(nil)
+)
+
+// NeedLeaderElection says whether it runs on the leader only.
+func (s *sealTender) NeedLeaderElection() bool { return s.leads }
+
+// Start waits for the unsealing, and returns when the context ends.
+func (s *sealTender) Start(ctx context.Context) error {
+	service, err := s.service.wait(ctx)
+	if err != nil {
+		return nil //nolint:nilerr // the manager ends before it was unsealed
+	}
+	wait.JitterUntilWithContext(ctx, func(ctx context.Context) {
+		if err := service.TendSeal(ctx, s.leads, s.interval); err != nil && ctx.Err() == nil {
+			s.log.Error(err, "The root key or the sealing keys need attention, trying again within a minute")
+		}
+	}, s.period, tendJitter, true)
+	return nil
+}
