@@ -6,17 +6,35 @@ import (
 	"github.com/go-logr/logr"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 )
 
-// CallDecrypt is Decrypt as the gRPC server calls it, without the network: the fuzzer has no time for it.
-func CallDecrypt(ctx context.Context, s *Service, log logr.Logger, req *kmsv1.DecryptRequest) (*kmsv1.DecryptResponse, *status.Status) {
-	a := &adapter{service: s, log: log}
-	resp, err := guard(s.now, log)(ctx, req, &grpc.UnaryServerInfo{FullMethod: kmsv1.KeyService_Decrypt_FullMethodName},
-		func(ctx context.Context, req any) (any, error) { return a.Decrypt(ctx, req.(*kmsv1.DecryptRequest)) })
-	if err != nil {
-		return nil, status.Convert(err)
+// Call calls a method with an encoded request, as the gRPC server does, without the network: the fuzzer has no time for it. The
+// answer is as it goes to the encoder. ok says that the request can be decoded.
+func Call(ctx context.Context, s *Service, log logr.Logger, method grpc.MethodDesc, req []byte) (resp any, refusal *status.Status, ok bool) {
+	ok = true
+	decode := func(into any) error {
+		err := proto.Unmarshal(req, into.(proto.Message))
+		ok = err == nil
+		return err
 	}
-	return resp.(*kmsv1.DecryptResponse), nil
+	resp, err := method.Handler(&adapter{service: s, log: log}, ctx, decode, guard(s.now, log))
+	if err != nil {
+		return nil, status.Convert(err), ok
+	}
+	return resp, nil, ok
+}
+
+// Encode is what the gRPC server does with an answer: it encodes it, and then clears the plaintext.
+func Encode(resp any) ([]byte, error) {
+	b, err := newSecretCodec().Marshal(resp)
+	return b.Materialize(), err
+}
+
+// CallEncrypt is Encrypt of the adapter.
+func CallEncrypt(ctx context.Context, s *Service, req *kmsv1.EncryptRequest) error {
+	_, err := (&adapter{service: s}).Encrypt(ctx, req)
+	return err
 }

@@ -63,6 +63,7 @@ func NewGRPCServer(service *Service, tlsConfig *tls.Config, log logr.Logger) *gr
 			Timeout:               pingInterval,
 		}),
 		grpc.NumStreamWorkers(streamWorkers),
+		grpc.ForceServerCodecV2(newSecretCodec()),
 		grpc.UnaryInterceptor(guard(service.now, log)),
 	)
 	kmsv1.RegisterKeyServiceServer(server, &adapter{service: service, log: log})
