@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
@@ -117,9 +118,26 @@ func TestWhoMayCallWhat(t *testing.T) {
 	w := settled(t)
 	client := kmsv1.NewKeyServiceClient(serve(t, w))
 	blob, pairs := w.sealed(t, orders()), orders().EncryptionContext
+	const aws = kmsv1.Door_DOOR_AWS
 	methods := map[string]func(ctx context.Context) error{
 		"GenerateDataKey": func(ctx context.Context) error {
-			_, err := client.GenerateDataKey(ctx, &kmsv1.GenerateDataKeyRequest{KeyId: "orders", NumberOfBytes: 32, Door: kmsv1.Door_DOOR_AWS})
+			_, err := client.GenerateDataKey(ctx, &kmsv1.GenerateDataKeyRequest{KeyId: "orders", NumberOfBytes: 32, Door: aws})
+			return err
+		},
+		"GenerateDataKeyWithoutPlaintext": func(ctx context.Context) error {
+			_, err := client.GenerateDataKeyWithoutPlaintext(ctx, &kmsv1.GenerateDataKeyWithoutPlaintextRequest{KeyId: "orders", KeySpec: "AES_256", Door: aws})
+			return err
+		},
+		"GenerateDataKeyPair": func(ctx context.Context) error {
+			_, err := client.GenerateDataKeyPair(ctx, &kmsv1.GenerateDataKeyPairRequest{KeyId: "orders", KeyPairSpec: "ECC_NIST_P256", Door: aws})
+			return err
+		},
+		"GenerateDataKeyPairWithoutPlaintext": func(ctx context.Context) error {
+			_, err := client.GenerateDataKeyPairWithoutPlaintext(ctx, &kmsv1.GenerateDataKeyPairWithoutPlaintextRequest{KeyId: "orders", KeyPairSpec: "ECC_NIST_P256", Door: aws})
+			return err
+		},
+		"Encrypt": func(ctx context.Context) error {
+			_, err := client.Encrypt(ctx, &kmsv1.EncryptRequest{KeyId: "orders", Plaintext: []byte("x"), Door: aws})
 			return err
 		},
 		"Decrypt": func(ctx context.Context) error {
@@ -133,24 +151,81 @@ func TestWhoMayCallWhat(t *testing.T) {
 			}
 			return err
 		},
+		"ReEncrypt": func(ctx context.Context) error {
+			_, err := client.ReEncrypt(ctx, &kmsv1.ReEncryptRequest{CiphertextBlob: blob, SourceEncryptionContext: pairs, DestinationKeyId: "orders", Door: aws})
+			return err
+		},
 	}
 	for caller, c := range map[string]struct {
 		token string
-		want  map[string]codes.Code
+		may   []string
+		other codes.Code
 	}{
-		"permission on the request": {app, map[string]codes.Code{"GenerateDataKey": codes.PermissionDenied, "Decrypt": codes.OK, "BatchDecrypt": codes.OK}},
-		"permission on the key":     {keyUser, map[string]codes.Code{"GenerateDataKey": codes.OK, "Decrypt": codes.OK, "BatchDecrypt": codes.OK}},
-		"no permission":             {nobody, map[string]codes.Code{"GenerateDataKey": codes.PermissionDenied, "Decrypt": codes.PermissionDenied, "BatchDecrypt": codes.PermissionDenied}},
-		"another namespace":         {stranger, map[string]codes.Code{"GenerateDataKey": codes.PermissionDenied, "Decrypt": codes.PermissionDenied, "BatchDecrypt": codes.PermissionDenied}},
-		"a token that is not known": {"stolen", map[string]codes.Code{"GenerateDataKey": codes.Unauthenticated, "Decrypt": codes.Unauthenticated, "BatchDecrypt": codes.Unauthenticated}},
+		"permission on the request": {app, []string{"Decrypt", "BatchDecrypt"}, codes.PermissionDenied},
+		"permission on the key":     {keyUser, []string{"GenerateDataKey", "Decrypt", "BatchDecrypt"}, codes.PermissionDenied},
+		"permission on all keys":    {allKeys, slices.Collect(maps.Keys(methods)), codes.PermissionDenied},
+		"no permission":             {nobody, nil, codes.PermissionDenied},
+		"another namespace":         {stranger, nil, codes.PermissionDenied},
+		"a token that is not known": {"stolen", nil, codes.Unauthenticated},
 	} {
 		for method, call := range methods {
 			t.Run(caller+", "+method, func(t *testing.T) {
-				if got := status.Code(call(as(t, c.token))); got != c.want[method] {
-					t.Errorf("got %v, want %v", got, c.want[method])
+				want := c.other
+				if slices.Contains(c.may, method) {
+					want = codes.OK
+				}
+				if got := status.Code(call(as(t, c.token))); got != want {
+					t.Errorf("got %v, want %v", got, want)
 				}
 			})
 		}
+	}
+}
+
+// Every refusal says why in a word that a program can read, alone or in a batch.
+func TestARefusalCarriesItsReason(t *testing.T) {
+	w := settled(t)
+	w.objects.Put(inState(otherKey, kms.KeyStateDisabled))
+	client := kmsv1.NewKeyServiceClient(serve(t, w))
+	good := &kmsv1.DecryptRequest{CiphertextBlob: w.sealed(t, orders()), EncryptionContext: orders().EncryptionContext}
+	of := func(change func(*kmsv1.DecryptRequest)) *kmsv1.DecryptRequest {
+		r := proto.CloneOf(good)
+		change(r)
+		return r
+	}
+	for name, c := range map[string]struct {
+		token, want string
+		req         *kmsv1.DecryptRequest
+	}{
+		"a field":        {app, kmsv1.ReasonInvalid, of(func(r *kmsv1.DecryptRequest) { r.Iv = []byte("short") })},
+		"a key name":     {app, kmsv1.ReasonInvalidKeyName, of(func(r *kmsv1.DecryptRequest) { r.KeyId = "Orders!" })},
+		"another key":    {app, kmsv1.ReasonIncorrectKey, of(func(r *kmsv1.DecryptRequest) { r.KeyId = "other" })},
+		"a damaged blob": {app, kmsv1.ReasonInvalidCiphertext, of(func(r *kmsv1.DecryptRequest) { r.EncryptionContext = nil })},
+		"no permission":  {nobody, kmsv1.ReasonDenied, good},
+		"a dry run":      {app, kmsv1.ReasonDryRun, of(func(r *kmsv1.DecryptRequest) { r.DryRun = true })},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := client.Decrypt(as(t, c.token), c.req)
+			told := status.Convert(err)
+			if got := reasonOf(t, told); got != c.want || told.Code() != codeOf[c.want] {
+				t.Errorf("got %v with the reason %q, want %v with %q", told.Code(), got, codeOf[c.want], c.want)
+			}
+			batch, err := client.BatchDecrypt(as(t, c.token), &kmsv1.BatchDecryptRequest{Requests: []*kmsv1.DecryptRequest{c.req}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := batch.GetResults()[0].GetRefusal()
+			if r.GetReason() != c.want || codes.Code(r.GetCode()) != told.Code() || r.GetMessage() != told.Message() {
+				t.Errorf("in a batch: got %v, alone %v", r, told)
+			}
+		})
+	}
+	_, err := client.Encrypt(as(t, allKeys), &kmsv1.EncryptRequest{KeyId: "other", Plaintext: []byte("x"), Door: kmsv1.Door_DOOR_AWS})
+	if told := status.Convert(err); reasonOf(t, told) != kmsv1.ReasonKeyDisabled || told.Message() != "MasterKey team-a/other is Disabled: enable it to use it again" {
+		t.Errorf("of a Disabled key: got %v", told)
+	}
+	if _, err := client.Decrypt(as(t, "stolen"), good); reasonOf(t, status.Convert(err)) != kmsv1.ReasonUnauthenticated {
+		t.Errorf("of a token that is not known: got %v", err)
 	}
 }
 

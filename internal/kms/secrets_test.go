@@ -44,7 +44,26 @@ func TestNoKeyIsInErrorsLogsAuditEventsMetricsOrTheStore(t *testing.T) {
 	}
 	secrets["declared data key"] = bytes.Clone(raw(opened.Plaintext))
 
+	own, err := envelope.NewPlaintext(100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secrets["caller's secret"] = raw(own)
+	pair, err := w.GenerateDataKeyPair(t.Context(), allKeys, kms.GenerateDataKeyPairRequest{KeyID: "orders", KeyPairSpec: "ECC_NIST_EDWARDS25519", Door: kms.DoorAWS})
+	if err != nil {
+		t.Fatal(err)
+	}
+	secrets["private key"] = raw(pair.PrivateKey)
 	for _, token := range []string{app, keyUser, allKeys, nobody, stranger, ""} {
+		for _, key := range []string{"orders", "none", theirsKey.KeyID, "alias/none"} {
+			cipher, err := w.Encrypt(t.Context(), token, kms.EncryptRequest{KeyID: key, Plaintext: own, Door: kms.DoorAlibaba})
+			note(err)
+			again, err := w.ReEncrypt(t.Context(), token, kms.ReEncryptRequest{
+				CiphertextBlob: cipher.CiphertextBlob, SourceIV: cipher.IV, DestinationKeyID: "other", Door: kms.DoorAlibaba,
+			})
+			note(err)
+			fmt.Fprintf(&errs, "%v %+v\n", cipher, again)
+		}
 		for _, b := range blobs(t, w) {
 			_, err := w.Decrypt(t.Context(), token, kms.DecryptRequest{CiphertextBlob: b})
 			note(err)
@@ -122,14 +141,16 @@ func TestNothingThatHoldsADataKeyPrintsIt(t *testing.T) {
 	type holder struct{ inner any }
 	response := kms.DecryptResponse{KeyARN: "arn", KeyVersion: 1, Plaintext: p}
 	for name, v := range map[string]any{
-		"GenerateDataKeyResponse": kms.GenerateDataKeyResponse{Plaintext: p},
-		"DecryptResponse":         response,
-		"BatchDecryptResult":      kms.BatchDecryptResult{Response: response},
-		"a list of results":       []kms.BatchDecryptResult{{Response: response}},
-		"somebody's struct":       holder{response},
-		"a private field":         struct{ r kms.DecryptResponse }{response},
-		"a Service":               w.Service,
-		"a Service, no pointer":   *w.Service,
+		"GenerateDataKeyResponse":     kms.GenerateDataKeyResponse{Plaintext: p},
+		"DecryptResponse":             response,
+		"BatchDecryptResult":          kms.BatchDecryptResult{Response: response},
+		"EncryptRequest":              kms.EncryptRequest{KeyID: "orders", Plaintext: p},
+		"GenerateDataKeyPairResponse": kms.GenerateDataKeyPairResponse{PublicKey: []byte("public"), PrivateKey: p},
+		"a list of results":           []kms.BatchDecryptResult{{Response: response}},
+		"somebody's struct":           holder{response},
+		"a private field":             struct{ r kms.DecryptResponse }{response},
+		"a Service":                   w.Service,
+		"a Service, no pointer":       *w.Service,
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out strings.Builder
