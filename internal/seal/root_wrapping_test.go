@@ -37,6 +37,8 @@ type wrappingBackend struct {
 	remove           func()
 	// hidesOtherKeys: what names another key inside the service's own ciphertext fails as a missing key does.
 	hidesOtherKeys bool
+	// namesNoKey: the service's ciphertext does not name its key.
+	namesNoKey bool
 }
 
 func caFile(t *testing.T, s *sealtest.Service) string {
@@ -65,6 +67,8 @@ func transitBackend(t *testing.T) (*sealtest.Transit, wrappingBackend) {
 		decrypt:  sealtest.TransitDecrypt + "root",
 		rotate:   func() { s.RotateKey("root") },
 		remove:   func() { s.DeleteKey("root") },
+
+		namesNoKey: true,
 	}
 }
 
@@ -270,6 +274,17 @@ var wrappingBehaviours = map[string]func(*testing.T, wrappingBackend){
 			t.Errorf("%v, want ErrOtherRootKey that names %s", err, b.id)
 		}
 	},
+	"another key opens nothing though what is stored names this one": func(t *testing.T, b wrappingBackend) {
+		if b.namesNoKey {
+			return // its ciphertexts name a version of the key alone
+		}
+		r, other, p := openWrapping(t, b.uri), openWrapping(t, b.otherURI), sealingKey(t)
+		// The first names are those of the root key and of the service's key; the third is inside the service's ciphertext.
+		forged := bytes.Replace(wrap(t, other, p), []byte(keyTwo), []byte(keyOne), 2)
+		if _, err := r.Unwrap(t.Context(), forged, wrappingAD); !errors.Is(err, seal.ErrOtherRootKey) {
+			t.Errorf("%v, want ErrOtherRootKey", err)
+		}
+	},
 	"a key that is gone is worth another try": func(t *testing.T, b wrappingBackend) {
 		r, p := openWrapping(t, b.uri), sealingKey(t)
 		wrapped := wrap(t, r, p)
@@ -288,24 +303,30 @@ var wrappingBehaviours = map[string]func(*testing.T, wrappingBackend){
 	"a service that misbehaves does no harm, and is asked again": func(t *testing.T, b wrappingBackend) {
 		r, p := openWrapping(t, b.uri), sealingKey(t)
 		wrapped := wrap(t, r, p)
-		for name, m := range map[string]sealtest.Mischief{
-			"is not there":                    sealtest.Drop,
-			"fails":                           sealtest.FailHTTP,
-			"answers with no body":            sealtest.NoBody,
-			"answers with no members":         sealtest.NoMembers,
-			"answers with members of no type": sealtest.WrongMembers,
-			"answers something else":          sealtest.NotJSON,
-			"answers without an end":          sealtest.Huge,
-			"answers without an end, packed":  sealtest.HugePacked,
-			"quotes the request":              sealtest.Echo,
+		for name, test := range map[string]struct {
+			mischief sealtest.Mischief
+			says     string
+		}{
+			"is not there":                       {mischief: sealtest.Drop, says: "the connection ended before the answer"},
+			"fails":                              {mischief: sealtest.FailHTTP},
+			"answers with no body":               {mischief: sealtest.NoBody},
+			"answers with no members":            {mischief: sealtest.NoMembers, says: "not what it was asked for"},
+			"answers with members of other type": {mischief: sealtest.WrongMembers, says: "not what it was asked for"},
+			"answers something else":             {mischief: sealtest.NotJSON, says: "not what it was asked for"},
+			"answers without an end":             {mischief: sealtest.Huge, says: "longer than 1 MiB"},
+			"answers without an end, packed":     {mischief: sealtest.HugePacked},
+			"quotes the request":                 {mischief: sealtest.Echo},
 		} {
 			for _, operation := range []string{sealtest.AnyOperation, b.encrypt, b.decrypt} {
 				b.service.Behave()
-				b.service.Misbehave(operation, m)
+				b.service.Misbehave(operation, test.mischief)
 				if operation != b.decrypt {
 					_, err := r.Wrap(t.Context(), p, wrappingAD)
 					if err == nil || errors.Is(err, envelope.ErrBroken) || errors.Is(err, seal.ErrOtherRootKey) {
 						t.Fatalf("wrapping by a service that %s: %v, want another error", name, err)
+					}
+					if !strings.Contains(err.Error(), test.says) {
+						t.Errorf("wrapping by a service that %s: %v, want the word %q", name, err, test.says)
 					}
 					saysNoSecret(t, err, b.id, p)
 				}
@@ -313,6 +334,9 @@ var wrappingBehaviours = map[string]func(*testing.T, wrappingBackend){
 					_, err := r.Unwrap(t.Context(), wrapped, wrappingAD)
 					if err == nil || errors.Is(err, envelope.ErrBroken) || errors.Is(err, seal.ErrOtherRootKey) {
 						t.Fatalf("unwrapping by a service that %s: %v, want another error", name, err)
+					}
+					if !strings.Contains(err.Error(), test.says) {
+						t.Errorf("unwrapping by a service that %s: %v, want the word %q", name, err, test.says)
 					}
 					saysNoSecret(t, err, b.id, p)
 				}
@@ -354,9 +378,9 @@ var wrappingBehaviours = map[string]func(*testing.T, wrappingBackend){
 				t.Fatalf("%s: %v, want Canceled", name, err)
 			}
 			saysNoSecret(t, err, b.id, p)
+			<-b.service.Left() // the request ended too, and not the wait for it alone
 		}
 		b.service.Behave()
-		b.service.Release()
 		unwraps(t, r, wrapped, p)
 	},
 	"a key that was destroyed is not wrapped": func(t *testing.T, b wrappingBackend) {

@@ -263,7 +263,7 @@ func (p *transitProvider) checkKey(ctx context.Context, client *api.Client) erro
 
 func (p *transitProvider) noKey() error {
 	return &wrappingError{
-		problem: fmt.Sprintf("the service has no key %s at mount %s", p.key, p.mount),
+		problem: fmt.Sprintf("the service shows no key %s at mount %s", p.key, p.mount),
 		remedy:  "make or restore it, or name another by the URI",
 	}
 }

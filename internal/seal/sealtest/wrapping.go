@@ -54,6 +54,7 @@ const maxRequestSize = 1 << 20
 type Service struct {
 	server *httptest.Server
 	hung   chan string
+	left   chan string
 
 	mu       sync.Mutex
 	release  chan struct{}
@@ -64,6 +65,7 @@ type Service struct {
 // start serves answer, whose operation of a request names. wrong is the answer with members of other types.
 func (s *Service) start(operation func(*http.Request, []byte) string, wrong string, answer func(http.ResponseWriter, *http.Request, []byte, Mischief)) {
 	s.hung = make(chan string, 16)
+	s.left = make(chan string, 16)
 	s.release = make(chan struct{})
 	s.mischief = map[string]Mischief{}
 	s.server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -101,6 +103,7 @@ func (s *Service) misbehave(w http.ResponseWriter, r *http.Request, m Mischief, 
 		s.hung <- op
 		select {
 		case <-r.Context().Done():
+			s.left <- op
 		case <-release:
 			drop(w)
 		}
@@ -179,6 +182,9 @@ func (s *Service) Behave() {
 
 // Hung tells the operations that hang, when they do.
 func (s *Service) Hung() <-chan string { return s.hung }
+
+// Left tells the operations that hung until the client went.
+func (s *Service) Left() <-chan string { return s.left }
 
 // Release ends what hangs: those connections break.
 func (s *Service) Release() {
