@@ -1,0 +1,4 @@
+package seal
+
+// OpenKMSv2Root is openKMSv2Root.
+var OpenKMSv2Root = openKMSv2Root
