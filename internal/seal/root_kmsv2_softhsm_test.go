@@ -5,16 +5,23 @@ import (
 	"testing"
 
 	"github.com/go-logr/logr"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/seal"
 	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
 
-// TestARootKeyInSoftHSM wraps sealing keys by a key that is in a token behind PKCS#11, over a plugin that is a process of its
-// own: nothing of it is a fake.
+// TestARootKeyInSoftHSM has the root key in a token behind PKCS#11, and a plugin that is a process of its own: nothing of it is
+// a fake.
 func TestARootKeyInSoftHSM(t *testing.T) {
 	hsm := sealtest.NewSoftHSM(t)
+	t.Run("wraps sealing keys", func(t *testing.T) { wrapsSealingKeys(t, hsm) })
+	t.Run("carries an installation", func(t *testing.T) { carriesAnInstallation(t, hsm) })
+}
+
+func wrapsSealingKeys(t *testing.T, hsm *sealtest.SoftHSM) {
+	t.Helper()
 	openRoot := func() seal.RootKey {
 		t.Helper()
 		root, err := seal.OpenKMSv2Root(t.Context(), hsm.Socket, logr.Discard())
@@ -91,4 +98,65 @@ func TestARootKeyInSoftHSM(t *testing.T) {
 	for _, wrapped := range [][]byte{first, second, third} {
 		unwraps(again, wrapped)
 	}
+}
+
+func carriesAnInstallation(t *testing.T, hsm *sealtest.SoftHSM) {
+	t.Helper()
+	config := seal.Config{RootKey: "kmsv2://" + hsm.Socket, Store: &sealtest.Store{}}
+	start := func() *seal.Keyring {
+		t.Helper()
+		k, err := config.Open(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(k.Close)
+		return k
+	}
+	first := start()
+	if report := first.Report(); report.Verdict != seal.VerdictSettled || report.Embedded {
+		t.Errorf("a new installation is %s, embedded %t", report.Verdict, report.Embedded)
+	}
+	of, id, m := seal.MasterKeyVersion{KeyID: envelope.NewKeyID(), Namespace: "team-a", Name: "orders", Version: 1},
+		envelope.NewMaterialID(), envelope.NewMaterial()
+	sealed, err := first.Seal(of, id, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unseals := func(k *seal.Keyring) {
+		t.Helper()
+		if _, _, got, err := k.Unseal(t.Context(), of.KeyID, of.Version, sealed); err != nil || !got.Equal(m) {
+			t.Errorf("what was sealed does not unseal: %v", err)
+		}
+	}
+	unseals(start())
+
+	// The plugin dies: who runs goes on, who starts has to wait, and is told nothing of a restore.
+	hsm.Kill(t)
+	unseals(first)
+	if _, err := first.Seal(of, id, m); err != nil {
+		t.Errorf("the loss of the root key stopped a running manager: %v", err)
+	}
+	_, err = config.Open(t.Context())
+	if !errors.Is(err, seal.ErrPluginFailed) {
+		t.Errorf("a start without the plugin: got %v, want %v", err, seal.ErrPluginFailed)
+	}
+	if lost, ok := errors.AsType[*seal.SecretError](err); ok {
+		t.Errorf("a start without the plugin asks for a restore: %v", lost)
+	}
+	hsm.Start(t)
+	unseals(start())
+
+	// The key in the token is rotated: the leader wraps anew what became stale.
+	wrapped := func() map[string][]byte { return config.Store.(*sealtest.Store).Secrets()[seal.SealingKeysSecret].Data }
+	before := wrapped()
+	hsm.Rotate(t)
+	k := start()
+	unseals(k)
+	if err := k.Tend(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	if cmp.Equal(before, wrapped()) {
+		t.Error("what the old key wrapped was not wrapped anew")
+	}
+	unseals(start())
 }
