@@ -71,7 +71,7 @@ func (a *arena) alloc(n int) slot {
 		s.isOpen = false
 		c.open = c.open[:len(c.open)-1]
 	}
-	return slot{slab: s.self, at: at, size: uint16(n)} //nolint:gosec // at most MaxPlaintextSize
+	return slot{slab: s.self, at: at, size: uint16(n)}
 }
 
 func (a *arena) newSlab(c *class, size int) *slab {
@@ -82,7 +82,7 @@ func (a *arena) newSlab(c *class, size int) *slab {
 	s := &slab{class: c, size: size, bytes: b, unmap: unmap, isOpen: true}
 	s.self = func() *slab { return s }
 	for at := slabSize/size - 1; at >= 0; at-- { // the first is handed out first
-		s.free = append(s.free, uint16(at)) //nolint:gosec // at most slabSize/16
+		s.free = append(s.free, uint16(at))
 	}
 	return s
 }

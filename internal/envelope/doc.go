@@ -10,6 +10,9 @@
 // the header and associated data as info. So one wrapping key may make any number of blobs, and nothing but the very
 // same header and associated data leads to the key of a blob.
 //
+// Secrets are in locked memory and cleared when they are dropped, and what computing with them leaves behind is erased:
+// docs/design/memory.md says how far.
+//
 // The package imports the standard library alone, and no logger: what cannot log cannot leak. It is written for Go's
 // FIPS 140-3 module and works under GODEBUG=fips140=only.
 package envelope

@@ -99,7 +99,7 @@ func memoryOf(object any) []byte {
 		p = p.Field(0) // an AEAD with random IVs is a struct around the pointer to another
 	}
 	if n := sizeBehind(p.Type()); n > 0 {
-		return unsafe.Slice((*byte)(p.UnsafePointer()), n)
+		return unsafe.Slice((*byte)(p.UnsafePointer()), n) //nolint:gosec // n is the size of the object, which p keeps alive
 	}
 	return nil
 }
@@ -117,7 +117,7 @@ func sizeBehind(pointer reflect.Type) int {
 	}
 	n := 0
 	if pointer.Kind() == reflect.Pointer && pointerFree(pointer.Elem()) {
-		n = int(pointer.Elem().Size()) //nolint:gosec // the size of a type
+		n = int(pointer.Elem().Size())
 	}
 	more := map[reflect.Type]int{pointer: n}
 	if known != nil {
