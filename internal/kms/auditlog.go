@@ -124,12 +124,20 @@ func appendName(b []byte, name string) []byte {
 	return append(append(append(b, '"'), name...), '"')
 }
 
+// escaped is s as encoding/json writes it.
+func escaped(s string) []byte {
+	b, err := json.Marshal(s)
+	if err != nil { // which encoding/json never gives for a string
+		return []byte(`""`)
+	}
+	return b
+}
+
 // appendString appends a string of printable ASCII as it is, and any other as encoding/json escapes it.
 func appendString(b []byte, s string) []byte {
 	for i := range len(s) {
 		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
-			escaped, _ := json.Marshal(s) // of a string it does not fail
-			return append(b, escaped...)
+			return append(b, escaped(s)...)
 		}
 	}
 	return append(append(append(b, '"'), s...), '"')

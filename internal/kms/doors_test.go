@@ -3,6 +3,7 @@ package kms_test
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"testing"
 	"time"
 
@@ -50,9 +51,7 @@ func TestWhichKindOpensThroughWhichDoor(t *testing.T) {
 		"other context": {Context: map[string]string{"k": "w"}},
 		"other aad":     {Raw: []byte("kw")},
 	}
-	for name, ad := range bound {
-		stated[name] = ad
-	}
+	maps.Copy(stated, bound)
 	for kind, rules := range opening {
 		h := envelope.Header{Kind: kind, KeyID: keyID(t, ordersKey.KeyID), KeyVersion: 1, MaterialID: materialID}
 		if kind.Scoped() {

@@ -48,15 +48,15 @@ func (s *Service) keyToSeal(ctx context.Context, review *reviewer, verb string, 
 }
 
 // versionToSeal returns the version that encrypts at a door, if the state of the key allows it.
-func (o MasterKey) versionToSeal(k *key, door Door, record *AuditKey) (*version, error) {
-	if err := o.usable(); err != nil {
+func (k MasterKey) versionToSeal(material *key, door Door, record *AuditKey) (*version, error) {
+	if err := k.usable(); err != nil {
 		return nil, err
 	}
-	v, err := door.version(k)
+	v, err := door.version(material)
 	if err != nil {
 		return nil, outward(err)
 	}
-	*record = k.audited(v)
+	*record = material.audited(v)
 	return v, nil
 }
 

@@ -1,3 +1,5 @@
+// Package kmsv1 is the contract between the key service and the sidecars: kms.proto, what is generated from it, and the reasons of
+// refusals.
 package kmsv1
 
 // ErrorDomain is the domain of the google.rpc.ErrorInfo that statuses of the key service carry.
