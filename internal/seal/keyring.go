@@ -31,7 +31,8 @@ type Keyring struct {
 	missedAt, rewrapped time.Time
 }
 
-// sealingKeys are all versions of the sealing key that this process knows. They are never changed.
+// sealingKeys are all versions of the sealing key that this process knows and that may have sealed something. They are never
+// changed.
 type sealingKeys struct {
 	versions map[uint32]sealingKey
 	primary  uint32 // seals

@@ -38,7 +38,8 @@ var (
 
 // index is the entry of that name: JSON.
 type index struct {
-	// Primary is the version that seals. At most one newer version lies beside it, which has sealed nothing yet.
+	// Primary is the version that seals. At most one newer version lies beside it, which has sealed nothing yet: until it does,
+	// nothing depends on it, and it may be made anew.
 	Primary uint32 `json:"primary"`
 	// PrimarySince is when it began to.
 	PrimarySince time.Time `json:"primarySince"`
@@ -46,7 +47,7 @@ type index struct {
 	RotateRequestedAt string `json:"rotateRequestedAt,omitempty"`
 	// SettledOn is the tag of the root key that the installation relies on: every version was read back and opened by it.
 	SettledOn string `json:"settledOn"`
-	// RootKeys are the root keys that wrap the sealing keys, each of them all versions, by their tags.
+	// RootKeys are the root keys that wrap the sealing keys, each of them all versions up to the primary one, by their tags.
 	RootKeys map[string]listedRootKey `json:"rootKeys"`
 }
 
@@ -174,10 +175,10 @@ func (l *layout) wrapped(version uint32, tag string) []byte {
 	return l.secret.Data[wrappedEntry(version, tag)]
 }
 
-// missing are the versions that a root key does not wrap.
+// missing are the versions that a root key has to wrap and does not.
 func (l *layout) missing(tag string) []uint32 {
 	var versions []uint32
-	for v := uint32(1); v <= l.newest; v++ {
+	for v := uint32(1); v <= l.index.Primary; v++ {
 		if len(l.wrapped(v, tag)) == 0 {
 			versions = append(versions, v)
 		}

@@ -95,7 +95,7 @@ func (k *Keyring) learnBy(ctx context.Context, root RootKey, l *layout) error {
 		maps.Copy(learned.versions, known.versions)
 		learned.primary = max(known.primary, learned.primary)
 	}
-	for v := uint32(1); v <= l.newest; v++ {
+	for v := uint32(1); v <= l.index.Primary; v++ {
 		sk, err := k.open(ctx, root, l, v)
 		if err != nil {
 			return err

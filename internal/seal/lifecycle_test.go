@@ -746,3 +746,56 @@ func TestAnOldBackupIsNotBuiltUpon(t *testing.T) {
 		t.Errorf("after the newer backup is back: %v", err)
 	}
 }
+
+// What lies in the Secret of a new sealing key that has sealed nothing yet keeps nobody from starting, and does not seal unless it
+// opens by every root key as the same key.
+func TestANewSealingKeyDoesNotSealBeforeItWasReadBack(t *testing.T) {
+	const oldKey, newKey = "fake://old", "fake://new"
+	s := stage{root: newKey, previous: oldKey}
+	entry := func(version, root string) string { return version + "." + seal.TagOf(root) }
+	for name, damage := range map[string]func(*seal.Secret){
+		"it does not open by the root key":          func(s *seal.Secret) { s.Data[entry("v2", newKey)][90] ^= 1 },
+		"it does not open by the previous root key": func(s *seal.Secret) { s.Data[entry("v2", oldKey)][90] ^= 1 },
+		"it is missing under one root key":          func(s *seal.Secret) { delete(s.Data, entry("v2", oldKey)) },
+		"it is another version":                     func(s *seal.Secret) { s.Data[entry("v2", oldKey)] = s.Data[entry("v1", oldKey)] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			i := newInstallation()
+			i.seal(t, i.start(t, stage{root: oldKey}))
+			k := i.start(t, s)
+			i.request("now")
+			updates := 0
+			i.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+				if c.Method == sealtest.Update {
+					updates++
+				}
+				if c.Method == sealtest.Get && updates == 1 {
+					updates++
+					i.store.Edit(seal.SealingKeysSecret, damage)
+					return sealtest.Fail
+				}
+				return sealtest.None
+			}
+			if err := k.Rotate(t.Context(), 0); !errors.Is(err, sealtest.ErrInjected) {
+				t.Fatalf("got %v", err)
+			}
+			i.store.Hook = nil
+			started := i.start(t, s)
+			if k.Primary() != 1 || started.Primary() != 1 {
+				t.Errorf("versions %d and %d seal", k.Primary(), started.Primary())
+			}
+			if err := i.opens(t.Context(), started); err != nil {
+				t.Error(err)
+			}
+			if err := started.Rotate(t.Context(), 0); err != nil || started.Primary() != 2 {
+				t.Errorf("the next leader: got %v, and version %d seals", err, started.Primary())
+			}
+			i.seal(t, started)
+			for _, flags := range []stage{s, {root: oldKey}, {root: newKey}} {
+				if err := i.opens(t.Context(), i.start(t, flags)); err != nil {
+					t.Errorf("--root-key=%s --previous-root-key=%s: %v", flags.root, flags.previous, err)
+				}
+			}
+		})
+	}
+}

@@ -150,7 +150,7 @@ func (k *Keyring) wrapVersions(ctx context.Context, l *layout, root RootKey, ver
 func (k *Keyring) checkAll(ctx context.Context, l *layout, tag string) (*step, error) {
 	var broken []uint32
 	var problem error
-	for v := uint32(1); v <= l.newest; v++ {
+	for v := uint32(1); v <= l.index.Primary; v++ {
 		_, err := k.open(ctx, k.current, l, v)
 		if _, isFinal := errors.AsType[*SecretError](err); isFinal && l.index.SettledOn != tag {
 			broken, problem = append(broken, v), err
@@ -171,7 +171,7 @@ func (k *Keyring) rewrapStale(ctx context.Context, l *layout, tag string) (*step
 		return nil, nil
 	}
 	var stale []uint32
-	for v := uint32(1); v <= l.newest; v++ {
+	for v := uint32(1); v <= l.index.Primary; v++ {
 		if root.Stale(l.wrapped(v, tag)) {
 			stale = append(stale, v)
 		}
@@ -201,7 +201,7 @@ func (k *Keyring) wrapAnew(ctx context.Context, l *layout, versions []uint32) (*
 func (k *Keyring) replace(ctx context.Context, l *layout, tag string) (*step, error) {
 	good, found := map[uint32][]byte{}, false
 	keys := k.keys.Load()
-	for v := uint32(1); v <= l.newest; v++ {
+	for v := uint32(1); v <= l.index.Primary; v++ {
 		entry := wrappedEntry(v, tag) + nextSuffix
 		wrapped, ok := l.secret.Data[entry]
 		if !ok {
@@ -222,7 +222,7 @@ func (k *Keyring) replace(ctx context.Context, l *layout, tag string) (*step, er
 	}
 	k.rewrapped = k.config.Clock.Now()
 	return l.step("Replaced wrapped sealing keys by those that were wrapped anew", func(data map[string][]byte, _ *index) {
-		for v := uint32(1); v <= l.newest; v++ {
+		for v := uint32(1); v <= l.index.Primary; v++ {
 			delete(data, wrappedEntry(v, tag)+nextSuffix)
 			if wrapped, ok := good[v]; ok {
 				data[wrappedEntry(v, tag)] = bytes.Clone(wrapped)

@@ -265,6 +265,7 @@ func TestALostOrAlteredSecretIsNamedAndNothingIsMadeInItsPlace(t *testing.T) {
 			damage: func(s *sealtest.Store) {
 				entry := v1(s)
 				s.Edit(seal.SealingKeysSecret, func(s *seal.Secret) { s.Data["v2"+entry[2:]] = s.Data[entry] })
+				editIndex(`"primary":1`, `"primary":2`)(s)
 			},
 			secret: seal.SealingKeysSecret, says: "that does not open under root key",
 		},

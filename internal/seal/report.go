@@ -107,7 +107,15 @@ func (l *layout) report(current, previous ConfiguredRootKey) Report {
 		r.RootKeys = append(r.RootKeys, listed)
 	}
 	settled := l.settledOn()
-	opensAll := func(c ConfiguredRootKey) bool { return len(c.Opens) == int(l.newest) }
+	opensAll := func(c ConfiguredRootKey) bool {
+		opens := 0
+		for _, v := range c.Opens {
+			if v <= l.index.Primary {
+				opens++
+			}
+		}
+		return opens == int(l.index.Primary)
+	}
 	settledHere := current.ID == settled.ID
 	fromPrevious := previous.URI != "" && (previous.URI == settled.URI || previous.ID == settled.ID)
 	switch {

@@ -59,7 +59,7 @@ func (k *Keyring) Rotate(ctx context.Context, interval time.Duration) error {
 			rotated = true
 			return k.promote(ctx, l)
 		case k.due(l, interval) && !rotated:
-			return k.addVersion(ctx, l)
+			return k.addVersion(ctx, l, l.newest+1)
 		}
 		return nil, nil
 	})
@@ -100,19 +100,18 @@ func (k *Keyring) roots(ctx context.Context, l *layout) ([]RootKey, error) {
 }
 
 // addVersion makes a sealing key under every root key. It seals nothing yet.
-func (k *Keyring) addVersion(ctx context.Context, l *layout) (*step, error) {
+func (k *Keyring) addVersion(ctx context.Context, l *layout, version uint32) (*step, error) {
 	roots, err := k.roots(ctx, l)
 	if err != nil {
 		return nil, err
 	}
-	if l.index.Primary < k.Primary() {
+	if version <= k.Primary() {
 		return nil, &SecretError{
 			Secret:  SealingKeysSecret,
 			Problem: fmt.Sprintf("does not hold the newest sealing key of this manager, %d, any more", k.Primary()),
 			Remedy:  "restore it from a backup made after the last rotation; until then there is no other rotation",
 		}
 	}
-	version := l.newest + 1
 	sk := sealingKey{envelope.NewMaterialID(), envelope.NewMaterial()}
 	defer sk.material.Destroy() // it counts once it was read back
 	entries := map[string][]byte{}
@@ -128,19 +127,47 @@ func (k *Keyring) addVersion(ctx context.Context, l *layout) (*step, error) {
 	})
 }
 
-// promote lets a new sealing key seal, once it opens as the same key under every root key.
+// promote lets a new sealing key seal, once it opens as the same key under every root key. One that does not is made anew.
 func (k *Keyring) promote(ctx context.Context, l *layout) (*step, error) {
 	roots, err := k.roots(ctx, l)
 	if err != nil {
 		return nil, err
 	}
-	for _, root := range roots {
-		if _, err := k.open(ctx, root, l, l.newest); err != nil {
+	if err := k.opensAlike(ctx, l, roots); err != nil {
+		if _, isFinal := errors.AsType[*SecretError](err); !isFinal {
 			return nil, err
 		}
+		k.config.Logger.Error(err, "A new sealing key does not open, and is made anew")
+		return k.addVersion(ctx, l, l.newest)
 	}
 	return l.step(fmt.Sprintf("Sealing key %d seals from now on: take a new backup of the Secrets of this namespace", l.newest),
 		func(_ map[string][]byte, i *index) {
 			i.Primary, i.PrimarySince, i.RotateRequestedAt = l.newest, k.config.Clock.Now().UTC(), rotateRequested(l)
 		})
+}
+
+// opensAlike makes sure that every root key opens the newest version as the same key.
+func (k *Keyring) opensAlike(ctx context.Context, l *layout, roots []RootKey) error {
+	var first sealingKey
+	defer func() { first.material.Destroy() }()
+	for i, root := range roots {
+		sk, err := k.open(ctx, root, l, l.newest)
+		switch {
+		case err != nil:
+			return err
+		case i == 0:
+			first = sk
+			continue
+		}
+		same := sk.equal(first)
+		sk.material.Destroy()
+		if !same {
+			return &SecretError{
+				Secret:  SealingKeysSecret,
+				Problem: fmt.Sprintf("has a sealing key %d that opens by root key %s as another one than by %s", l.newest, root.ID(), roots[0].ID()),
+				Remedy:  "it has sealed nothing, and is made anew",
+			}
+		}
+	}
+	return nil
 }
