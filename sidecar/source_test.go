@@ -132,6 +132,22 @@ func TestSource(t *testing.T) {
 	}
 }
 
+// What makes the keeper ask again is that anything that it sends has changed.
+func TestSealedThatDiffers(t *testing.T) {
+	sealed := Sealed{CiphertextBlob: []byte("blob"), EncryptionContext: map[string]string{"a": "b"}, AAD: []byte("aad"), Generation: 1}
+	for name, change := range map[string]func(*Sealed){
+		"the blob":    func(s *Sealed) { s.CiphertextBlob = []byte("another") },
+		"the context": func(s *Sealed) { s.EncryptionContext = map[string]string{"a": "c"} },
+		"the aad":     func(s *Sealed) { s.AAD = []byte("another") },
+	} {
+		other := sealed
+		change(&other)
+		if !sealed.equal(sealed) || sealed.equal(other) { //nolint:gocritic // the same is to be equal
+			t.Errorf("%s: another one is taken for the same", name)
+		}
+	}
+}
+
 func TestSourceFollowsTheKubelet(t *testing.T) {
 	mount := sidecartest.NewMount(t)
 	source := NewSource(mount.Dir)
