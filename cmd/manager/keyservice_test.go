@@ -3,11 +3,37 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/controllers"
+	"github.com/datakeys/datakeys/internal/kms"
 )
+
+// The controllers tell these apart; anything else is tried again.
+func TestControllersKnowTheErrorsOfTheKeyService(t *testing.T) {
+	for name, c := range map[string]struct{ err, want error }{
+		"no key ID":          {kms.ErrInvalidKeyID, controllers.ErrInvalidKeyID},
+		"missing material":   {kms.ErrMaterialMissing, controllers.ErrMaterialMissing},
+		"another's material": {kms.ErrMaterialConflict, controllers.ErrMaterialConflict},
+		"broken material":    {kms.ErrMaterialBroken, controllers.ErrMaterialBroken},
+		"another's blob":     {kms.ErrBlobRefused, controllers.ErrBlobRefused},
+		"a kind of key pair that is not offered": {
+			&kms.Error{Code: kms.CodeInvalidArgument, Reason: kmsv1.ReasonUnsupported}, controllers.ErrUnsupported,
+		},
+	} {
+		if got := controllersError(fmt.Errorf("wrapped: %w", c.err)); !errors.Is(got, c.want) || !errors.Is(got, c.err) {
+			t.Errorf("%s: got %v, want it to be %v and %v", name, got, c.want, c.err)
+		}
+	}
+	for _, other := range []error{nil, &kms.Error{Code: kms.CodeInvalidArgument}, errors.New("down")} {
+		if got := controllersError(other); got != other {
+			t.Errorf("got %v, want %v as it is", got, other)
+		}
+	}
+}
 
 // A leader that was just started must not take a key service that is not unsealed yet for one that has lost its keys.
 func TestControllersWaitForTheUnsealing(t *testing.T) {
