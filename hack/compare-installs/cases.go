@@ -54,10 +54,30 @@ var chartCases = map[string]chartCase{
 		contains:  []string{"metrics.scrapeFrom"},
 		refused:   true,
 	},
-	"a root key that is no Secret is refused": {
-		arguments: []string{"--set=rootKey=/etc/root.key"},
+	"a root key without a scheme is refused": {
+		arguments: []string{"--set=rootKey.uri=/etc/root.key"},
 		contains:  []string{"rootKey"},
 		refused:   true,
+	},
+	"a root key with credentials is refused": {
+		arguments: []string{"--set=rootKey.uri=transit://me:secret@vault.example:8200/transit/datakeys"},
+		contains:  []string{"rootKey"},
+		refused:   true,
+	},
+	"a change of the root key reaches the manager, with what the new one needs": {
+		arguments: []string{
+			"--set=rootKey.uri=transit://vault.example:8200/transit/datakeys,rootKey.previousUri=secret://datakeys-root-key,sealingKeyRotationInterval=720h",
+			"--set-json=extraEnv=[{\"name\":\"VAULT_TOKEN_FILE\",\"value\":\"/vault/token\"}]",
+			"--set-json=extraVolumes=[{\"name\":\"vault\",\"emptyDir\":{}}]",
+			"--set-json=extraVolumeMounts=[{\"name\":\"vault\",\"mountPath\":\"/vault\"}]",
+			"--set-json=extraContainers=[{\"name\":\"agent\",\"image\":\"r.example/agent\"}]",
+			"--set-json=networkPolicy.extraEgress=[{\"ports\":[{\"port\":8200}]}]",
+		},
+		contains: []string{
+			"name: DATAKEYS_ROOT_KEY\n              value: \"transit://vault.example:8200/transit/datakeys\"",
+			"name: DATAKEYS_PREVIOUS_ROOT_KEY\n              value: \"secret://datakeys-root-key\"",
+			"--sealing-key-rotation-interval=720h", "name: VAULT_TOKEN_FILE", "mountPath: /vault", "emptyDir: {}", "image: r.example/agent", "port: 8200",
+		},
 	},
 	"a name that is no value is refused": {
 		arguments: []string{"--set=replicaCount=3"},
