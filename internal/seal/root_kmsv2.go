@@ -52,9 +52,13 @@ func openKMSv2RootBy(
 		return nil, fmt.Errorf("root key %s://%s: %w", schemeKMSv2, socket, err)
 	}
 	r := &kmsv2Root{socket: socket, plugin: p, status: &pluginStatus{log: log.WithValues("socket", socket)}}
-	if _, err := r.status.ask(ctx, p.status); err != nil {
+	keyID, err := p.status(ctx)
+	if err == nil {
+		_, err = r.status.observe(keyID, nil)
+	}
+	if err != nil {
 		_ = p.close()
-		return nil, r.failed(err)
+		return nil, r.failed(err) // not logged here: whoever opens tries again and again, and says so
 	}
 	ctx, r.stop = context.WithCancel(context.WithoutCancel(ctx)) // ctx bounds the opening alone
 	r.polled.Go(func() { r.status.poll(ctx, p.status, after) })
