@@ -17,6 +17,7 @@ func TestHelmInstall(t *testing.T) {
 			"a Job completes":                     jobCompletes,
 			"an init container reads a data key":  initContainerReadsADataKey,
 			"pods of any user":                    podsOfAnyUser,
+			"a key pair and an aad are read":      keyPairAndAADAreRead,
 			"an unlabelled pod is untouched":      unlabelledPodIsUntouched,
 			"a ServiceAccount without permission": serviceAccountWithoutPermission,
 			"a data key that comes late":          dataKeyThatComesLate,

@@ -63,14 +63,14 @@ func masterKeyMaterial(t *testing.T, c *cluster, keyID string) (envelope.Materia
 }
 
 // plaintext opens a blob as only the key service does otherwise.
-func plaintext(t *testing.T, c *cluster, blob []byte, encryptionContext map[string]string) []byte {
+func plaintext(t *testing.T, c *cluster, blob []byte, ad envelope.AssociatedData) []byte {
 	t.Helper()
 	parsed, err := envelope.Parse(blob)
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, material := masterKeyMaterial(t, c, parsed.Header.KeyID.String())
-	p, err := material.Open(parsed, envelope.AssociatedData{Context: encryptionContext})
+	p, err := material.Open(parsed, ad)
 	if err != nil {
 		t.Fatalf("open the blob: %v", err)
 	}
@@ -93,7 +93,7 @@ func plaintextOf(t *testing.T, namespace, name string) []byte {
 	if len(request.Status.Generations) != 1 || string(request.Status.Generations[0].CiphertextBlob) != string(blob) {
 		t.Fatalf("DataKeyRequest %s and its Secret do not hold the same blob", key)
 	}
-	b := plaintext(t, kube, blob, request.Spec.Context())
+	b := plaintext(t, kube, blob, envelope.AssociatedData{Context: request.Spec.Context(), Raw: request.Spec.AAD})
 	seenPlaintexts.Store("data key "+key.String(), b)
 	return b
 }
