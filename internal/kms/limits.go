@@ -85,7 +85,7 @@ func newLimits(l Limits) *limits {
 func (s *Service) admit(ctx context.Context, c Caller) error {
 	now := s.now()
 	l := s.limits
-	message := ""
+	var message string
 	switch {
 	case !l.refusals.left(c.PodUID, now):
 		message = fmt.Sprintf("too many requests of this pod were refused: %.0f a second are answered, so ask for less that is not allowed or not there", l.refusals.rate)
