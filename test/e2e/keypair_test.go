@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/json"
 	"testing"
@@ -42,6 +43,11 @@ func keyPairAndAADAreRead(t *testing.T) {
 	if err != nil {
 		t.Fatal("the private key of signing is no PKCS #8")
 	}
+	scalar, err := key.(*ecdsa.PrivateKey).Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seenPlaintexts.Store("scalar of "+namespace+"/signing", scalar)
 	public, err := x509.MarshalPKIXPublicKey(key.(crypto.Signer).Public())
 	if err != nil {
 		t.Fatal(err)
