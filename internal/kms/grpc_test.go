@@ -438,7 +438,7 @@ func TestNoKeyIsInTheServersLog(t *testing.T) {
 	mustNotHold(t, "an answer", told.String(), secrets)
 }
 
-// registerEmpty adds a method that does nothing, to measure what a call costs by itself, and one with the messages of a Decrypt.
+// registerEmpty adds a method that does nothing, to measure what a call costs by itself.
 func registerEmpty(s *grpc.Server) {
 	s.RegisterService(&grpc.ServiceDesc{
 		ServiceName: "test.Empty",
@@ -448,16 +448,6 @@ func registerEmpty(s *grpc.Server) {
 			Handler: func(_ any, _ context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 				in := new(emptypb.Empty)
 				return in, dec(in)
-			},
-		}, {
-			MethodName: "Messages",
-			Handler: func(_ any, _ context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
-				return &kmsv1.DecryptResponse{
-					KeyId:      "arn:datakeys:kms:0123456789ab:team-a:key/" + ordersKey.KeyID,
-					KeyVersion: 1,
-					Plaintext:  make([]byte, 32),
-					MaterialId: make([]byte, 16),
-				}, dec(new(kmsv1.DecryptRequest))
 			},
 		}},
 	}, struct{}{})
