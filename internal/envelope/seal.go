@@ -123,3 +123,18 @@ func keyInfo(header []byte, ad AssociatedData) (string, error) {
 	ad.write(&info, pairs)
 	return info.String(), nil
 }
+
+// Fingerprint returns n bytes, 1 to 8160, that m alone leads to and that tell nothing of it: HKDF-SHA-256 without salt, with
+// the label as info (RFC 5869). They name a key that has no other name. No blob's key is among them, since those have a salt.
+func (m Material) Fingerprint(label string, n int) (fingerprint []byte, err error) {
+	err = erasing(func(traces *traces) error {
+		return m.s.use(func(material []byte) (err error) {
+			fingerprint, err = hkdf.Key(traces.newHash, material, nil, label, n)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("deriving a fingerprint: %w", err)
+	}
+	return fingerprint, nil
+}

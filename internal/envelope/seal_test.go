@@ -5,6 +5,8 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/fips140"
+	"crypto/hkdf"
+	"crypto/sha256"
 	"errors"
 	"os"
 	"os/exec"
@@ -313,6 +315,23 @@ func TestDestroyWhileInUse(t *testing.T) {
 	m.Destroy()
 	close(destroyed)
 	all.Wait()
+}
+
+func TestFingerprint(t *testing.T) {
+	m, err := MaterialFromBytes(counted(1, MaterialSize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := hkdf.Key(sha256.New, counted(1, MaterialSize), nil, "name", 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := m.Fingerprint("name", 16); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("got %x, %v, want %x", got, err, want)
+	}
+	if got, err := (Material{}).Fingerprint("name", 16); got != nil || !errors.Is(err, ErrDestroyed) {
+		t.Errorf("no material: got %x, %v, want ErrDestroyed", got, err)
+	}
 }
 
 func TestMaterialAsPlaintext(t *testing.T) {

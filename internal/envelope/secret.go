@@ -113,8 +113,8 @@ func MaterialFromBytes(b []byte) (Material, error) {
 }
 
 // Use calls f with the live bytes and returns its error; it returns ErrDestroyed, without a call, for material that is
-// zero or destroyed. Destroy waits for f. The bytes must not be changed, nor kept after f returns: their place is then
-// given to another secret. Inside f nothing may destroy m.
+// zero or destroyed. Destroy waits for f. The bytes must not be changed, nor kept after f returns: their place may then
+// be given to another secret. Inside f, nothing else may be done with m: it could wait for f for ever.
 func (m Material) Use(_ insecuresecret.Token, f func([]byte) error) error { return m.s.use(f) }
 
 // AppendTo appends a copy of the bytes to dst, and nothing for material that is zero or destroyed. Clearing the copy

@@ -2,8 +2,6 @@ package seal
 
 import (
 	"bytes"
-	"crypto/hkdf"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
@@ -13,7 +11,6 @@ import (
 	"syscall"
 
 	"github.com/datakeys/datakeys/internal/envelope"
-	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
 )
 
 const schemeFile = "file"
@@ -147,15 +144,12 @@ func printable(b []byte) bool {
 // fileRootID derives the ID of a key from its bytes, so that a file with another key is known as another root key. Back from
 // the ID there is no way but to guess all of a random key.
 func fileRootID(m envelope.Material) (id envelope.KeyID, err error) {
-	err = m.Use(insecuresecret.Token{}, func(key []byte) error {
-		b, err := hkdf.Key(sha256.New, key, nil, fileRootLabel, len(id))
-		if err != nil {
-			return fmt.Errorf("deriving the key ID: %w", err)
-		}
-		id = envelope.KeyID(b)
-		return nil
-	})
+	b, err := m.Fingerprint(fileRootLabel, len(id))
+	if err != nil {
+		return envelope.KeyID{}, err
+	}
+	id = envelope.KeyID(b)
 	id[6] = id[6]&0x0f | 0x80 // a UUID of version 8, whose bits are the maker's own (RFC 9562, section 5.8)
 	id[8] = id[8]&0x3f | 0x80
-	return id, err
+	return id, nil
 }
