@@ -375,3 +375,32 @@ func TestAliasesOfAKeyThatTheListHasNotHeardOf(t *testing.T) {
 		}
 	}
 }
+
+// The namespace that counts is the pod's own, whatever it may do elsewhere.
+func TestListsAreOfThePodsOwnNamespace(t *testing.T) {
+	w := listed(t)
+	const guest, owner = "guest", "owner" // pods of team-b: with permissions in team-a, and in team-b
+	for token, namespace := range map[string]string{guest: "team-a", owner: "team-b"} {
+		w.tokens.Add(token, kmstest.Caller("team-b", token, token+"-pod"))
+		for _, verb := range []string{v1alpha1.VerbListKeys, v1alpha1.VerbListAliases, v1alpha1.VerbGenerateRandom} {
+			w.rbac.Grant("system:serviceaccount:team-b:"+token, kms.Access{Verb: verb, Resource: v1alpha1.ResourceMasterKeys, Namespace: namespace})
+		}
+	}
+	if _, _, err := w.ListKeys(t.Context(), guest, 0, ""); kms.CodeOf(err) != kms.CodeDenied {
+		t.Errorf("ListKeys: got %v, want Denied", err)
+	}
+	if _, _, err := w.ListAliases(t.Context(), guest, "", 0, ""); kms.CodeOf(err) != kms.CodeDenied {
+		t.Errorf("ListAliases: got %v, want Denied", err)
+	}
+	if _, err := w.GenerateRandom(t.Context(), guest, 32); kms.CodeOf(err) != kms.CodeDenied {
+		t.Errorf("GenerateRandom: got %v, want Denied", err)
+	}
+	keys, _, err := w.ListKeys(t.Context(), owner, 0, "")
+	if err != nil || len(keys) != 1 || keys[0].Name != "theirs" {
+		t.Errorf("ListKeys: got %v, %v, want the key of team-b", keys, err)
+	}
+	aliases, _, err := w.ListAliases(t.Context(), owner, "", 0, "")
+	if err != nil || len(aliases) != 2 || aliases[0].TargetKeyID != theirsKey.KeyID || aliases[1].TargetKeyID != theirsKey.KeyID {
+		t.Errorf("ListAliases: got %v, %v, want those of team-b", aliases, err)
+	}
+}
