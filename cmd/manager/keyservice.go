@@ -59,7 +59,7 @@ func (*keyService) NeedLeaderElection() bool { return false }
 func (k *keyService) Start(ctx context.Context) error {
 	if err := k.unseal(ctx); err != nil {
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // the manager ends before it was unsealed: there is nothing to stop
+			return nil // the manager ends before it was unsealed: there is nothing to stop
 		}
 		return err
 	}

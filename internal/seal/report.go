@@ -106,40 +106,39 @@ func (l *layout) report(current, previous ConfiguredRootKey) Report {
 		}
 		r.RootKeys = append(r.RootKeys, listed)
 	}
+	r.Verdict, r.Advice = l.verdict(r)
+	return r
+}
+
+// verdict says what a report comes to, and what there is to do.
+func (l *layout) verdict(r Report) (Verdict, string) {
 	settled := l.settledOn()
 	opensAll := func(c ConfiguredRootKey) bool {
-		opens := 0
-		for _, v := range c.Opens {
-			if v <= l.index.Primary {
-				opens++
-			}
-		}
-		return opens == int(l.index.Primary)
+		opens := slices.DeleteFunc(slices.Clone(c.Opens), func(v uint32) bool { return v > l.index.Primary })
+		return len(opens) == int(l.index.Primary)
 	}
-	settledHere := current.ID == settled.ID
-	fromPrevious := previous.URI != "" && (previous.URI == settled.URI || previous.ID == settled.ID)
+	byCurrent, byPrevious := opensAll(r.Current), opensAll(r.Previous)
+	settledHere := r.Current.ID == settled.ID
+	fromPrevious := r.Previous.URI != "" && (r.Previous.URI == settled.URI || r.Previous.ID == settled.ID)
 	switch {
-	case settledHere && opensAll(current) && len(r.RootKeys) == 1:
-		r.Verdict, r.Advice = VerdictSettled, "nothing to do"
-		if previous.URI != "" {
-			r.Advice = "--previous-root-key is not needed any more: remove it"
-		}
-	case settledHere && opensAll(current) && previous.URI != "":
-		r.Verdict = VerdictKeepsPrevious
-		r.Advice = "every sealing key opens by the new root key; once every replica says so, remove --previous-root-key: what the old root key wrapped is dropped then"
-	case settledHere && opensAll(current):
-		r.Verdict, r.Advice = VerdictChanging, "what other root keys wrapped is being dropped"
-	case !opensAll(current) && !opensAll(previous):
-		r.Verdict = VerdictSealed
-		r.Advice = fmt.Sprintf("the sealing keys are wrapped by root key %s: set --root-key=%s, or bring that root key back", settled.ID, settled.URI)
-	case fromPrevious || settledHere:
-		r.Verdict, r.Advice = VerdictChanging, "the manager goes on by itself; its log says what holds it up"
+	case !byCurrent && !byPrevious:
+		return VerdictSealed, fmt.Sprintf("the sealing keys are wrapped by root key %s: set --root-key=%s, or bring that root key back",
+			settled.ID, settled.URI)
+	case settledHere && byCurrent && len(r.RootKeys) == 1 && r.Previous.URI != "":
+		return VerdictSettled, "--previous-root-key is not needed any more: remove it"
+	case settledHere && byCurrent && len(r.RootKeys) == 1:
+		return VerdictSettled, "nothing to do"
+	case settledHere && byCurrent && r.Previous.URI != "":
+		return VerdictKeepsPrevious, "every sealing key opens by the new root key; once every replica says so, remove --previous-root-key: " +
+			"what the old root key wrapped is dropped then"
+	case settledHere && byCurrent:
+		return VerdictChanging, "what other root keys wrapped is being dropped"
+	case settledHere || fromPrevious:
+		return VerdictChanging, "the manager goes on by itself; its log says what holds it up"
 	default:
-		r.Verdict = VerdictElsewhere
-		r.Advice = fmt.Sprintf("the installation relies on root key %s: set --root-key=%s; to change the root key, set the new one as --root-key and %s as --previous-root-key",
-			settled.ID, settled.URI, settled.URI)
+		return VerdictElsewhere, fmt.Sprintf("the installation relies on root key %s: set --root-key=%s; to change the root key, "+
+			"set the new one as --root-key and %s as --previous-root-key", settled.ID, settled.URI, settled.URI)
 	}
-	return r
 }
 
 // Inspect reads the Secret with the sealing keys and tries the root keys on every version of them. It writes nothing and makes

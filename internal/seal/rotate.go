@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -121,9 +122,7 @@ func (k *Keyring) addVersion(ctx context.Context, l *layout, version uint32) (*s
 		}
 	}
 	return l.step(fmt.Sprintf("Made sealing key %d", version), func(data map[string][]byte, _ *index) {
-		for entry, wrapped := range entries {
-			data[entry] = wrapped
-		}
+		maps.Copy(data, entries)
 	})
 }
 
