@@ -25,11 +25,15 @@ func NewJSONAuditor(w io.Writer) *JSONAuditor {
 // Record implements Auditor.
 func (a *JSONAuditor) Record(ctx context.Context, r AuditRecord) (err error) {
 	select {
-	case a.turn <- struct{}{}:
-		defer func() { <-a.turn }()
-	case <-ctx.Done():
-		return fmt.Errorf("waiting to write an audit record: %w", ctx.Err())
+	case a.turn <- struct{}{}: // nobody else writes: a context makes its channel only when it is asked for
+	default:
+		select {
+		case a.turn <- struct{}{}:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting to write an audit record: %w", ctx.Err())
+		}
 	}
+	defer func() { <-a.turn }()
 	a.line = a.line[:0]
 	if a.torn {
 		a.line = append(a.line, '\n')
