@@ -46,8 +46,8 @@ func (s *Service) TendSeal(ctx context.Context, leads bool, interval time.Durati
 	s.reseal.mu.Lock()
 	defer s.reseal.mu.Unlock()
 	due, errDue := s.seal.RotationDue(ctx, interval)
-	if err = errors.Join(err, errDue); errDue != nil {
-		return err
+	if errDue != nil {
+		return errors.Join(err, errDue)
 	}
 	if due {
 		// First a look at everything: see resealAll.

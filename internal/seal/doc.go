@@ -3,10 +3,16 @@
 //
 //	root key -> sealing key -> master key version -> data key
 //
-// The root key is asked once at the start, and once a new sealing key, whatever the number of master keys. Sealing keys
-// lie wrapped in the Secret datakeys-sealing-keys, together with the install ID.
+// The root key is asked at the start, once a version of the sealing key, and for each new one, whatever the number of master
+// keys. Sealing keys lie wrapped in the Secret datakeys-sealing-keys, together with the install ID, each under every root key
+// of the installation: one, and two while the root key is being changed.
 //
-// Every Secret is made with Create and read back, so that two managers that start at once agree. A Secret that is
+// Where to look: layout.go has what lies in that Secret; open.go the start; learn.go what other managers did since;
+// migrate.go the change of the root key; rotate.go that of the sealing key; report.go what to tell an operator. Each
+// root_*.go is one kind of root key.
+//
+// Every Secret is made with Create and read back, so that two managers that start at once agree, and changed by
+// compare-and-swap only, one step at a time, each decided from what is durable. A Secret that is
 // missing or altered where something depends on it is an error that names it and the way out; no new key is ever made in
 // the place of one that was lost.
 package seal
