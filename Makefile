@@ -113,12 +113,19 @@ vulncheck: ## Look for known vulnerabilities (asks the Go vulnerability database
 .PHONY: test
 test: test-unit test-fips test-e2e ## Run all tests.
 
+.PHONY: test-packages
+test-packages: # Debian's packages that the unit tests need: a C compiler for the race detector, Node.js, OpenSSL and SoftHSM
+	@command -v gcc >/dev/null || hack/apt.sh gcc libc6-dev
+	@command -v node >/dev/null || hack/apt.sh nodejs
+	@command -v openssl >/dev/null || hack/apt.sh openssl
+	@command -v softhsm2-util >/dev/null || hack/apt.sh softhsm2
+
 .PHONY: test-unit
-test-unit: ## Run the unit tests and those against a real API server, with the race detector.
+test-unit: test-packages ## Run the unit tests and those against a real API server, with the race detector.
 	KUBEBUILDER_ASSETS="$$($(CLUSTER) assets)" KUBEBUILDER_CONTROLPLANE_START_TIMEOUT=3m go test -race -timeout 20m ./...
 
 .PHONY: test-fips
-test-fips: ## Run the tests of what does cryptography with Go's FIPS 140-3 module and nothing else.
+test-fips: test-packages ## Run the tests of what does cryptography with Go's FIPS 140-3 module and nothing else.
 	GOFIPS140=$(FIPS) GODEBUG=fips140=only go test $(FIPS_TESTED)
 
 .PHONY: test-e2e
