@@ -1,7 +1,6 @@
 package seal
 
 import (
-	"encoding/binary"
 	"fmt"
 
 	wrapping "github.com/hashicorp/go-kms-wrapping/v2"
@@ -45,8 +44,7 @@ func marshalWrapped(id string, b *wrapping.BlobInfo) ([]byte, error) {
 		if len(v) < f.min || len(v) > f.max {
 			return nil, fmt.Errorf("%s: %d bytes, must be %d to %d", f.name, len(v), f.min, f.max)
 		}
-		out = binary.BigEndian.AppendUint16(out, uint16(len(v)))
-		out = append(out, v...)
+		out = appendSized(out, v)
 	}
 	return out, nil
 }
@@ -56,20 +54,15 @@ func parseWrapped(wrapped []byte) (id string, b *wrapping.BlobInfo, err error) {
 	if len(wrapped) == 0 || len(wrapped) > maxWrappedSize || wrapped[0] != wrappedVersion {
 		return "", nil, envelope.ErrBroken
 	}
-	rest := wrapped[1:]
+	r := sizedReader{rest: wrapped[1:]}
 	var values [len(wrappedFields)][]byte
 	for i, f := range wrappedFields {
-		if len(rest) < 2 {
+		values[i] = r.sized()
+		if n := len(values[i]); n < f.min || n > f.max {
 			return "", nil, envelope.ErrBroken
 		}
-		n := int(binary.BigEndian.Uint16(rest))
-		rest = rest[2:]
-		if n < f.min || n > f.max || n > len(rest) {
-			return "", nil, envelope.ErrBroken
-		}
-		values[i], rest = rest[:n:n], rest[n:]
 	}
-	if len(rest) > 0 {
+	if r.short || len(r.rest) > 0 {
 		return "", nil, envelope.ErrBroken
 	}
 	return string(values[0]), &wrapping.BlobInfo{
