@@ -3,12 +3,13 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
 
-# Tools are pinned in hack/tools. `go tool` builds each of them once per user and version, into Go's build cache. The two that
+# Tools are pinned in hack/tools. `go tool` builds each of them once per user and version, into Go's build cache. The three that
 # have a module of their own would change each other's dependencies.
 TOOL := go tool -modfile=hack/tools/go.mod
 CONTROLLER_GEN := $(TOOL) controller-gen
 BUF := go tool -modfile=hack/tools/buf/go.mod buf
 GOLANGCI_LINT := go tool -modfile=hack/tools/golangci-lint/go.mod golangci-lint-kube-api-linter
+GO_LICENSES := go tool -modfile=hack/tools/go-licenses/go.mod go-licenses
 CLUSTER := go run ./hack/cluster
 
 # Images: the architectures that `make images-all` builds for, and the tag.
@@ -18,6 +19,11 @@ VERSION ?= dev
 # The FIPS 140-3 cryptographic module of a FIPS build: the one that Go's lib/fips140/certified.txt names. It comes with Go.
 FIPS ?= v1.0.0
 FIPS_TESTED := ./test/fips ./internal/envelope/... ./internal/seal/... ./internal/kms/... ./sidecar/...
+
+# Licences that what is linked may have. Their texts travel in the images: hack/licenses. The licence of go-jmespath is
+# Apache-2.0, by the short notice that refers to it, which the tool does not know.
+LICENCES := Apache-2.0,BSD-2-Clause,BSD-3-Clause,ISC,MIT,MPL-2.0
+LICENCES_KNOWN := github.com/jmespath/go-jmespath
 
 # How long `make fuzz` spends on each fuzz target.
 FUZZTIME ?= 30s
@@ -103,6 +109,11 @@ lint: ## Run the linters.
 .PHONY: lint-selftest
 lint-selftest: ## Break every import rule on purpose and see the linters report it.
 	hack/lint-selftest.sh
+
+.PHONY: licences
+licences: ## Fail if something that is linked has a licence that is unknown or not allowed.
+	@out=$$($(GO_LICENSES) check ./cmd/... ./hack/demo/reader --allowed_licenses=$(LICENCES) --ignore=$(LICENCES_KNOWN) 2>&1) || \
+		{ grep -v '^[IW/]' <<<"$$out" >&2; echo "Allowed are $(LICENCES), see the Makefile." >&2; exit 1; }
 
 .PHONY: vulncheck
 vulncheck: ## Look for known vulnerabilities (asks the Go vulnerability database over the network).

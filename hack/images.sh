@@ -2,8 +2,8 @@
 # Builds the images as OCI archives dist/NAME.tar, each with one manifest an architecture:
 #   ARCHES="amd64 arm64" VERSION=v1.2.3 hack/images.sh
 # DIST is where binaries and archives go, dist by default. GOFIPS140, which Go reads, makes a FIPS build (make images-fips).
-# The binaries are cross-compiled by Go and copied onto scratch, so nothing is emulated, pulled or run. The same source gives the
-# same archives, byte for byte.
+# The binaries are cross-compiled by Go and copied onto scratch, so nothing is emulated, pulled or run, with the licences of all
+# that is linked into them. The same source gives the same archives, byte for byte.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 read -ra arches <<<"${ARCHES:-$(go env GOARCH)}"
@@ -28,6 +28,7 @@ image() {
 	local name=$1 package=$2 dockerfile=$3 arch platforms=()
 	for arch in "${arches[@]}"; do
 		CGO_ENABLED=0 GOOS=linux GOARCH=$arch go build -trimpath -buildvcs=false -ldflags "-s -w" -o "$dist/linux-$arch/$name" "$package"
+		go run ./hack/licenses -arch "$arch" -o "$dist/linux-$arch/$name.licences" "$package"
 		platforms+=("linux/$arch")
 	done
 	local log=$storage/$name.log ref=datakeys/$name:$version

@@ -31,6 +31,9 @@ if sleeping=$(git grep -l 'time\.Sleep(' -- '*_test.go' | xargs -r grep -L '"tes
 	exit 1
 fi
 
+step licences
+make --no-print-directory licences
+
 step reach of the rooms
 # The linter sees what a room imports itself; this, what it reaches through others.
 unreachable() { # unreachable ROOM WHY PATTERN
