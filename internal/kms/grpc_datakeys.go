@@ -10,15 +10,7 @@ import (
 
 // GenerateDataKey implements kmsv1.KeyServiceServer.
 func (a *adapter) GenerateDataKey(ctx context.Context, req *kmsv1.GenerateDataKeyRequest) (*kmsv1.GenerateDataKeyResponse, error) {
-	resp, err := a.service.GenerateDataKey(ctx, bearer(ctx), GenerateDataKeyRequest{
-		KeyID:             req.GetKeyId(),
-		NumberOfBytes:     int(req.GetNumberOfBytes()),
-		KeySpec:           req.GetKeySpec(),
-		EncryptionContext: req.GetEncryptionContext(),
-		AAD:               req.GetAad(),
-		Door:              Door(req.GetDoor()),
-		DryRun:            req.GetDryRun(),
-	})
+	resp, err := a.service.GenerateDataKey(ctx, bearer(ctx), generateRequest(req, false))
 	if err != nil {
 		return nil, err
 	}
@@ -36,16 +28,7 @@ func (a *adapter) GenerateDataKey(ctx context.Context, req *kmsv1.GenerateDataKe
 func (a *adapter) GenerateDataKeyWithoutPlaintext(
 	ctx context.Context, req *kmsv1.GenerateDataKeyWithoutPlaintextRequest,
 ) (*kmsv1.GenerateDataKeyWithoutPlaintextResponse, error) {
-	resp, err := a.service.GenerateDataKey(ctx, bearer(ctx), GenerateDataKeyRequest{
-		KeyID:             req.GetKeyId(),
-		NumberOfBytes:     int(req.GetNumberOfBytes()),
-		KeySpec:           req.GetKeySpec(),
-		EncryptionContext: req.GetEncryptionContext(),
-		AAD:               req.GetAad(),
-		Door:              Door(req.GetDoor()),
-		WithoutPlaintext:  true,
-		DryRun:            req.GetDryRun(),
-	})
+	resp, err := a.service.GenerateDataKey(ctx, bearer(ctx), generateRequest(req, true))
 	if err != nil {
 		return nil, err
 	}
@@ -60,14 +43,7 @@ func (a *adapter) GenerateDataKeyWithoutPlaintext(
 
 // GenerateDataKeyPair implements kmsv1.KeyServiceServer.
 func (a *adapter) GenerateDataKeyPair(ctx context.Context, req *kmsv1.GenerateDataKeyPairRequest) (*kmsv1.GenerateDataKeyPairResponse, error) {
-	resp, err := a.service.GenerateDataKeyPair(ctx, bearer(ctx), GenerateDataKeyPairRequest{
-		KeyID:             req.GetKeyId(),
-		KeyPairSpec:       req.GetKeyPairSpec(),
-		EncryptionContext: req.GetEncryptionContext(),
-		AAD:               req.GetAad(),
-		Door:              Door(req.GetDoor()),
-		DryRun:            req.GetDryRun(),
-	})
+	resp, err := a.service.GenerateDataKeyPair(ctx, bearer(ctx), generatePairRequest(req, false))
 	if err != nil {
 		return nil, err
 	}
@@ -87,15 +63,7 @@ func (a *adapter) GenerateDataKeyPair(ctx context.Context, req *kmsv1.GenerateDa
 func (a *adapter) GenerateDataKeyPairWithoutPlaintext(
 	ctx context.Context, req *kmsv1.GenerateDataKeyPairWithoutPlaintextRequest,
 ) (*kmsv1.GenerateDataKeyPairWithoutPlaintextResponse, error) {
-	resp, err := a.service.GenerateDataKeyPair(ctx, bearer(ctx), GenerateDataKeyPairRequest{
-		KeyID:             req.GetKeyId(),
-		KeyPairSpec:       req.GetKeyPairSpec(),
-		EncryptionContext: req.GetEncryptionContext(),
-		AAD:               req.GetAad(),
-		Door:              Door(req.GetDoor()),
-		WithoutPlaintext:  true,
-		DryRun:            req.GetDryRun(),
-	})
+	resp, err := a.service.GenerateDataKeyPair(ctx, bearer(ctx), generatePairRequest(req, true))
 	if err != nil {
 		return nil, err
 	}
@@ -108,6 +76,49 @@ func (a *adapter) GenerateDataKeyPairWithoutPlaintext(
 		Iv:                       resp.IV,
 		MaterialId:               resp.MaterialID[:],
 	}, nil
+}
+
+// making is what every request has that makes something under a key.
+type making interface {
+	GetKeyId() string
+	GetEncryptionContext() map[string]string
+	GetAad() []byte
+	GetDoor() kmsv1.Door
+	GetDryRun() bool
+}
+
+func generateRequest(req interface {
+	making
+	GetNumberOfBytes() int32
+	GetKeySpec() string
+}, withoutPlaintext bool,
+) GenerateDataKeyRequest {
+	return GenerateDataKeyRequest{
+		KeyID:             req.GetKeyId(),
+		NumberOfBytes:     int(req.GetNumberOfBytes()),
+		KeySpec:           req.GetKeySpec(),
+		EncryptionContext: req.GetEncryptionContext(),
+		AAD:               req.GetAad(),
+		Door:              Door(req.GetDoor()),
+		WithoutPlaintext:  withoutPlaintext,
+		DryRun:            req.GetDryRun(),
+	}
+}
+
+func generatePairRequest(req interface {
+	making
+	GetKeyPairSpec() string
+}, withoutPlaintext bool,
+) GenerateDataKeyPairRequest {
+	return GenerateDataKeyPairRequest{
+		KeyID:             req.GetKeyId(),
+		KeyPairSpec:       req.GetKeyPairSpec(),
+		EncryptionContext: req.GetEncryptionContext(),
+		AAD:               req.GetAad(),
+		Door:              Door(req.GetDoor()),
+		WithoutPlaintext:  withoutPlaintext,
+		DryRun:            req.GetDryRun(),
+	}
 }
 
 // release copies a plaintext into a response and destroys it. The copy is cleared once it is encoded (secretCodec).
