@@ -67,6 +67,9 @@ func (c *connection) admit(clock func() time.Time) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.strangers.tokens >= 1 { // time takes none away
+		return nil
+	}
 	if c.strangers = strangerRule.now(c.strangers, clock()); c.strangers.tokens >= 1 {
 		return nil
 	}

@@ -24,7 +24,6 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/emptypb"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
@@ -436,19 +435,4 @@ func TestNoKeyIsInTheServersLog(t *testing.T) {
 	}
 	mustNotHold(t, "the log", w.log.String(), secrets)
 	mustNotHold(t, "an answer", told.String(), secrets)
-}
-
-// registerEmpty adds a method that does nothing, to measure what a call costs by itself.
-func registerEmpty(s *grpc.Server) {
-	s.RegisterService(&grpc.ServiceDesc{
-		ServiceName: "test.Empty",
-		HandlerType: (*any)(nil),
-		Methods: []grpc.MethodDesc{{
-			MethodName: "Call",
-			Handler: func(_ any, _ context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
-				in := new(emptypb.Empty)
-				return in, dec(in)
-			},
-		}},
-	}, struct{}{})
 }
