@@ -2,12 +2,10 @@ package controllers_test
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
@@ -17,63 +15,36 @@ import (
 
 // A history is every blob and every material that was ever durable in a cluster's namespaces, however briefly.
 type history struct {
+	*controllerstest.History
 	blobs, materials map[string]bool
-	watchers         []watch.Interface
 }
 
 // record begins a history before anything happens.
 func (c *cluster) record(t *testing.T) *history {
 	t.Helper()
-	h := &history{blobs: map[string]bool{}, materials: map[string]bool{}}
-	for _, of := range []struct {
-		list      client.ObjectList
-		namespace string
-	}{
-		{&corev1.SecretList{}, c.namespace}, {&corev1.SecretList{}, c.manager}, {&v1alpha1.DataKeyRequestList{}, c.namespace},
-	} {
-		watcher, err := c.client.Watch(context.Background(), of.list, client.InNamespace(of.namespace)) // read after the test's own end
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(watcher.Stop)
-		h.watchers = append(h.watchers, watcher)
+	return &history{
+		History: controllerstest.Record(t, c.client, c.namespace, c.manager),
+		blobs:   map[string]bool{}, materials: map[string]bool{},
 	}
-	return h
 }
 
-// end reads the history up to a last object that it makes itself in each place.
-func (h *history) end(t *testing.T, c *cluster) {
+// end reads the history.
+func (h *history) end(t *testing.T) {
 	t.Helper()
-	last := "the-end"
-	for _, namespace := range []string{c.namespace, c.manager} {
-		secret := &corev1.Secret{}
-		secret.Namespace, secret.Name = namespace, last
-		c.create(t, secret)
-	}
-	c.create(t, c.request(last, "no-such-key"))
-	for _, watcher := range h.watchers {
-		for e := range watcher.ResultChan() {
-			object, ok := e.Object.(client.Object)
-			if !ok {
-				t.Fatalf("the watch ended: %+v", e.Object)
+	h.End(t, func(object client.Object) {
+		switch o := object.(type) {
+		case *corev1.Secret:
+			if o.Type == v1alpha1.SecretTypeMasterKey {
+				h.materials[o.Name+" "+string(o.Data["materialID"])] = true
+			} else {
+				h.blobs[blobIn(o)] = true
 			}
-			if object.GetName() == last {
-				break
-			}
-			switch o := object.(type) {
-			case *corev1.Secret:
-				if o.Type == v1alpha1.SecretTypeMasterKey {
-					h.materials[o.Name+" "+string(o.Data["materialID"])] = true
-				} else {
-					h.blobs[blobIn(o)] = true
-				}
-			case *v1alpha1.DataKeyRequest:
-				for _, generation := range o.Status.Generations {
-					h.blobs[string(generation.CiphertextBlob)] = true
-				}
+		case *v1alpha1.DataKeyRequest:
+			for _, generation := range o.Status.Generations {
+				h.blobs[string(generation.CiphertextBlob)] = true
 			}
 		}
-	}
+	})
 }
 
 // checkOne says that there was one material and one data key, ever, and that what is Ready opens.
@@ -81,7 +52,7 @@ func (c *cluster) checkOne(t *testing.T, h *history) {
 	t.Helper()
 	key, request := c.waitForMasterKey(t, "key", "Ready"), c.waitForRequest(t, "orders", "Ready")
 	secret := c.waitForSecret(t, "orders", "is there", func(s *corev1.Secret) bool { return s != nil })
-	h.end(t, c)
+	h.end(t)
 	if len(h.materials) != 1 || len(h.blobs) != 1 {
 		t.Errorf("got materials %v and blobs %v, want one of each, ever", h.materials, h.blobs)
 	}
@@ -133,19 +104,13 @@ func TestEveryWriteMayFail(t *testing.T) {
 	}
 	t.Parallel()
 	for name, begin := range stories {
-		for what, fault := range controllerstest.AllFaults {
-			t.Run(name+"; "+what, func(t *testing.T) {
-				t.Parallel()
-				for at, reached := 1, true; reached; at++ {
-					t.Run(fmt.Sprintf("at write %d", at), func(t *testing.T) {
-						reached = crash(t, at, fault, begin)
-					})
-					if at > 50 {
-						t.Fatal("the writes have no end")
-					}
-				}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			controllerstest.AtEveryWrite(t, 0, 50, func(t *testing.T, at int, fault controllerstest.Fault) bool {
+				t.Helper()
+				return crash(t, at, fault, begin)
 			})
-		}
+		})
 	}
 }
 
@@ -156,18 +121,12 @@ func crash(t *testing.T, at int, fault controllerstest.Fault, begin story) bool 
 	history := c.record(t)
 	faults := controllerstest.NewFaults(at, fault)
 	stop := c.startManager(t, faults)
-
-	settled := make(chan struct{})
-	go func() { // the process that comes after the one that died
-		defer close(settled)
-		select {
-		case <-faults.Died():
-			stop()
-			c.startManager(t, controllerstest.NewFaults(0, 0))
-		case <-t.Context().Done():
-		}
-	}()
-	t.Cleanup(func() { <-settled })
+	faults.Restart(t, func() *controllerstest.Faults {
+		stop()
+		calm := controllerstest.NewFaults(0, 0)
+		c.startManager(t, calm)
+		return calm
+	})
 
 	begin(t, c)
 	c.checkOne(t, history)
@@ -194,7 +153,7 @@ func TestTwoManagers(t *testing.T) {
 			return blobIn(s) == string(request.Status.Generations[0].CiphertextBlob)
 		})
 	}
-	history.end(t, c)
+	history.end(t)
 	if len(history.materials) != 1 || len(history.blobs) != requests {
 		t.Errorf("got %d materials and %d blobs, want 1 and %d, ever", len(history.materials), len(history.blobs), requests)
 	}

@@ -19,7 +19,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -59,7 +58,7 @@ type place struct {
 	client         client.WithWatch
 	tenant, system string
 	webhook        string
-	history        *history
+	history        *controllerstest.History
 	// seal is what the managers open the sealing keys with, but for the store.
 	seal seal.Config
 }
@@ -87,7 +86,7 @@ func newPlace(t *testing.T) *place {
 	if err := c.Create(t.Context(), webhooks); err != nil {
 		t.Fatal(err)
 	}
-	p.history = p.record(t)
+	p.history = controllerstest.Record(t, c, p.tenant, p.system)
 	return p
 }
 
@@ -128,6 +127,17 @@ func (p *place) start(t *testing.T, faults *controllerstest.Faults, change ...fu
 	return stop
 }
 
+// restartAfter starts another manager once the one of faults, which stop ends, has died.
+func (p *place) restartAfter(t *testing.T, faults *controllerstest.Faults, stop func(), change ...func(*options)) {
+	t.Helper()
+	faults.Restart(t, func() *controllerstest.Faults {
+		stop()
+		calm := controllerstest.NewFaults(0, 0)
+		p.start(t, calm, change...)
+		return calm
+	})
+}
+
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -138,73 +148,29 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// A history is every blob of the tenant, every sealed master key version, root key and sealing key that was ever durable.
-type history struct {
-	watches []watch.Interface
-	seen    map[string]map[string]bool // by the type of Secret, or "status": what of it there ever was
-}
-
-func (p *place) record(t *testing.T) *history {
-	t.Helper()
-	h := &history{seen: map[string]map[string]bool{}}
-	for namespace, list := range map[string]client.ObjectList{p.tenant: &corev1.SecretList{}, p.system: &corev1.SecretList{}} {
-		w, err := p.client.Watch(context.Background(), list, client.InNamespace(namespace))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(w.Stop)
-		h.watches = append(h.watches, w)
-	}
-	w, err := p.client.Watch(context.Background(), &v1alpha1.DataKeyRequestList{}, client.InNamespace(p.tenant))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(w.Stop)
-	h.watches = append(h.watches, w)
-	return h
-}
-
-func (h *history) add(kind, what string) {
-	if h.seen[kind] == nil {
-		h.seen[kind] = map[string]bool{}
-	}
-	h.seen[kind][what] = true
-}
-
-// end reads the history up to a last object that it makes itself in each place, and returns how many different things of each
-// kind there ever were.
+// end reads the history, and returns how many different things of each kind there ever were: by the type of Secret every sealed
+// master key version, root key, sealing key and blob of the tenant, and as "status" the blobs in the status of DataKeyRequests.
 func (p *place) end(t *testing.T) map[string]int {
 	t.Helper()
-	const last = "the-end"
-	for _, namespace := range []string{p.tenant, p.system} {
-		if err := p.client.Create(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: last}}); err != nil {
-			t.Fatal(err)
+	seen := map[string]map[string]bool{}
+	add := func(kind, what string) {
+		if seen[kind] == nil {
+			seen[kind] = map[string]bool{}
 		}
+		seen[kind][what] = true
 	}
-	if err := p.client.Create(t.Context(), p.request(last, "no-such-key")); err != nil {
-		t.Fatal(err)
-	}
-	for _, w := range p.history.watches {
-		for e := range w.ResultChan() {
-			object, ok := e.Object.(client.Object)
-			if !ok {
-				t.Fatalf("the watch ended: %+v", e.Object)
-			}
-			if object.GetName() == last {
-				break
-			}
-			switch o := object.(type) {
-			case *corev1.Secret:
-				p.history.add(string(o.Type), fmt.Sprint(o.Data))
-			case *v1alpha1.DataKeyRequest:
-				for _, generation := range o.Status.Generations {
-					p.history.add("status", string(generation.CiphertextBlob))
-				}
+	p.history.End(t, func(object client.Object) {
+		switch o := object.(type) {
+		case *corev1.Secret:
+			add(string(o.Type), fmt.Sprint(o.Data))
+		case *v1alpha1.DataKeyRequest:
+			for _, generation := range o.Status.Generations {
+				add("status", string(generation.CiphertextBlob))
 			}
 		}
-	}
+	})
 	counts := map[string]int{}
-	for kind, seen := range p.history.seen {
+	for kind, seen := range seen {
 		counts[kind] = len(seen)
 	}
 	return counts
@@ -281,41 +247,14 @@ func (p *place) checkOpens(t *testing.T, name string) {
 // the whole manager with its real key service: whatever becomes of any single write, the end is one root key, one sealing key, one
 // material, one data key and one key pair, which open. The story is run for every write and every fault, until one ends without having made that many writes.
 func TestEveryWriteMayFail(t *testing.T) {
-	for name, fault := range controllerstest.AllFaults {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			points := 0
-			for reached := true; reached; {
-				points++
-				t.Run("at write "+strconv.Itoa(points), func(t *testing.T) { reached = survives(t, points, fault) })
-				if points > 40 {
-					t.Fatal("the writes have no end")
-				}
-			}
-			if points < 8 {
-				t.Errorf("only %d writes were made: the story is not told", points-1)
-			}
-			t.Logf("%d points", points-1)
-		})
-	}
+	controllerstest.AtEveryWrite(t, 7, 40, survives)
 }
 
 func survives(t *testing.T, at int, fault controllerstest.Fault) (reached bool) {
 	p := newPlace(t)
 	faults := controllerstest.NewFaults(at, fault)
 	stop := p.start(t, faults)
-	settled := make(chan struct{})
-	go func() { // the process that comes after the one that died
-		defer close(settled)
-		select {
-		case <-faults.Died():
-			stop()
-			p.start(t, controllerstest.NewFaults(0, 0))
-		case <-t.Context().Done():
-		}
-	}()
-	t.Cleanup(func() { <-settled })
-
+	p.restartAfter(t, faults, stop)
 	for _, o := range []client.Object{p.masterKey("key"), p.request("orders", "key"), p.keyPair("signing", "key")} {
 		if err := p.client.Create(t.Context(), o); err != nil {
 			t.Fatal(err)

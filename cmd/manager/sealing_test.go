@@ -217,23 +217,7 @@ func (p *place) blob(t *testing.T, name string) []byte {
 // before is the same and opens, for managers with the new flags and with the old. The story is run for every write and every
 // fault, until one ends without having made that many writes.
 func TestAChangeOfTheRootKeySurvivesAnyWrite(t *testing.T) {
-	for name, fault := range controllerstest.AllFaults {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			points := 0
-			for reached := true; reached; {
-				points++
-				t.Run("at write "+strconv.Itoa(points), func(t *testing.T) { reached = changeSurvives(t, points, fault) })
-				if points > 40 {
-					t.Fatal("the writes have no end")
-				}
-			}
-			if points < 5 {
-				t.Errorf("only %d writes were made: the story is not told", points-1)
-			}
-			t.Logf("%d points", points-1)
-		})
-	}
+	controllerstest.AtEveryWrite(t, 4, 40, changeSurvives)
 }
 
 func changeSurvives(t *testing.T, at int, fault controllerstest.Fault) (reached bool) {
@@ -258,17 +242,7 @@ func changeSurvives(t *testing.T, at int, fault controllerstest.Fault) (reached 
 	p.seal = changing
 	faults := controllerstest.NewFaults(at, fault)
 	stop = p.start(t, faults, often)
-	settled := make(chan struct{})
-	go func() { // the process that comes after the one that died
-		defer close(settled)
-		select {
-		case <-faults.Died():
-			stop()
-			p.start(t, controllerstest.NewFaults(0, 0), often)
-		case <-t.Context().Done():
-		}
-	}()
-	t.Cleanup(func() { <-settled })
+	p.restartAfter(t, faults, stop, often)
 	// The one that is left behind starts when it cannot rotate by itself any more, so that the other makes the same writes each time.
 	p.waitForSealingKeys(t, "the sealing keys are wrapped by both root keys", func(i index) bool { return len(i.RootKeys) == 2 })
 	p.start(t, controllerstest.NewFaults(0, 0), often, func(o *options) {
