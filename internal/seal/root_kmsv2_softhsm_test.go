@@ -102,7 +102,7 @@ func wrapsSealingKeys(t *testing.T, hsm *sealtest.SoftHSM) {
 
 func carriesAnInstallation(t *testing.T, hsm *sealtest.SoftHSM) {
 	t.Helper()
-	config := seal.Config{RootKey: "kmsv2://" + hsm.Socket, Store: &sealtest.Store{}}
+	config := seal.Config{RootKey: hsm.RootKey(), Store: &sealtest.Store{}}
 	start := func() *seal.Keyring {
 		t.Helper()
 		k, err := config.Open(t.Context())

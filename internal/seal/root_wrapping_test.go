@@ -7,10 +7,8 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
-	"net/url"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -41,28 +39,19 @@ type wrappingBackend struct {
 	namesNoKey bool
 }
 
-func caFile(t *testing.T, s *sealtest.Service) string {
-	t.Helper()
-	name := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(name, s.Certificate(), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return name
-}
-
 func transitBackend(t *testing.T) (*sealtest.Transit, wrappingBackend) {
 	t.Helper()
 	s := sealtest.NewTransit("s.test-token")
 	t.Cleanup(s.Close)
 	s.CreateKey("root", "aes256-gcm96", false)
 	s.CreateKey("other", "aes256-gcm96", false)
-	t.Setenv("VAULT_TOKEN", "s.test-token")
-	base, query := "transit://"+s.Host()+"/transit/", "?ca-file="+caFile(t, &s.Service)
+	uri := s.RootKey(t, "root")
+	id, _, _ := strings.Cut(uri, "?")
 	return s, wrappingBackend{
 		service:  &s.Service,
-		uri:      base + "root" + query,
-		otherURI: base + "other" + query,
-		id:       base + "root",
+		uri:      uri,
+		otherURI: s.RootKey(t, "other"),
+		id:       id,
 		encrypt:  sealtest.TransitEncrypt + "root",
 		decrypt:  sealtest.TransitDecrypt + "root",
 		rotate:   func() { s.RotateKey("root") },
@@ -78,14 +67,10 @@ func awsBackend(t *testing.T) (*sealtest.AWSKMS, wrappingBackend) {
 	t.Cleanup(s.Close)
 	arn := s.CreateKey(keyOne)
 	s.CreateKey(keyTwo)
-	t.Setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
-	t.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
-	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
-	query := "?endpoint=" + url.QueryEscape("https://"+s.Host()) + "&ca-file=" + caFile(t, &s.Service)
 	return s, wrappingBackend{
 		service:  &s.Service,
-		uri:      "awskms://eu-west-1/" + keyOne + query,
-		otherURI: "awskms://eu-west-1/" + keyTwo + query,
+		uri:      s.RootKey(t, keyOne),
+		otherURI: s.RootKey(t, keyTwo),
 		id:       "awskms://eu-west-1/" + keyOne,
 		encrypt:  "Encrypt",
 		decrypt:  "Decrypt",
@@ -100,13 +85,10 @@ func alicloudBackend(t *testing.T) (*sealtest.AlicloudKMS, wrappingBackend) {
 	t.Cleanup(s.Close)
 	s.CreateKey(keyOne)
 	s.CreateKey(keyTwo)
-	t.Setenv("ALICLOUD_ACCESS_KEY", "LTAIexample")
-	t.Setenv("ALICLOUD_SECRET_KEY", "secret")
-	query := "?domain=" + s.Host() + "&ca-file=" + caFile(t, &s.Service)
 	return s, wrappingBackend{
 		service:        &s.Service,
-		uri:            "alicloudkms://eu-central-1/" + keyOne + query,
-		otherURI:       "alicloudkms://eu-central-1/" + keyTwo + query,
+		uri:            s.RootKey(t, keyOne),
+		otherURI:       s.RootKey(t, keyTwo),
 		id:             "alicloudkms://eu-central-1/" + keyOne,
 		encrypt:        "Encrypt",
 		decrypt:        "Decrypt",

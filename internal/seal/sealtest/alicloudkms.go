@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"testing"
 )
 
 // AlicloudKMS is a fake of Alibaba Cloud KMS by its public OpenAPI (RPC style, 2016-01-20): Encrypt, Decrypt and
@@ -32,6 +33,14 @@ func (s *AlicloudKMS) CreateKey(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.keys[id] = newServiceKey()
+}
+
+// RootKey returns the URI of the key of that ID as a root key, and gives this process credentials that the service takes.
+func (s *AlicloudKMS) RootKey(t testing.TB, id string) (uri string) {
+	t.Helper()
+	t.Setenv("ALICLOUD_ACCESS_KEY", "LTAIexample")
+	t.Setenv("ALICLOUD_SECRET_KEY", "secret")
+	return "alicloudkms://eu-central-1/" + id + "?domain=" + s.Host() + "&ca-file=" + s.certificateFile(t)
 }
 
 // PointAlias points the alias, alias/NAME, to a key.

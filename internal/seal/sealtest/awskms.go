@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"maps"
 	"net/http"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
+	"testing"
 )
 
 // AWSKMS is a fake of AWS KMS: JSON 1.1 with Encrypt, Decrypt and DescribeKey on symmetric keys, with real encryption and
@@ -43,6 +45,15 @@ func (s *AWSKMS) CreateKey(id string) string {
 	defer s.mu.Unlock()
 	s.keys[arn] = newServiceKey()
 	return arn
+}
+
+// RootKey returns the URI of the key of that ID as a root key, and gives this process credentials that the service takes.
+func (s *AWSKMS) RootKey(t testing.TB, id string) (uri string) {
+	t.Helper()
+	t.Setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	return "awskms://" + s.region + "/" + id + "?endpoint=" + url.QueryEscape("https://"+s.Host()) + "&ca-file=" + s.certificateFile(t)
 }
 
 // PointAlias points the alias, alias/NAME, to a key.

@@ -16,7 +16,7 @@ import (
 // SoftHSM is a Kubernetes KMS v2 plugin, test/softhsm-plugin, that runs as a process of its own and keeps its keys in a
 // SoftHSM2 token of its own. The test's end kills it and removes the token.
 type SoftHSM struct {
-	// Socket is the path of the unix socket that the plugin listens on: kmsv2://Socket is a root key.
+	// Socket is the path of the unix socket that the plugin listens on.
 	Socket string
 
 	dir     string // short: the path of a socket has 107 bytes at most
@@ -57,6 +57,9 @@ func NewSoftHSM(t testing.TB) *SoftHSM {
 	h.Start(t)
 	return h
 }
+
+// RootKey returns the URI of the token's key as a root key.
+func (h *SoftHSM) RootKey() (uri string) { return "kmsv2://" + h.Socket }
 
 // Start starts the plugin and returns once it listens.
 func (h *SoftHSM) Start(t testing.TB) {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"testing"
 )
 
 // Transit is a fake of the transit engine of Vault and OpenBao, at the mount "transit" of a server: encrypt, decrypt and
@@ -58,6 +59,13 @@ func (s *Transit) CreateKey(name, kind string, derived bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.keys[name] = &transitKey{serviceKey: *newServiceKey(), kind: kind, derived: derived, minVersion: 1}
+}
+
+// RootKey returns the URI of the key of that name as a root key, and gives this process the token.
+func (s *Transit) RootKey(t testing.TB, name string) (uri string) {
+	t.Helper()
+	t.Setenv("VAULT_TOKEN", s.token)
+	return "transit://" + s.Host() + "/transit/" + name + "?ca-file=" + s.certificateFile(t)
 }
 
 // RotateKey gives the key a new version.

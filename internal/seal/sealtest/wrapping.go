@@ -8,8 +8,11 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
+	"testing"
 )
 
 // Mischief says how a fake service answers instead of doing what it is asked.
@@ -164,6 +167,16 @@ func (s *Service) Host() string { return strings.TrimPrefix(s.server.URL, "https
 // Certificate returns the certificate to trust, in PEM.
 func (s *Service) Certificate() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.server.Certificate().Raw})
+}
+
+// certificateFile is a file with the certificate to trust.
+func (s *Service) certificateFile(t testing.TB) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(name, s.Certificate(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
 }
 
 // Misbehave makes an operation, or AnyOperation, answer so from now on.
