@@ -18,7 +18,7 @@ VERSION ?= dev
 
 # The FIPS 140-3 cryptographic module of a FIPS build: the one that Go's lib/fips140/certified.txt names. It comes with Go.
 FIPS ?= v1.0.0
-FIPS_TESTED := ./test/fips ./internal/envelope/... ./internal/seal/... ./internal/kms/... ./sidecar/...
+FIPS_TESTED := ./test/fips ./internal/envelope/... ./internal/seal/... ./internal/kms/... ./internal/certs/... ./sidecar/... ./cmd/sidecar
 
 # Licences that what is linked may have. Their texts travel in the images: hack/licenses. The licence of go-jmespath is
 # Apache-2.0, by the short notice that refers to it, which the tool does not know.
@@ -136,7 +136,7 @@ test-unit: test-packages ## Run the unit tests and those against a real API serv
 	KUBEBUILDER_ASSETS="$$($(CLUSTER) assets)" KUBEBUILDER_CONTROLPLANE_START_TIMEOUT=3m go test -race -timeout 20m ./...
 
 .PHONY: test-fips
-test-fips: test-packages ## Run the tests of what does cryptography with Go's FIPS 140-3 module and nothing else.
+test-fips: test-packages build-fips ## Start the commands of a FIPS build, and run the tests of what does cryptography with its module alone.
 	GOFIPS140=$(FIPS) GODEBUG=fips140=only go test $(FIPS_TESTED)
 
 .PHONY: test-e2e

@@ -27,7 +27,8 @@ buildah=(buildah --root "$storage/root" --runroot "$storage/run" --storage-drive
 image() {
 	local name=$1 package=$2 dockerfile=$3 arch platforms=()
 	for arch in "${arches[@]}"; do
-		CGO_ENABLED=0 GOOS=linux GOARCH=$arch go build -trimpath -buildvcs=false -ldflags "-s -w" -o "$dist/linux-$arch/$name" "$package"
+		CGO_ENABLED=0 GOOS=linux GOARCH=$arch go build -trimpath -buildvcs=false \
+			-ldflags "-s -w -X github.com/datakeys/datakeys/internal/version.version=$version" -o "$dist/linux-$arch/$name" "$package"
 		go run ./hack/licenses -arch "$arch" -o "$dist/linux-$arch/$name.licences" "$package"
 		platforms+=("linux/$arch")
 	done

@@ -117,6 +117,7 @@ done
 refused cmd/sidecar "$insecure" "raw key bytes are read by"
 allowed sidecar "$insecure"
 allowed cmd/sidecar "$own/internal/coredump"
+allowed cmd/sidecar "$own/internal/version"
 
 # 6. Only cmd/* read flags and environment or exit; hack/ and tests are not shipped.
 for room in controllers sidecar internal/kms internal/inject internal/envelope internal/seal; do

@@ -13,6 +13,8 @@ import (
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
+
+	"github.com/datakeys/datakeys/internal/version"
 )
 
 func main() {
@@ -26,8 +28,14 @@ func main() {
 }
 
 func command(ctx context.Context, args []string) error {
-	if len(args) > 0 && args[0] == rootKeyStatusCommand {
-		return rootKeyStatus(ctx, args[1:], os.Getenv, os.Stdout, os.Stderr)
+	if len(args) > 0 {
+		switch args[0] {
+		case rootKeyStatusCommand:
+			return rootKeyStatus(ctx, args[1:], os.Getenv, os.Stdout, os.Stderr)
+		case version.Command:
+			_, err := fmt.Println(version.String())
+			return err
+		}
 	}
 	o, err := parseOptions(args, os.Getenv, os.Stderr)
 	if err != nil {

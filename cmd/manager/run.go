@@ -30,6 +30,7 @@ import (
 	"github.com/datakeys/datakeys/internal/inject"
 	"github.com/datakeys/datakeys/internal/kms"
 	"github.com/datakeys/datakeys/internal/seal"
+	"github.com/datakeys/datakeys/internal/version"
 )
 
 const (
@@ -43,6 +44,7 @@ const (
 
 // run wires the rooms together and returns when the context ends or something that all depends on fails.
 func run(ctx context.Context, o *options, log logr.Logger) error {
+	log.Info("Starting", "version", version.String())
 	if err := coredump.Forbid(); err != nil {
 		log.Info("A crash may leave a memory dump with master keys", "reason", err.Error())
 	}

@@ -3,6 +3,7 @@
 //	sidecar --data-keys=… --keys-dir=… --token-file=… --socket=… --key-service=…   serves; DATAKEYS_ROOTS holds PEM
 //	sidecar wait --socket=… [--timeout=10s]    exits 0 once every data key can be issued, 1 when one is refused
 //	sidecar ready --socket=… [--timeout=10s]   asks once: exits 0 if every data key can be issued, else 1
+//	sidecar version                            says what it is
 package main
 
 import (
@@ -22,6 +23,7 @@ import (
 
 	"github.com/datakeys/datakeys/internal/coredump"
 	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/internal/version"
 	"github.com/datakeys/datakeys/sidecar"
 )
 
@@ -45,6 +47,9 @@ func run(ctx context.Context, args []string, env func(string) string, stderr io.
 			return ask(ctx, args, stderr, sidecar.Wait)
 		case "ready":
 			return ask(ctx, args, stderr, sidecar.Ready)
+		case version.Command:
+			_, err := fmt.Println(version.String())
+			return err
 		}
 	}
 	return serve(ctx, args, env, stderr)
