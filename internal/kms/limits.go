@@ -26,7 +26,12 @@ type Limits struct {
 // Refusals: a sidecar asks for what it was refused every 10 seconds, so one with a hundred data keys that it may not have
 // gets 10 refusals a second; twice that is allowed, and five batches of a hundred at once. It is some 12 KiB of audit
 // records a second.
-var DefaultLimits = Limits{Calls: 10_000, CallsBurst: 20_000, Refusals: 20, RefusalsBurst: 500}
+var DefaultLimits = LimitsOf(10_000, 20)
+
+// LimitsOf returns limits of that many calls and refusals a second, with bursts in proportion.
+func LimitsOf(calls, refusals int) Limits {
+	return Limits{Calls: calls, CallsBurst: 2 * calls, Refusals: refusals, RefusalsBurst: 25 * refusals}
+}
 
 const (
 	// maxDebt is how long a pod waits at most until it is heard again: it may owe what comes back in that time.

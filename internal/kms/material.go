@@ -80,7 +80,7 @@ func unsealKey(ctx context.Context, s *seal.Keyring, id envelope.KeyID, secret s
 		entries++
 		k.primary = max(k.primary, number)
 		owner, materialID, material, err := s.Unseal(ctx, id, number, secret.Data[entry])
-		if err != nil && !errors.Is(err, envelope.ErrNotMine) && !errors.Is(err, envelope.ErrBroken) && !errors.Is(err, envelope.ErrInvalid) {
+		if err != nil && !unopenable(err) {
 			return nil, fmt.Errorf("unsealing entry %s of Secret %s: %w", entry, secret.Name, err)
 		}
 		if err != nil {
@@ -108,4 +108,9 @@ func unsealKey(ctx context.Context, s *seal.Keyring, id envelope.KeyID, secret s
 		damaged(broken("lacks an entry: it has %d versions and the newest is %d", entries, k.primary))
 	}
 	return k, nil
+}
+
+// unopenable reports whether a sealed version does not open because of its bytes. Any other error is worth another try.
+func unopenable(err error) bool {
+	return errors.Is(err, envelope.ErrNotMine) || errors.Is(err, envelope.ErrBroken) || errors.Is(err, envelope.ErrInvalid)
 }

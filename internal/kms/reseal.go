@@ -66,8 +66,9 @@ func (s *Service) TendSeal(ctx context.Context, leads bool, interval time.Durati
 
 // resealAll seals the material of every master key by the primary sealing key, one Secret after the other. The error is
 // about material that is sealed by a sealing key of this installation that is not in its Secret any more, as after an old
-// backup was restored: a new sealing key would then take the number of the lost one, and stand in the way of the backup that
-// has it. Material that is damaged is for the restore of its own Secret: it is counted, logged and left as it is.
+// backup was restored, or that could not be looked at: a new sealing key would then take the number of the lost one, and stand
+// in the way of the backup that has it. Material that is damaged is for the restore of its own Secret: it is counted, logged
+// and left as it is.
 func (s *Service) resealAll(ctx context.Context) error {
 	primary := s.seal.Primary()
 	if s.reseal.primary == primary && s.clock.Now().Before(s.reseal.next) {
@@ -86,7 +87,9 @@ func (s *Service) resealAll(ctx context.Context) error {
 		case err == nil:
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case errors.Is(err, errSealingKeyUnknown):
+		case errors.Is(err, errNotStored):
+			return err
+		case errors.Is(err, errSealingKeyUnknown), errors.Is(err, errNotLookedAt):
 			unknown = err
 			failed++
 		default:
@@ -118,7 +121,11 @@ func (m sealingMetrics) tell(waiting, done, failed int) {
 	m.secrets.WithLabelValues(resealFailed).Set(float64(failed))
 }
 
-var errSealingKeyUnknown = errors.New("sealed by a sealing key that is not there")
+var (
+	errSealingKeyUnknown = errors.New("sealed by a sealing key that is not there")
+	errNotLookedAt       = errors.New("not known to be sealed by a sealing key that is there")
+	errNotStored         = errors.New("nothing is sealed anew")
+)
 
 // resealSecret seals what is in one Secret by the primary sealing key, and reports whether anything had to be. What does not
 // open stays as it is.
@@ -129,11 +136,16 @@ func (s *Service) resealSecret(ctx context.Context, name string) (wrote bool, er
 			return false, nil
 		}
 		if err != nil {
-			return false, fmt.Errorf("reading Secret %s: %w", name, err)
+			return false, fmt.Errorf("secret %s is %w: %w", name, errNotLookedAt, err)
 		}
 		anew, problem := s.resealEntries(ctx, secret)
 		if len(anew) == 0 {
 			return false, problem
+		}
+		// After an old backup of the sealing keys was restored, the primary one may be in the memory of running managers alone.
+		// What is in the Secret opens without them: it is not to be replaced by what does not.
+		if err := s.seal.CheckStored(ctx); err != nil {
+			return false, fmt.Errorf("%w: %w", errNotStored, err)
 		}
 		secret.Data = maps.Clone(secret.Data)
 		maps.Copy(secret.Data, anew)
@@ -173,6 +185,8 @@ func (s *Service) resealEntries(ctx context.Context, secret seal.Secret) (anew m
 		case errors.Is(err, envelope.ErrNotMine) && by != 0:
 			problem = fmt.Errorf("entry %s of Secret %s is %w, %d: restore Secret %s from a backup made after the last rotation",
 				entry, secret.Name, errSealingKeyUnknown, by, seal.SealingKeysSecret)
+		case !unopenable(err) && !errors.Is(problem, errSealingKeyUnknown):
+			problem = fmt.Errorf("entry %s of Secret %s is %w: %w", entry, secret.Name, errNotLookedAt, err)
 		case problem == nil:
 			problem = fmt.Errorf("entry %s of Secret %s: %w", entry, secret.Name, err)
 		}

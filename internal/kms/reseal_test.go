@@ -354,6 +354,78 @@ func TestNothingIsRotatedWhileASealingKeyIsMissing(t *testing.T) {
 	}
 }
 
+// An old backup of the whole namespace is restored while the managers run: what is in it opens by what is in it, and must not be
+// sealed by the newer sealing key, which only running managers still have.
+func TestNothingIsSealedAnewByASealingKeyThatIsNotStored(t *testing.T) {
+	w := settled(t)
+	blob := w.sealed(t, orders())
+	backup := w.store.Secrets()
+	second := replica(t, w)
+	w.requestRotation("now")
+	if err := w.TendSeal(t.Context(), true, never); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.TendSeal(t.Context(), false, never); err != nil {
+		t.Fatal(err)
+	}
+	newer := w.store.Secrets()
+	for _, secret := range backup {
+		w.store.Put(secret)
+	}
+	restored := w.sealedBy(t)
+
+	w.clock.SetTime(w.clock.Now().Add(25 * time.Hour))
+	for name, leader := range map[string]*world{"the leader, a day later": w, "another one, at once": second} {
+		err := leader.TendSeal(t.Context(), true, never)
+		if secretError, ok := errors.AsType[*seal.SecretError](err); !ok || secretError.Secret != seal.SealingKeysSecret {
+			t.Errorf("%s: got %v", name, err)
+		}
+		if diff := cmp.Diff(restored, w.sealedBy(t)); diff != "" {
+			t.Errorf("%s: sealed by: %s", name, diff)
+		}
+	}
+	if _, err := replica(t, w).OpenDataKey(t.Context(), orders(), blob); err != nil {
+		t.Errorf("a manager that starts: %v", err)
+	}
+
+	// Once the newer sealing keys are back, it goes on within a minute.
+	w.store.Put(newer[seal.SealingKeysSecret])
+	if err := w.TendSeal(t.Context(), true, never); err != nil {
+		t.Error(err)
+	}
+	if got := w.sealedBy(t)[ordersKey.KeyID+" v1"]; got != 2 {
+		t.Errorf("it is sealed by version %d", got)
+	}
+}
+
+// A Secret that cannot be read may be sealed by a sealing key that is missing.
+func TestNothingIsRotatedWhileASecretCannotBeRead(t *testing.T) {
+	w := settled(t)
+	w.requestRotation("now")
+	w.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+		if c.Method == sealtest.Get && c.Name == otherKey.KeyID {
+			return sealtest.Fail
+		}
+		return sealtest.None
+	}
+	for range 2 {
+		if err := w.TendSeal(t.Context(), true, never); !errors.Is(err, sealtest.ErrInjected) {
+			t.Errorf("got %v", err)
+		}
+	}
+	w.store.Hook = nil
+	if got := w.values(t)["datakeys_sealing_key_version"]; got != 1 {
+		t.Errorf("sealing key %v seals", got)
+	}
+	w.clock.SetTime(w.clock.Now().Add(time.Hour))
+	if err := w.TendSeal(t.Context(), true, never); err != nil {
+		t.Error(err)
+	}
+	if got := w.sealedBy(t)[otherKey.KeyID+" v1"]; got != 2 {
+		t.Errorf("an hour later it is sealed by version %d", got)
+	}
+}
+
 // A replica that meets material that is sealed by a version it does not know, while the root key's service is down, says "try
 // again", and not that the material is broken.
 func TestASealingKeyThatCannotBeAskedForIsNoDamage(t *testing.T) {
