@@ -155,7 +155,8 @@ func (r *keyring) look(ctx context.Context, namespace string, m miss, wanted fun
 	if err := r.misses.recent(m, r.clock.Now()); err != nil {
 		return nil, err
 	}
-	if !r.misses.allowed(namespace, r.clock.Now()) {
+	// A key that is known needs no budget: it is read again after primaryAge at the soonest, and where it is gone after missAge.
+	if unknown := m.version != 0 || r.known(m.keyID) == nil; unknown && !r.misses.allowed(namespace, r.clock.Now()) {
 		return nil, errBudget
 	}
 	load := func() (k *key, shared bool, err error) {

@@ -304,6 +304,30 @@ func TestHostileBlobsDoNotHammerTheStore(t *testing.T) {
 	}
 }
 
+func TestAPodThatIsAllowedNothingKeepsNobodyFromAKnownKey(t *testing.T) {
+	w := settled(t)
+	generate := func() {
+		t.Helper()
+		if _, err := w.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32, Door: kms.DoorAWS}); err != nil {
+			t.Error(err)
+		}
+	}
+	generate()
+	w.clock.SetTime(begin.Add(11 * time.Second)) // it has to be read again
+	for range 200 {
+		h := envelope.Header{Kind: envelope.KindAWS, KeyID: envelope.NewKeyID(), KeyVersion: 1, MaterialID: envelope.NewMaterialID()}
+		_, err := w.Decrypt(t.Context(), nobody, kms.DecryptRequest{CiphertextBlob: forged(t, h, envelope.NewMaterial()), Door: kms.DoorAWS})
+		if err == nil {
+			t.Fatal("a made-up blob was opened")
+		}
+	}
+	before := gets(w, "")
+	generate()
+	if got := gets(w, "") - before; got != 1 {
+		t.Errorf("the store was read %d times, want once", got)
+	}
+}
+
 func TestAStoreThatFailsIsUnavailableAndNotRemembered(t *testing.T) {
 	w := settled(t)
 	blob := w.sealed(t, orders())
