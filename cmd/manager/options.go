@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
+	"github.com/datakeys/datakeys/internal/inject"
 	"github.com/datakeys/datakeys/internal/seal"
 )
 
@@ -129,9 +129,8 @@ func (o *options) validate() error {
 	if o.sealingKeyRotationInterval != 0 && o.sealingKeyRotationInterval < time.Hour {
 		errs = append(errs, errors.New("--sealing-key-rotation-interval: must be 0 or at least 1h"))
 	}
-	policies := []corev1.PullPolicy{corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever}
-	if !slices.Contains(policies, corev1.PullPolicy(o.sidecarImagePullPolicy)) {
-		errs = append(errs, fmt.Errorf("--sidecar-image-pull-policy: %q is none of %v", o.sidecarImagePullPolicy, policies))
+	if err := inject.CheckPullPolicy(corev1.PullPolicy(o.sidecarImagePullPolicy)); err != nil {
+		errs = append(errs, fmt.Errorf("--sidecar-image-pull-policy: %w", err))
 	}
 	return errors.Join(errs...)
 }

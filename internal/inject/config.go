@@ -23,13 +23,21 @@ func (c *Config) validate() error {
 	if c.Image == "" {
 		return errors.New("the sidecar's image is empty: it must be set")
 	}
-	switch c.ImagePullPolicy {
-	case "", corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever:
-	default:
-		return fmt.Errorf("the sidecar's image pull policy is %q: it must be Always, IfNotPresent or Never", c.ImagePullPolicy)
+	if err := CheckPullPolicy(c.ImagePullPolicy); err != nil {
+		return fmt.Errorf("the sidecar's image pull policy: %w", err)
 	}
 	if host, port, err := net.SplitHostPort(c.KeyService); err != nil || host == "" || port == "" {
 		return fmt.Errorf("the address of the key service is %q: it must be host:port", c.KeyService)
 	}
 	return nil
+}
+
+// CheckPullPolicy returns nil for a pull policy, and for none, which is the API server's default.
+func CheckPullPolicy(policy corev1.PullPolicy) error {
+	switch policy {
+	case "", corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever:
+		return nil
+	default:
+		return fmt.Errorf("must be %s, %s or %s, and is %q", corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever, policy)
+	}
 }

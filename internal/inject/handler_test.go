@@ -174,7 +174,7 @@ func TestNewHandlerRefuses(t *testing.T) {
 		want   string
 	}{
 		"no image":              {func(c *Config) { c.Image = "" }, "the sidecar's image is empty: it must be set"},
-		"an unknown policy":     {func(c *Config) { c.ImagePullPolicy = "Sometimes" }, `the sidecar's image pull policy is "Sometimes"`},
+		"an unknown policy":     {func(c *Config) { c.ImagePullPolicy = "Sometimes" }, `the sidecar's image pull policy: must be Always, IfNotPresent or Never, and is "Sometimes"`},
 		"an address of no port": {func(c *Config) { c.KeyService = "service" }, `the address of the key service is "service": it must be host:port`},
 		"an address of no host": {func(c *Config) { c.KeyService = ":8443" }, `the address of the key service is ":8443": it must be host:port`},
 	} {
