@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -19,7 +20,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
+	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/inject"
+	"github.com/datakeys/datakeys/internal/kms"
 	"github.com/datakeys/datakeys/internal/seal"
 )
 
@@ -32,6 +35,7 @@ type options struct {
 	rootKey, previousRootKey   string
 	sealingKeyRotationInterval time.Duration
 	auditLog                   string
+	podCalls, podRefusals      int // a second
 
 	keyServiceBind, keyServiceName string
 	webhookBind, webhookName       string
@@ -41,6 +45,7 @@ type options struct {
 
 	sidecarImage           string
 	sidecarImagePullPolicy string
+	sidecarResources       inject.Resources
 
 	zap zap.Options
 
@@ -64,6 +69,10 @@ func parseOptions(args []string, env func(string) string, stderr io.Writer) (*op
 	flags.DurationVar(&o.sealingKeyRotationInterval, "sealing-key-rotation-interval", 90*24*time.Hour,
 		"`time` after which the sealing key, which seals the master keys, is rotated, such as 2160h; at least 1h; 0 is never, but on demand")
 	flags.StringVar(&o.auditLog, "audit-log", "-", "`file` that audit records are appended to, one JSON object a line; - is the standard output")
+	flags.IntVar(&o.podCalls, "pod-calls-per-second", kms.DefaultLimits.Calls,
+		fmt.Sprintf("`number` of calls a second that one pod is answered on and on, by each replica, and twice as many at once; %d to %d", minPodCalls, maxPodCalls))
+	flags.IntVar(&o.podRefusals, "pod-refusals-per-second", kms.DefaultLimits.Refusals,
+		fmt.Sprintf("`number` of calls a second that one pod is refused on and on, by each replica, and 25 times as many at once; 1 to %d", maxPodRefusals))
 	flags.StringVar(&o.keyServiceBind, "key-service-bind", ":8443", "`address` of the key service (gRPC over TLS)")
 	flags.StringVar(&o.keyServiceName, "key-service-name", "datakeys-key-service", "`name` of the Service in front of the key service; its port is the one of --key-service-bind")
 	flags.StringVar(&o.webhookBind, "webhook-bind", ":9443", "`address` of the pod injector (HTTPS)")
@@ -74,6 +83,11 @@ func parseOptions(args []string, env func(string) string, stderr io.Writer) (*op
 	flags.BoolVar(&o.leaderElect, "leader-elect", true, "run the controllers on one replica only")
 	flags.StringVar(&o.sidecarImage, "sidecar-image", "", "`image` of the sidecar (required)")
 	flags.StringVar(&o.sidecarImagePullPolicy, "sidecar-image-pull-policy", string(corev1.PullIfNotPresent), "pull `policy` of the sidecar's image: Always, IfNotPresent or Never")
+	o.sidecarResources = inject.DefaultResources()
+	flags.Var(quantity{&o.sidecarResources.CPURequest}, "sidecar-cpu-request", "`processors` that the sidecar of a pod asks for")
+	flags.Var(quantity{&o.sidecarResources.CPULimit}, "sidecar-cpu-limit", "`processors` that it may take; 0 is no limit, but 100m in a pod of the QoS class Guaranteed")
+	flags.Var(quantity{&o.sidecarResources.MemoryRequest}, "sidecar-memory-request", "`memory` that it asks for")
+	flags.Var(quantity{&o.sidecarResources.MemoryLimit}, "sidecar-memory-limit", "`memory` that it may take, at least 32Mi")
 	o.zap.BindFlags(flags)
 	var kubeconfig string
 	kubeconfigFlag(flags, &kubeconfig)
@@ -132,7 +146,63 @@ func (o *options) validate() error {
 	if err := inject.CheckPullPolicy(corev1.PullPolicy(o.sidecarImagePullPolicy)); err != nil {
 		errs = append(errs, fmt.Errorf("--sidecar-image-pull-policy: %w", err))
 	}
+	return errors.Join(append(errs, o.validateLimits(), o.validateResources())...)
+}
+
+const (
+	minPodCalls    = v1alpha1.MaxDataKeys
+	maxPodCalls    = 1_000_000
+	maxPodRefusals = 10_000
+)
+
+func (o *options) validateLimits() error {
+	var errs []error
+	if o.podCalls < minPodCalls || o.podCalls > maxPodCalls {
+		errs = append(errs, fmt.Errorf("--pod-calls-per-second: must be %d to %d, and is %d: a sidecar asks for up to %d data keys at once, and %d is the default",
+			minPodCalls, maxPodCalls, o.podCalls, v1alpha1.MaxDataKeys, kms.DefaultLimits.Calls))
+	}
+	if o.podRefusals < 1 || o.podRefusals > maxPodRefusals {
+		errs = append(errs, fmt.Errorf("--pod-refusals-per-second: must be 1 to %d, and is %d: each refusal costs an audit record and reviews, and %d is the default",
+			maxPodRefusals, o.podRefusals, kms.DefaultLimits.Refusals))
+	}
 	return errors.Join(errs...)
+}
+
+// leastSidecarMemory is the least limit by which the kernel does not end a sidecar that serves.
+var leastSidecarMemory = resource.MustParse("32Mi")
+
+func (o *options) validateResources() error {
+	r := o.sidecarResources
+	var errs []error
+	for flag, q := range map[string]resource.Quantity{
+		"cpu-request": r.CPURequest, "cpu-limit": r.CPULimit, "memory-request": r.MemoryRequest, "memory-limit": r.MemoryLimit,
+	} {
+		if q.Sign() < 0 {
+			errs = append(errs, fmt.Errorf("--sidecar-%s: must not be negative, and is %s", flag, &q))
+		}
+	}
+	if r.MemoryLimit.Cmp(leastSidecarMemory) < 0 {
+		errs = append(errs, fmt.Errorf("--sidecar-memory-limit: must be at least %s, and is %s: a sidecar takes up to 20Mi at rest, and more while it serves",
+			&leastSidecarMemory, &r.MemoryLimit))
+	}
+	for kind, pair := range map[string]struct{ request, limit resource.Quantity }{
+		"cpu": {r.CPURequest, r.CPULimit}, "memory": {r.MemoryRequest, r.MemoryLimit},
+	} {
+		if !pair.limit.IsZero() && pair.request.Cmp(pair.limit) > 0 {
+			errs = append(errs, fmt.Errorf("--sidecar-%[1]s-request: must be at most --sidecar-%[1]s-limit, which is %[2]s, and is %[3]s: lower it, or raise the limit",
+				kind, &pair.limit, &pair.request))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// quantity is a flag.
+type quantity struct{ *resource.Quantity }
+
+// Set implements flag.Value.
+func (q quantity) Set(text string) (err error) {
+	*q.Quantity, err = resource.ParseQuantity(text)
+	return err
 }
 
 // splitAddress takes host:port apart. Port 0 is a free one.

@@ -2,8 +2,16 @@ package main
 
 import (
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/datakeys/datakeys/internal/inject"
+	"github.com/datakeys/datakeys/internal/kms"
 )
 
 func TestWrongOptionsAreRefused(t *testing.T) {
@@ -26,4 +34,84 @@ func TestWrongOptionsAreRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An error names the flag, the rule and what was set.
+func TestLimitsAndResourcesOutOfRangeAreRefused(t *testing.T) {
+	for name, test := range map[string]struct {
+		args []string
+		want string // empty: nothing is wrong
+	}{
+		"the defaults":               {nil, ""},
+		"the least of all":           {[]string{"--pod-calls-per-second=100", "--pod-refusals-per-second=1", "--sidecar-memory-limit=32Mi"}, ""},
+		"the most of all":            {[]string{"--pod-calls-per-second=1000000", "--pod-refusals-per-second=10000"}, ""},
+		"nothing asked for":          {[]string{"--sidecar-cpu-request=0", "--sidecar-memory-request=0"}, ""},
+		"a limit of the processor":   {[]string{"--sidecar-cpu-limit=5m"}, ""},
+		"fewer calls than data keys": {[]string{"--pod-calls-per-second=99"}, "--pod-calls-per-second: must be 100 to 1000000, and is 99"},
+		"too many calls":             {[]string{"--pod-calls-per-second=1000001"}, "--pod-calls-per-second: must be 100 to 1000000, and is 1000001"},
+		"no refusals":                {[]string{"--pod-refusals-per-second=0"}, "--pod-refusals-per-second: must be 1 to 10000, and is 0"},
+		"too many refusals":          {[]string{"--pod-refusals-per-second=10001"}, "--pod-refusals-per-second: must be 1 to 10000, and is 10001"},
+		"a number that is none":      {[]string{"--pod-calls-per-second=many"}, "-pod-calls-per-second"},
+		"a quantity that is none":    {[]string{"--sidecar-memory-limit=lots"}, "-sidecar-memory-limit"},
+		"a negative quantity":        {[]string{"--sidecar-cpu-request=-1m"}, "--sidecar-cpu-request: must not be negative, and is -1m"},
+		"too little memory":          {[]string{"--sidecar-memory-limit=31Mi"}, "--sidecar-memory-limit: must be at least 32Mi, and is 31Mi"},
+		"more memory asked for than may be taken": {
+			[]string{"--sidecar-memory-request=65Mi"}, "--sidecar-memory-request: must be at most --sidecar-memory-limit, which is 64Mi, and is 65Mi",
+		},
+		"more of the processor asked for than may be taken": {
+			[]string{"--sidecar-cpu-limit=4m"}, "--sidecar-cpu-request: must be at most --sidecar-cpu-limit, which is 4m, and is 5m",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := parse(t, test.args...)
+			switch {
+			case test.want == "" && err != nil:
+				t.Errorf("got %v, want no error", err)
+			case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
+				t.Errorf("got %v, want an error with %q", err, test.want)
+			}
+		})
+	}
+}
+
+func TestLimitsAndResourcesArriveAsTheyWereSet(t *testing.T) {
+	o, err := parse(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(inject.DefaultResources(), o.sidecarResources); diff != "" {
+		t.Errorf("resources by default (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(kms.DefaultLimits, kms.LimitsOf(o.podCalls, o.podRefusals)); diff != "" {
+		t.Errorf("limits by default (-want +got):\n%s", diff)
+	}
+	o, err = parse(t, "--pod-calls-per-second=500", "--pod-refusals-per-second=2", "--sidecar-cpu-request=10m", "--sidecar-cpu-limit=1",
+		"--sidecar-memory-request=24Mi", "--sidecar-memory-limit=48Mi")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := inject.Resources{
+		CPURequest: resource.MustParse("10m"), CPULimit: resource.MustParse("1"),
+		MemoryRequest: resource.MustParse("24Mi"), MemoryLimit: resource.MustParse("48Mi"),
+	}
+	if diff := cmp.Diff(want, o.sidecarResources); diff != "" {
+		t.Errorf("resources (-want +got):\n%s", diff)
+	}
+	wantLimits := kms.Limits{Calls: 500, CallsBurst: 1000, Refusals: 2, RefusalsBurst: 50}
+	if diff := cmp.Diff(wantLimits, kms.LimitsOf(o.podCalls, o.podRefusals)); diff != "" {
+		t.Errorf("limits (-want +got):\n%s", diff)
+	}
+}
+
+// parse parses flags beside those that are required.
+func parse(t *testing.T, args ...string) (*options, error) {
+	t.Helper()
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	const config = `{"apiVersion": "v1", "kind": "Config", "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+		"contexts": [{"name": "c", "context": {"cluster": "c"}}], "current-context": "c"}`
+	if err := os.WriteFile(kubeconfig, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	required := []string{"--namespace=n", "--sidecar-image=i", "--kubeconfig=" + kubeconfig}
+	return parseOptions(append(required, args...), func(string) string { return "" }, io.Discard)
 }

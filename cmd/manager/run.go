@@ -170,6 +170,7 @@ func newKeyService(ctx context.Context, mgr ctrl.Manager, o *options, authority 
 			Auditor:       auditor,
 			Events:        newRefusals(mgr.GetEventRecorder("datakeys-key-service")),
 			Registerer:    o.registerer,
+			Limits:        kms.LimitsOf(o.podCalls, o.podRefusals),
 			Logger:        log,
 		},
 		listen: func(ctx context.Context) (net.Listener, error) {
@@ -191,6 +192,7 @@ func registerInjector(mgr ctrl.Manager, o *options, authority *certs.Authority) 
 	handler, err := inject.NewHandler(inject.Config{
 		Image:           o.sidecarImage,
 		ImagePullPolicy: corev1.PullPolicy(o.sidecarImagePullPolicy),
+		Resources:       o.sidecarResources,
 		KeyService:      net.JoinHostPort(o.keyServiceName+"."+o.namespace+".svc", strconv.Itoa(port)),
 	}, authority.RootsPEM, dataKeyRequests{cache: mgr.GetClient()})
 	if err != nil {

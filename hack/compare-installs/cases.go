@@ -79,6 +79,31 @@ var chartCases = map[string]chartCase{
 			"--sealing-key-rotation-interval=720h", "name: VAULT_TOKEN_FILE", "mountPath: /vault", "emptyDir: {}", "image: r.example/agent", "port: 8200",
 		},
 	},
+	"limits of pods and resources of sidecars reach the manager": {
+		arguments: []string{
+			"--set=podLimits.callsPerSecond=1000000,podLimits.refusalsPerSecond=5",
+			"--set=sidecar.resources.requests.cpu=0.01,sidecar.resources.requests.memory=32Mi,sidecar.resources.limits.cpu=1,sidecar.resources.limits.memory=48Mi",
+		},
+		contains: []string{
+			"--pod-calls-per-second=1000000\n", "--pod-refusals-per-second=5\n", "--sidecar-cpu-request=0.01\n", "--sidecar-cpu-limit=1\n",
+			"--sidecar-memory-request=32Mi\n", "--sidecar-memory-limit=48Mi\n",
+		},
+	},
+	"a limit that would hold back an honest pod is refused": {
+		arguments: []string{"--set=podLimits.callsPerSecond=10"},
+		contains:  []string{"callsPerSecond"},
+		refused:   true,
+	},
+	"memory that is no quantity is refused": {
+		arguments: []string{"--set=sidecar.resources.limits.memory=plenty"},
+		contains:  []string{"memory"},
+		refused:   true,
+	},
+	"a resource that a sidecar does not have is refused": {
+		arguments: []string{"--set=sidecar.resources.limits.gpu=1"},
+		contains:  []string{"gpu"},
+		refused:   true,
+	},
 	"a name that is no value is refused": {
 		arguments: []string{"--set=replicaCount=3"},
 		contains:  []string{"replicaCount"},

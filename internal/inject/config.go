@@ -14,6 +14,8 @@ type Config struct {
 	Image string
 	// ImagePullPolicy is when the kubelet pulls it; empty means the API server's default.
 	ImagePullPolicy corev1.PullPolicy
+	// Resources are the sidecar's in each pod.
+	Resources Resources
 	// KeyService is the address of the key service, host:port. The host is the name that its certificate must have.
 	KeyService string
 }

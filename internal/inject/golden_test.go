@@ -27,6 +27,7 @@ func testSidecar(ready bool) Sidecar {
 		Config: Config{
 			Image:           "datakeys/sidecar:test",
 			ImagePullPolicy: corev1.PullIfNotPresent,
+			Resources:       DefaultResources(),
 			KeyService:      "datakeys-key-service.datakeys-system.svc:8443",
 		},
 		Roots: []byte("-----BEGIN CERTIFICATE-----\nroots\n-----END CERTIFICATE-----\n"),

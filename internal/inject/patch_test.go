@@ -172,24 +172,52 @@ func TestResources(t *testing.T) {
 	memory := func(size string) corev1.ResourceList {
 		return corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(size)}
 	}
-	burstable := corev1.ResourceRequirements{Requests: list("5m", "20Mi"), Limits: memory("64Mi")}
-	guaranteed := corev1.ResourceRequirements{Requests: list("100m", "64Mi"), Limits: list("100m", "64Mi")}
+	bestEffort, guaranteed := limited(nil, nil), limited(list("2", "1Gi"), list("2", "1Gi"))
+	byDefault := DefaultResources()
+	changed := func(change func(*Resources)) Resources {
+		r := DefaultResources()
+		change(&r)
+		return r
+	}
+	own := changed(func(r *Resources) {
+		r.CPURequest, r.MemoryRequest, r.MemoryLimit = resource.MustParse("10m"), resource.MustParse("32Mi"), resource.MustParse("48Mi")
+	})
+	burst := corev1.ResourceRequirements{Requests: list("5m", "20Mi"), Limits: memory("64Mi")}
+	same := func(list corev1.ResourceList) corev1.ResourceRequirements {
+		return corev1.ResourceRequirements{Requests: list, Limits: list}
+	}
 	for name, test := range map[string]struct {
+		of   Resources
 		spec *corev1.PodSpec
 		want corev1.ResourceRequirements
 	}{
-		"a pod without resources":                  {limited(nil, nil), burstable},
-		"a pod with requests below its limits":     {limited(list("1", "1Gi"), list("2", "1Gi")), burstable},
-		"a pod with a memory limit only":           {limited(nil, memory("1Gi")), burstable},
-		"a Guaranteed pod":                         {limited(list("2", "1Gi"), list("2", "1Gi")), guaranteed},
-		"a Guaranteed pod that states limits only": {limited(nil, list("2", "1Gi")), guaranteed},
+		"a pod without resources":                  {byDefault, bestEffort, burst},
+		"a pod with requests below its limits":     {byDefault, limited(list("1", "1Gi"), list("2", "1Gi")), burst},
+		"a pod with a memory limit only":           {byDefault, limited(nil, memory("1Gi")), burst},
+		"a Guaranteed pod":                         {byDefault, guaranteed, same(list("100m", "64Mi"))},
+		"a Guaranteed pod that states limits only": {byDefault, limited(nil, list("2", "1Gi")), same(list("100m", "64Mi"))},
 		"resources at the pod's level": {
+			byDefault,
 			&corev1.PodSpec{Resources: &corev1.ResourceRequirements{Limits: list("1", "1Gi")}, Containers: make([]corev1.Container, 1)},
 			corev1.ResourceRequirements{},
 		},
+		"resources of the cluster's own": {
+			own, bestEffort, corev1.ResourceRequirements{Requests: list("10m", "32Mi"), Limits: memory("48Mi")},
+		},
+		"resources of the cluster's own in a Guaranteed pod": {own, guaranteed, same(list("100m", "48Mi"))},
+		"a limit of the processor": {
+			changed(func(r *Resources) { r.CPULimit = resource.MustParse("50m") }), bestEffort,
+			corev1.ResourceRequirements{Requests: list("5m", "20Mi"), Limits: list("50m", "64Mi")},
+		},
+		"a limit of the processor in a Guaranteed pod": {
+			changed(func(r *Resources) { r.CPULimit = resource.MustParse("50m") }), guaranteed, same(list("50m", "64Mi")),
+		},
+		"more asked of the processor than a Guaranteed pod gets by default": {
+			changed(func(r *Resources) { r.CPURequest = resource.MustParse("200m") }), guaranteed, same(list("200m", "64Mi")),
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := resources(test.spec)
+			got := test.of.of(test.spec)
 			if string(encode(t, got)) != string(encode(t, test.want)) {
 				t.Errorf("got %s, want %s", encode(t, got), encode(t, test.want))
 			}

@@ -7,31 +7,50 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-var (
-	// The sidecar requests what it uses at rest: 20 MB resident is its bound, its processor time is next to nothing.
-	requestedCPU    = resource.MustParse("5m")
-	requestedMemory = resource.MustParse("20Mi")
-	// limitMemory leaves room for a burst of connections.
-	limitMemory = resource.MustParse("64Mi")
-	// guaranteedCPU limits the sidecar's processor time only in a pod of the QoS class Guaranteed, which needs a limit: it makes
-	// every start slower, and the application waits for that.
-	guaranteedCPU = resource.MustParse("100m")
-)
+// Resources are what the sidecar asks for in each pod, and what it may take.
+type Resources struct {
+	CPURequest, MemoryRequest resource.Quantity
+	// CPULimit is none where it is zero. A limit makes every start slower, and the application waits for that.
+	CPULimit    resource.Quantity
+	MemoryLimit resource.Quantity
+}
 
-// resources are the sidecar's, so that the pod keeps its QoS class and its own sum.
-func resources(spec *corev1.PodSpec) corev1.ResourceRequirements {
+// DefaultResources are what a sidecar uses at rest, where 20 MB resident is its bound and its processor time is next to nothing,
+// and a limit that leaves room for a burst of connections.
+func DefaultResources() Resources {
+	return Resources{
+		CPURequest:    resource.MustParse("5m"),
+		MemoryRequest: resource.MustParse("20Mi"),
+		MemoryLimit:   resource.MustParse("64Mi"),
+	}
+}
+
+// guaranteedCPU is the processor's limit in a pod of the QoS class Guaranteed, which needs one, where nothing else is said.
+var guaranteedCPU = resource.MustParse("100m")
+
+// of are the sidecar's in this pod, so that the pod keeps its QoS class and its own sum.
+func (r Resources) of(spec *corev1.PodSpec) corev1.ResourceRequirements {
 	if spec.Resources != nil && (len(spec.Resources.Requests) > 0 || len(spec.Resources.Limits) > 0) {
 		// The containers share what the pod has; requests of our own could exceed it, and the pod would be refused.
 		return corev1.ResourceRequirements{}
 	}
-	if guaranteed(spec) {
-		limits := corev1.ResourceList{corev1.ResourceCPU: guaranteedCPU, corev1.ResourceMemory: limitMemory}
-		return corev1.ResourceRequirements{Limits: limits, Requests: maps.Clone(limits)}
+	limits := corev1.ResourceList{corev1.ResourceMemory: r.MemoryLimit}
+	if !r.CPULimit.IsZero() {
+		limits[corev1.ResourceCPU] = r.CPULimit
 	}
-	return corev1.ResourceRequirements{
-		Requests: corev1.ResourceList{corev1.ResourceCPU: requestedCPU, corev1.ResourceMemory: requestedMemory},
-		Limits:   corev1.ResourceList{corev1.ResourceMemory: limitMemory},
+	if !guaranteed(spec) {
+		return corev1.ResourceRequirements{
+			Requests: corev1.ResourceList{corev1.ResourceCPU: r.CPURequest, corev1.ResourceMemory: r.MemoryRequest},
+			Limits:   limits,
+		}
 	}
+	if r.CPULimit.IsZero() {
+		limits[corev1.ResourceCPU] = guaranteedCPU
+		if r.CPURequest.Cmp(guaranteedCPU) > 0 {
+			limits[corev1.ResourceCPU] = r.CPURequest
+		}
+	}
+	return corev1.ResourceRequirements{Limits: limits, Requests: maps.Clone(limits)}
 }
 
 // guaranteed reports whether the pod is of the QoS class Guaranteed: every container has limits for processor and memory,

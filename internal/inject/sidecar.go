@@ -70,7 +70,7 @@ func (s *Sidecar) container(spec *corev1.PodSpec, request *Request) corev1.Conta
 			"--key-service=" + s.KeyService,
 		},
 		Env:                      []corev1.EnvVar{{Name: rootsEnv, Value: string(s.Roots)}},
-		Resources:                resources(spec),
+		Resources:                s.Resources.of(spec),
 		RestartPolicy:            new(corev1.ContainerRestartPolicyAlways),
 		SecurityContext:          securityContext(spec),
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
