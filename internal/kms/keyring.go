@@ -31,7 +31,7 @@ const (
 	missRate  = 10
 )
 
-// key is the unsealed material of a master key as it lay in its Secret at one moment. It never changes.
+// key is the unsealed material of a master key as it lay in its Secret at one moment. It never changes once the keyring has it.
 type key struct {
 	id envelope.KeyID
 	// text is the ID, and arn the full name.
@@ -40,6 +40,8 @@ type key struct {
 	namespace, name string
 	versions        map[uint32]*version
 	primary         uint32
+	// lost are versions that an earlier load had and the Secret has no more. They open what they wrapped, and do nothing else.
+	lost map[uint32]*version
 	// damage is what is wrong with the Secret, although versions of it open; else nil.
 	damage   error
 	loadedAt time.Time
@@ -66,6 +68,36 @@ func (k *key) find(h envelope.Header) *version {
 		return nil
 	}
 	return v
+}
+
+// findToOpen is find, and knows the versions that only this process still has.
+func (k *key) findToOpen(h envelope.Header) *version {
+	if v := k.find(h); v != nil {
+		return v
+	}
+	if v := k.lost[h.KeyVersion]; v != nil && v.materialID == h.MaterialID {
+		return v
+	}
+	return nil
+}
+
+// keep takes over the versions of an earlier load that this one lacks: while the Secret is being restored, the pods that run go
+// on, as they do where all of it is gone.
+func (k *key) keep(earlier *key) {
+	if earlier == nil || earlier.namespace != k.namespace || earlier.name != k.name {
+		return
+	}
+	for _, versions := range []map[uint32]*version{earlier.lost, earlier.versions} {
+		for number, v := range versions {
+			if now := k.versions[number]; now != nil && now.materialID == v.materialID {
+				continue
+			}
+			if k.lost == nil {
+				k.lost = map[uint32]*version{}
+			}
+			k.lost[number] = v
+		}
+	}
 }
 
 // primaryVersion returns the version that wraps new data keys.
@@ -126,11 +158,11 @@ func (r *keyring) get(ctx context.Context, namespace string, id envelope.KeyID) 
 // known. The errors are those of get; ErrMaterialMissing also stands for a version that does not exist.
 func (r *keyring) getFor(ctx context.Context, namespace string, h envelope.Header) (*version, error) {
 	if k := r.known(h.KeyID); k != nil {
-		if v := k.find(h); v != nil {
+		if v := k.findToOpen(h); v != nil {
 			return v, nil
 		}
 	}
-	k, err := r.look(ctx, namespace, miss{h.KeyID, h.KeyVersion, h.MaterialID}, func(k *key) bool { return k.find(h) != nil })
+	k, err := r.look(ctx, namespace, miss{h.KeyID, h.KeyVersion, h.MaterialID}, func(k *key) bool { return k.findToOpen(h) != nil })
 	if errors.Is(err, ErrMaterialMissing) {
 		if k := r.known(h.KeyID); k != nil && k.damage != nil {
 			return nil, k.damage // it may be that version
@@ -139,7 +171,7 @@ func (r *keyring) getFor(ctx context.Context, namespace string, h envelope.Heade
 	if err != nil {
 		return nil, err
 	}
-	return k.find(h), nil
+	return k.findToOpen(h), nil
 }
 
 // getPrimary returns a key as it was at most primaryAge ago, for making data keys. The errors are those of get.
@@ -223,6 +255,7 @@ func (r *keyring) read(ctx context.Context, id envelope.KeyID) (k *key, err erro
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if old := r.keys[id]; old == nil || old.turn < turn {
+		k.keep(old)
 		r.keys[id] = k
 	}
 	return k, nil

@@ -328,6 +328,68 @@ func TestAPodThatIsAllowedNothingKeepsNobodyFromAKnownKey(t *testing.T) {
 	}
 }
 
+// A manager that has a version in memory may be the last that has it: the pods that run go on while the Secret is restored.
+func TestWhatWasLoadedOpensWhateverBecomesOfTheSecret(t *testing.T) {
+	backup := func(t *testing.T, w *world, of seal.Secret) { w.store.Put(of) }
+	for name, alter := range map[string]func(t *testing.T, w *world, before seal.Secret){
+		"an entry is damaged": func(_ *testing.T, w *world, _ seal.Secret) {
+			w.editEntry("v1", func(b []byte) []byte { b[90] ^= 1; return b })
+		},
+		"an entry is gone":          func(_ *testing.T, w *world, _ seal.Secret) { w.editEntry("v1", func([]byte) []byte { return nil }) },
+		"the newest entry is gone":  func(_ *testing.T, w *world, _ seal.Secret) { w.editEntry("v2", func([]byte) []byte { return nil }) },
+		"an older backup is back":   backup,
+		"and another version 2 too": func(t *testing.T, w *world, before seal.Secret) { backup(t, w, before); w.addVersion(t, ordersKey, 2) },
+		"all of it is gone":         func(_ *testing.T, w *world, _ seal.Secret) { w.store.Delete(ordersKey.KeyID) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := settled(t)
+			before := w.store.Secrets()[ordersKey.KeyID]
+			first := w.sealed(t, orders())
+			w.addVersion(t, ordersKey, 2)
+			second := w.sealed(t, orders())
+			alter(t, w, before)
+			for i := range 3 { // each time it is read anew
+				w.clock.SetTime(w.clock.Now().Add(11 * time.Second))
+				_, _ = w.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32, Door: kms.DoorAWS})
+				for version, blob := range [][]byte{first, second} {
+					if _, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext}); err != nil {
+						t.Errorf("read %d, version %d: %v", i+1, version+1, err)
+					}
+				}
+			}
+		})
+	}
+}
+
+// editEntry changes an entry of the Secret of ordersKey, or takes it out.
+func (w *world) editEntry(entry string, change func([]byte) []byte) {
+	w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) {
+		if s.Data[entry] = change(s.Data[entry]); s.Data[entry] == nil {
+			delete(s.Data, entry)
+		}
+	})
+}
+
+// What is proved has to open after a restart too, and nothing new may depend on memory alone.
+func TestWhatOnlyMemoryHasProvesNothingAndWrapsNothing(t *testing.T) {
+	w := settled(t)
+	before := w.store.Secrets()[ordersKey.KeyID]
+	w.addVersion(t, ordersKey, 2)
+	blob := w.sealed(t, orders())
+	w.store.Put(before)
+	w.clock.SetTime(begin.Add(11 * time.Second))
+	made, err := w.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32, Door: kms.DoorAWS})
+	if err != nil || made.KeyVersion != 1 {
+		t.Errorf("got version %d, %v", made.KeyVersion, err)
+	}
+	if _, err := w.OpenDataKey(t.Context(), orders(), blob); !errors.Is(err, kms.ErrBlobRefused) {
+		t.Errorf("got %v", err)
+	}
+	if info, err := w.MasterKey(t.Context(), ordersKey); err != nil || info.PrimaryVersion != 1 || len(info.Versions) != 1 {
+		t.Errorf("got %+v, %v", info, err)
+	}
+}
+
 func TestAStoreThatFailsIsUnavailableAndNotRemembered(t *testing.T) {
 	w := settled(t)
 	blob := w.sealed(t, orders())
