@@ -7,9 +7,10 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
+
+	"github.com/datakeys/datakeys/internal/envelope"
 )
 
 // MaxDataKeys is the most data keys that one sidecar issues: what one BatchDecrypt of the key service takes.
@@ -33,12 +34,6 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// dataKeyName is the rule for names of Kubernetes objects (RFC 1123 subdomain). It also keeps a name from being a path.
-var dataKeyName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
-
-// maxNameSize is the length of the longest name of a Kubernetes object (RFC 1123 subdomain).
-const maxNameSize = 253
-
 // validate returns every rule that the configuration breaks.
 func (c Config) validate() error {
 	var errs []error
@@ -47,9 +42,9 @@ func (c Config) validate() error {
 	}
 	for i, name := range c.DataKeys {
 		switch {
-		case len(name) > maxNameSize || !dataKeyName.MatchString(name):
+		case !envelope.IsSubdomain(name): // which is no path either
 			errs = append(errs, fmt.Errorf("data keys: %q: must be the name of a DataKeyRequest: "+
-				"a lower-case DNS subdomain (RFC 1123) of at most %d bytes", name, maxNameSize))
+				"a lower-case DNS subdomain (RFC 1123) of at most %d bytes", name, envelope.MaxSubdomain))
 		case slices.Contains(c.DataKeys[:i], name):
 			errs = append(errs, fmt.Errorf("data keys: %q is named twice: name it once", name))
 		}

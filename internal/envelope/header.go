@@ -13,8 +13,8 @@ const (
 	// version, algorithm, kind, key ID, key version, material ID, two lengths and a generation.
 	headerSize = 1 + 1 + 1 + 16 + 4 + 16 + 1 + 1 + 4
 
-	maxNamespace = 63  // DNS-1123 label
-	maxName      = 253 // DNS-1123 subdomain
+	maxNamespace = 63 // DNS-1123 label
+	maxName      = MaxSubdomain
 )
 
 // Kind says what a blob is, and so through which door it opens. The zero Kind is invalid.
@@ -111,7 +111,7 @@ func (h Header) Validate() error {
 	case !isLabel(h.Scope.Namespace):
 		return fmt.Errorf("%w: header scope namespace: must be a DNS-1123 label of at most %d bytes for kind %v",
 			ErrInvalid, maxNamespace, h.Kind)
-	case !isSubdomain(h.Scope.Name):
+	case !IsSubdomain(h.Scope.Name):
 		return fmt.Errorf("%w: header scope name: must be a DNS-1123 subdomain of at most %d bytes for kind %v",
 			ErrInvalid, maxName, h.Kind)
 	case h.Scope.Generation == 0:
@@ -179,14 +179,18 @@ func parseHeader(b []byte) (Header, []byte, error) {
 	return h, b[end+4:], nil
 }
 
-// isLabel and isSubdomain are Kubernetes' rules for names (RFC 1123, lower case). As there, a label inside a
-// subdomain has no limit of its own.
+// isLabel is Kubernetes' rule for names of namespaces (RFC 1123, lower case).
 func isLabel(s string) bool {
 	return len(s) <= maxNamespace && isLabelOfAnyLength(s)
 }
 
-func isSubdomain(s string) bool {
-	if len(s) > maxName {
+// MaxSubdomain is how many bytes IsSubdomain accepts.
+const MaxSubdomain = 253
+
+// IsSubdomain is Kubernetes' rule for names of objects (RFC 1123, lower case). As there, a label inside a subdomain has no limit
+// of its own.
+func IsSubdomain(s string) bool {
+	if len(s) > MaxSubdomain {
 		return false
 	}
 	start := 0
