@@ -85,7 +85,7 @@ func (r *dataKeyRequestReconciler) holdsDataKey(ctx context.Context, request *v1
 		}
 	}
 	keyID := string(secret.Data[v1alpha1.SecretKeyKeyID])
-	if !canonicalUUID.MatchString(keyID) || len(blob) == 0 {
+	if !v1alpha1.IsKeyID(keyID) || len(blob) == 0 {
 		return false, nil
 	}
 	namespace, name := masterKeyName(request)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -21,9 +20,6 @@ import (
 
 // maxStatusVersions is how many versions a status shows. The material has all of them.
 const maxStatusVersions = 20
-
-// canonicalUUID is the form in which a key ID names material: one key, one spelling.
-var canonicalUUID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 // masterKeyReconciler sees to it that every MasterKey has material that opens. It never deletes any: a MasterKey that is gone
 // leaves its material behind.
@@ -89,7 +85,7 @@ func (r *masterKeyReconciler) reconcile(ctx context.Context, req ctrl.Request) (
 // annotation is written.
 func (r *masterKeyReconciler) ensureMaterial(ctx context.Context, key *v1alpha1.MasterKey) (MasterKeyInfo, error) {
 	ref := masterKeyRef(key)
-	if !canonicalUUID.MatchString(ref.KeyID) {
+	if !v1alpha1.IsKeyID(ref.KeyID) {
 		return MasterKeyInfo{}, permanentError{v1alpha1.ReasonInvalidKeyID, fmt.Sprintf(
 			"the annotation %s is %q, which is not a lower-case UUID: set it to the key ID of this master key",
 			v1alpha1.AnnotationKeyID, truncate(ref.KeyID))}
@@ -141,7 +137,7 @@ func masterKeyError(ref MasterKeyRef, err error) error {
 // long as it speaks of the same key.
 func (r *masterKeyReconciler) status(key *v1alpha1.MasterKey, info MasterKeyInfo, problem *problem) (v1alpha1.MasterKeyStatus, bool) {
 	next := *key.Status.DeepCopy()
-	if keyID := key.KeyID(); next.KeyID != keyID && canonicalUUID.MatchString(keyID) && (problem == nil || problem.reason != v1alpha1.ReasonInvalidKeyID) {
+	if keyID := key.KeyID(); next.KeyID != keyID && v1alpha1.IsKeyID(keyID) && (problem == nil || problem.reason != v1alpha1.ReasonInvalidKeyID) {
 		next = v1alpha1.MasterKeyStatus{KeyID: keyID, Conditions: next.Conditions}
 	}
 	if problem == nil {

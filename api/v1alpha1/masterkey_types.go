@@ -1,6 +1,10 @@
 package v1alpha1
 
-import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+import (
+	"regexp"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
 
 // MasterKeySpecAES256 is a symmetric key of 256 bits, the only key spec of a MasterKey today. Its name is the one of AWS KMS
 // and Alibaba Cloud KMS key specs.
@@ -145,6 +149,13 @@ func (k *MasterKey) KeyID() string {
 	}
 	return string(k.UID)
 }
+
+// canonicalUUID has one spelling of each.
+var canonicalUUID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+
+// IsKeyID reports whether a text is a key ID in the form in which it names material, a UUID in lower case. Whoever may edit a
+// MasterKey may write another into its annotation.
+func IsKeyID(text string) bool { return canonicalUUID.MatchString(text) }
 
 // Ready says whether the key can be used.
 func (k *MasterKey) Ready() bool { return ready(k.Status.Conditions, k.Generation) }

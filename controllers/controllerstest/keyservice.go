@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"regexp"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -65,8 +64,6 @@ type blob struct {
 	EncryptionContext map[string]string `json:"encryptionContext"`
 	AAD               []byte            `json:"aad,omitempty"`
 }
-
-var keyID = regexp.MustCompile(`^[0-9a-f-]{36}$`)
 
 // EnsureMasterKey makes material if there is none.
 func (s *KeyService) EnsureMasterKey(ctx context.Context, key controllers.MasterKeyRef) (controllers.MasterKeyInfo, error) {
@@ -141,7 +138,7 @@ func (s *KeyService) material(ctx context.Context, key controllers.MasterKeyRef)
 	if s.Err != nil {
 		return nil, s.Err
 	}
-	if !keyID.MatchString(key.KeyID) {
+	if !v1alpha1.IsKeyID(key.KeyID) {
 		return nil, controllers.ErrInvalidKeyID
 	}
 	material := &corev1.Secret{}
