@@ -140,16 +140,23 @@ func (r *kmsv2Root) failed(err error) error { return fmt.Errorf("root key %s: %w
 // associated data or another plaintext, and an answer that is not the plaintext is seen.
 //
 //	SHA-256(label | size of ad in 8 bytes, big-endian | ad | plaintext)
+//
+// The hash, and the stack that it works on, keep the end of what went through it. So zeros go the same way: before, lest the stack
+// has to grow, and is left behind, while the plaintext is on it; and after, over every place where the plaintext was.
 func bindingOf(plaintext, ad []byte) (binding [sha256.Size]byte) {
-	h := sha256.New()
-	h.Write([]byte(pluginBindingLabel))
+	h, zeros := sha256.New(), make([]byte, len(plaintext))
 	var size [8]byte
 	binary.BigEndian.PutUint64(size[:], uint64(len(ad)))
-	h.Write(size[:])
-	h.Write(ad)
-	h.Write(plaintext)
-	h.Sum(binding[:0])
-	return binding
+	var sums [3][sha256.Size]byte
+	for i, p := range [...][]byte{zeros, plaintext, zeros} {
+		h.Reset()
+		h.Write([]byte(pluginBindingLabel))
+		h.Write(size[:])
+		h.Write(ad)
+		h.Write(p)
+		h.Sum(sums[i][:0])
+	}
+	return sums[1]
 }
 
 const pluginBindingLabel = "datakeys.io/kmsv2/binding/v1\x00"
