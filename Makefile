@@ -125,7 +125,7 @@ vulncheck: ## Look for known vulnerabilities (asks the Go vulnerability database
 test: test-unit test-fips test-e2e ## Run all tests.
 
 .PHONY: test-packages
-test-packages: # Debian's packages that the unit tests need: a C compiler for the race detector, Node.js, OpenSSL and SoftHSM
+test-packages: # Debian's packages that the tests need: a C compiler for the race detector, Node.js, OpenSSL and SoftHSM
 	@command -v gcc >/dev/null || hack/apt.sh gcc libc6-dev
 	@command -v node >/dev/null || hack/apt.sh nodejs
 	@command -v openssl >/dev/null || hack/apt.sh openssl
@@ -140,7 +140,7 @@ test-fips: test-packages build-fips ## Start the commands of a FIPS build, and r
 	GOFIPS140=$(FIPS) GODEBUG=fips140=only go test $(FIPS_TESTED)
 
 .PHONY: test-e2e
-test-e2e: images ## Run the tests of the local Kubernetes, then the end-to-end tests on one.
+test-e2e: test-packages images ## Run the tests of the local Kubernetes, then the end-to-end tests on one.
 	go test -tags e2e -v -count=1 -p 1 -timeout 40m ./hack/cluster ./test/e2e
 
 .PHONY: bench

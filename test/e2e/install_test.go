@@ -29,6 +29,7 @@ func TestHelmInstall(t *testing.T) {
 		}
 	})
 	t.Run("the leader is killed while requests are made", leaderIsKilledWhileRequestsAreMade)
+	t.Run("the root key is changed", rootKeyIsChanged)
 	t.Run("what a sidecar costs", sidecarCost)
 	t.Run("nothing leaked", nothingLeaked)
 }
