@@ -32,7 +32,7 @@ const (
 	// KindMasterKeyVersion is the material of one master key version, sealed by a sealing key. Its scope is the
 	// MasterKey's namespace and name, with the version as generation; its associated data is the master key's KeyID.
 	KindMasterKeyVersion Kind = 5
-	// KindSealingKey is the material of a sealing key, sealed by the embedded root key.
+	// KindSealingKey is the material of a sealing key, sealed by a root key whose bytes are at hand: an embedded one, or one in a file.
 	KindSealingKey Kind = 6
 )
 
