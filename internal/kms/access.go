@@ -126,8 +126,15 @@ func verbToOpen(verb string, scope envelope.Scope) string {
 // state that is. Where there is the MasterKey and its material is missing or damaged, the MasterKey comes beside the error.
 // What is known of the key goes into record.
 func (s *Service) keyToUse(ctx context.Context, review *reviewer, verb string, name keyName, record *AuditKey) (*key, MasterKey, error) {
-	if name.name != "" {
-		return s.keyByName(ctx, review, verb, name, record)
+	owner := name.name
+	if name.alias != "" {
+		var err error
+		if owner, err = s.holder(ctx, review.caller.Namespace, name); err != nil {
+			return nil, MasterKey{}, err
+		}
+	}
+	if owner != "" {
+		return s.keyOf(ctx, review, verb, name, owner, record)
 	}
 	*record = AuditKey{ID: name.text}
 	k, absence := s.find(ctx, review.caller.Namespace, name)
@@ -147,31 +154,34 @@ func (s *Service) keyToUse(ctx context.Context, review *reviewer, verb string, n
 		return nil, MasterKey{}, notFoundKey(name, absence)
 	}
 	o, err := s.object(ctx, k)
+	if err == nil && absence != nil {
+		return nil, o, outward(absence)
+	}
 	return k, o, err
 }
 
-// keyByName is keyToUse for the name of a MasterKey: the permission is asked first, for it needs no key.
-func (s *Service) keyByName(ctx context.Context, review *reviewer, verb string, name keyName, record *AuditKey) (*key, MasterKey, error) {
+// keyOf is keyToUse for the MasterKey of that name in the caller's namespace: the permission is asked first, for it needs no key.
+func (s *Service) keyOf(ctx context.Context, review *reviewer, verb string, name keyName, owner string, record *AuditKey) (*key, MasterKey, error) {
 	namespace := review.caller.Namespace
-	*record = AuditKey{Namespace: namespace, Name: name.name}
-	allowed, err := review.allowed(ctx, masterKeyAccess(verb, namespace, name.name))
+	*record = AuditKey{Namespace: namespace, Name: owner}
+	allowed, err := review.allowed(ctx, masterKeyAccess(verb, namespace, owner))
 	if err != nil {
 		return nil, MasterKey{}, err
 	}
 	if !allowed {
 		return nil, MasterKey{}, deniedKey(review.caller, verb, name, nil)
 	}
-	o, err := s.objects.ByName(ctx, namespace, name.name)
+	o, err := s.objects.ByName(ctx, namespace, owner)
 	switch {
 	case errors.Is(err, ErrMasterKeyNotFound):
 		return nil, MasterKey{}, notFoundKey(name, err)
 	case err != nil:
-		return nil, MasterKey{}, unavailable(err, fmt.Sprintf("MasterKey %s/%s could not be read", namespace, name.name))
+		return nil, MasterKey{}, unavailable(err, fmt.Sprintf("MasterKey %s/%s could not be read", namespace, owner))
 	}
 	id, err := envelope.ParseKeyID(o.KeyID)
 	if err != nil {
 		return nil, o, &Error{Code: CodeFailedPrecondition, Message: fmt.Sprintf(
-			"MasterKey %s/%s has no valid key ID: see its conditions", namespace, name.name), Err: err}
+			"MasterKey %s/%s has no valid key ID: see its conditions", namespace, owner), Err: err}
 	}
 	k, err := s.ring.getPrimary(ctx, namespace, id)
 	switch {
@@ -184,40 +194,35 @@ func (s *Service) keyByName(ctx context.Context, review *reviewer, verb string, 
 	return k, o, nil
 }
 
-// find returns the key that a key ID, ARN or alias names for callers of that namespace. The error is one for which
-// absent holds, or one that may pass.
-func (s *Service) find(ctx context.Context, namespace string, name keyName) (*key, error) {
-	if name.elsewhere {
-		return nil, ErrMaterialMissing
+// holder returns the name of the MasterKey of that namespace that has an alias, empty where none has it.
+func (s *Service) holder(ctx context.Context, namespace string, name keyName) (string, error) {
+	if name.elsewhere || name.namespace != "" && name.namespace != namespace { // its ARN: aliases are the namespace's own
+		return "", nil
 	}
-	id := name.id
-	var holder MasterKey
-	if name.alias != "" {
-		if name.namespace != "" && name.namespace != namespace { // its ARN: aliases are the namespace's own
-			return nil, ErrMaterialMissing
-		}
-		var err error
-		holder, err = s.objects.ByAlias(ctx, namespace, name.alias)
-		if errors.Is(err, ErrMasterKeyNotFound) {
-			return nil, fmt.Errorf("%w: %w", ErrMaterialMissing, err)
-		}
-		if err != nil {
-			return nil, unavailable(err, "the MasterKeys could not be read")
-		}
-		if id, err = envelope.ParseKeyID(holder.KeyID); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrMaterialMissing, err)
-		}
-	}
-	k, err := s.ring.getPrimary(ctx, namespace, id)
+	o, err := s.objects.ByAlias(ctx, namespace, name.alias)
 	switch {
+	case errors.Is(err, ErrMasterKeyNotFound):
+		return "", nil
 	case err != nil:
-		return nil, err
-	case name.alias != "" && (k.namespace != holder.Namespace || k.name != holder.Name):
-		return nil, ErrMaterialMissing
-	case name.namespace != "" && name.namespace != k.namespace: // an ARN with another namespace than the key's
+		return "", unavailable(err, "the MasterKeys could not be read")
+	}
+	return o.Name, nil
+}
+
+// find returns the key that a key ID or its ARN names for callers of that namespace. The error is one for which absent holds, or
+// one that may pass. Beside the former comes the key as it was loaded before, if it was: whose it is has not changed.
+func (s *Service) find(ctx context.Context, namespace string, name keyName) (*key, error) {
+	if name.elsewhere || name.alias != "" { // an alias that no MasterKey has
 		return nil, ErrMaterialMissing
 	}
-	return k, nil
+	k, err := s.ring.getPrimary(ctx, namespace, name.id)
+	if absent(err) {
+		k = s.ring.known(name.id)
+	}
+	if k != nil && name.namespace != "" && name.namespace != k.namespace { // an ARN with another namespace than the key's
+		return nil, ErrMaterialMissing
+	}
+	return k, err
 }
 
 // means reports whether a caller in that namespace means k by this name. Of a name that means no key it says no.

@@ -336,6 +336,13 @@ func TestWhoHangsUpDoesNotGetAroundTheRecord(t *testing.T) {
 
 func TestGenerateDataKey(t *testing.T) {
 	const denied = "needs the verb generatedatakey on the MasterKey that key_id"
+	materialGone := func(w *world) { // and the key is known, and has an alias
+		o := object(ordersKey)
+		o.Aliases = []string{"orders-prod"}
+		w.objects.Put(o)
+		w.store.Delete(ordersKey.KeyID)
+		w.clock.SetTime(begin.Add(11e9))
+	}
 	for name, c := range map[string]struct {
 		token  string
 		req    kms.GenerateDataKeyRequest
@@ -386,11 +393,28 @@ func TestGenerateDataKey(t *testing.T) {
 		},
 		"the material is gone for a while": {
 			token: keyUser, req: kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32},
-			change: func(w *world) {
-				w.store.Delete(ordersKey.KeyID)
-				w.clock.SetTime(begin.Add(11e9))
-			},
-			want: kms.CodeFailedPrecondition,
+			change: materialGone, want: kms.CodeFailedPrecondition, says: "see the conditions",
+		},
+		"the material is gone for a while, by key ID": {
+			token: keyUser, req: kms.GenerateDataKeyRequest{KeyID: ordersKey.KeyID, NumberOfBytes: 32},
+			change: materialGone, want: kms.CodeFailedPrecondition, says: "see the conditions",
+		},
+		"the material is gone for a while, by ARN": {
+			token: keyUser, req: kms.GenerateDataKeyRequest{KeyID: "arn of team-a", NumberOfBytes: 32},
+			change: materialGone, want: kms.CodeFailedPrecondition, says: "see the conditions",
+		},
+		"the material is gone for a while, by alias": {
+			token: keyUser, req: kms.GenerateDataKeyRequest{KeyID: "alias/orders-prod", NumberOfBytes: 32},
+			change: materialGone, want: kms.CodeFailedPrecondition, says: "see the conditions",
+		},
+		"the material is gone for a while, without permission": {
+			token: nobody, req: kms.GenerateDataKeyRequest{KeyID: ordersKey.KeyID, NumberOfBytes: 32},
+			change: materialGone, want: kms.CodeDenied, says: denied,
+		},
+		"another namespace's material is gone for a while": {
+			token: allKeys, req: kms.GenerateDataKeyRequest{KeyID: theirsKey.KeyID, NumberOfBytes: 32},
+			change: func(w *world) { w.store.Delete(theirsKey.KeyID); w.clock.SetTime(begin.Add(11e9)) },
+			want:   kms.CodeNotFound, says: "there is no key",
 		},
 		"the audit log is full": {
 			token: keyUser, req: kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32},
