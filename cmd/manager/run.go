@@ -16,6 +16,7 @@ import (
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -160,7 +161,7 @@ func newKeyService(ctx context.Context, mgr ctrl.Manager, o *options, authority 
 	return &keyService{
 		seal: seal.Config{
 			RootKey: o.rootKey, PreviousRootKey: o.previousRootKey, Store: store,
-			Logger: log.WithName("seal"), OpenRootKey: o.openRootKey,
+			Record: recordChanges(auditor, clock.RealClock{}), Logger: log.WithName("seal"), OpenRootKey: o.openRootKey,
 		},
 		config: kms.Config{
 			Keys:          store,

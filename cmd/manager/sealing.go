@@ -6,7 +6,11 @@ import (
 
 	"github.com/go-logr/logr"
 	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+
+	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/seal"
 )
 
 // A replica looks at the seal after tendPeriod, made longer at random by up to tendJitter: at least once a minute.
@@ -45,4 +49,15 @@ func (s *sealTender) Start(ctx context.Context) error {
 		}
 	}, s.period, tendJitter, true)
 	return nil
+}
+
+// recordChanges writes what is done to the root of trust to the audit log. There is no caller: it is done by flags, by time, and by an
+// annotation, as the reason says.
+func recordChanges(auditor kms.Auditor, now clock.PassiveClock) func(context.Context, seal.Change) error {
+	return func(ctx context.Context, c seal.Change) error {
+		return auditor.Record(ctx, kms.AuditRecord{
+			Time: now.Now().UTC(), Operation: string(c.Action), Decision: kms.DecisionAllowed, Reason: c.Reason,
+			RootKey: c.RootKey, SealingKey: c.SealingKey,
+		})
+	}
 }

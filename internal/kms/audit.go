@@ -20,6 +20,9 @@ const (
 	OperationDecrypt                             = "Decrypt"
 	OperationBatchDecrypt                        = "BatchDecrypt"
 	OperationReEncrypt                           = "ReEncrypt"
+	// OperationResealMasterKey: the material of a master key is sealed anew, by the SealingKey of the record. What else is done
+	// to the root of trust has the names of seal.Action.
+	OperationResealMasterKey = "ResealMasterKey"
 )
 
 // Decisions of audit records.
@@ -35,7 +38,8 @@ type AuditRecord struct {
 	Time      time.Time `json:"time"`
 	Operation string    `json:"operation"`
 	Decision  string    `json:"decision"`
-	// Code and Reason say why it was refused. Reason is what the caller was told.
+	// Code and Reason say why it was refused. Reason is what the caller was told. Of what is done to the root of trust it says
+	// why that is done.
 	Code   string `json:"code,omitempty"`
 	Reason string `json:"reason,omitempty"`
 	// Caller is the pod that asked, or nil for the controllers.
@@ -52,6 +56,9 @@ type AuditRecord struct {
 	DataKey *AuditDataKey `json:"dataKey,omitempty"`
 	// Bytes is the length of the plaintext that was made, released or encrypted.
 	Bytes int `json:"bytes,omitempty"`
+	// RootKey is the ID of a root key, and SealingKey the version of a sealing key, that the record is about.
+	RootKey    string `json:"rootKey,omitempty"`
+	SealingKey uint32 `json:"sealingKey,omitempty"`
 }
 
 // AuditCaller is who asked.

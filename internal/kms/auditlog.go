@@ -92,6 +92,10 @@ func (r *AuditRecord) appendJSON(b []byte) ([]byte, error) {
 	if r.Bytes != 0 {
 		b = strconv.AppendInt(append(b, `,"bytes":`...), int64(r.Bytes), 10)
 	}
+	b = appendSet(b, "rootKey", r.RootKey)
+	if r.SealingKey != 0 {
+		b = strconv.AppendUint(append(b, `,"sealingKey":`...), uint64(r.SealingKey), 10)
+	}
 	return append(b, '}'), nil
 }
 

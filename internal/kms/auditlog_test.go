@@ -14,6 +14,7 @@ func FuzzAuditRecord(f *testing.F) {
 	f.Fuzz(func(t *testing.T, a, b, c string, n uint32, size int, dryRun bool, set uint8) {
 		r := AuditRecord{
 			Time: time.Unix(int64(n), int64(n)).UTC(), Operation: a, Decision: b, Code: c, Reason: b, Door: c, DryRun: dryRun, Bytes: size,
+			RootKey: a, SealingKey: n,
 		}
 		if set&1 != 0 {
 			r.Caller = &AuditCaller{Username: a, Namespace: b, ServiceAccount: c, Pod: b, PodUID: a, Node: c}
@@ -44,7 +45,7 @@ func FuzzAuditRecord(f *testing.F) {
 // A field that is added to a record is added to its encoding.
 func TestEveryFieldOfAnAuditRecordIsEncoded(t *testing.T) {
 	r := AuditRecord{
-		Time: time.Unix(0, 0).UTC(), Operation: "o", Decision: "d", Code: "c", Reason: "r", Door: "d", DryRun: true, Bytes: 1,
+		Time: time.Unix(0, 0).UTC(), Operation: "o", Decision: "d", Code: "c", Reason: "r", Door: "d", DryRun: true, Bytes: 1, RootKey: "r", SealingKey: 1,
 		Caller:    &AuditCaller{"u", "n", "s", "p", "i", "n"},
 		Key:       &AuditKey{"i", "n", "n", 1},
 		SourceKey: &AuditKey{"i", "n", "n", 1},
@@ -58,7 +59,7 @@ func TestEveryFieldOfAnAuditRecordIsEncoded(t *testing.T) {
 	if err := json.Unmarshal(want, &fields); err != nil {
 		t.Fatal(err)
 	}
-	if len(fields) != 12 {
+	if len(fields) != 14 {
 		t.Errorf("the record has %d fields: set the new one above, and give it to FuzzAuditRecord", len(fields))
 	}
 	got, err := r.appendJSON(nil)

@@ -87,7 +87,7 @@ func (s *Service) resealAll(ctx context.Context) error {
 		case err == nil:
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case errors.Is(err, errNotStored):
+		case errors.Is(err, errNothingAnew):
 			return err
 		case errors.Is(err, errSealingKeyUnknown), errors.Is(err, errNotLookedAt):
 			unknown = err
@@ -124,7 +124,7 @@ func (m sealingMetrics) tell(waiting, done, failed int) {
 var (
 	errSealingKeyUnknown = errors.New("sealed by a sealing key that is not there")
 	errNotLookedAt       = errors.New("not known to be sealed by a sealing key that is there")
-	errNotStored         = errors.New("nothing is sealed anew")
+	errNothingAnew       = errors.New("nothing is sealed anew")
 )
 
 // resealSecret seals what is in one Secret by the primary sealing key, and reports whether anything had to be. What does not
@@ -145,7 +145,14 @@ func (s *Service) resealSecret(ctx context.Context, name string) (wrote bool, er
 		// After an old backup of the sealing keys was restored, the primary one may be in the memory of running managers alone.
 		// What is in the Secret opens without them: it is not to be replaced by what does not.
 		if err := s.seal.CheckStored(ctx); err != nil {
-			return false, fmt.Errorf("%w: %w", errNotStored, err)
+			return false, fmt.Errorf("%w: %w", errNothingAnew, err)
+		}
+		record := AuditRecord{Operation: OperationResealMasterKey, Key: &AuditKey{ID: name}}
+		for _, sealed := range anew {
+			record.SealingKey = s.seal.SealedBy(sealed)
+		}
+		if err := s.audit(ctx, record); err != nil {
+			return false, fmt.Errorf("%w: %w", errNothingAnew, err)
 		}
 		secret.Data = maps.Clone(secret.Data)
 		maps.Copy(secret.Data, anew)

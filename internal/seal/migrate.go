@@ -17,11 +17,12 @@ const (
 	rewrapInterval = time.Hour
 )
 
-// step is one write of the Secret with the sealing keys, and what to say of it once it is done.
+// step is one write of the Secret with the sealing keys, what it changes, and what to say of it once it is done.
 type step struct {
-	secret Secret
-	says   string
-	about  []any
+	secret  Secret
+	changes []Change
+	says    string
+	about   []any
 }
 
 // Tend learns what other managers did, and does what there is to do: it goes on with a change of the root key, and the
@@ -46,6 +47,9 @@ func (k *Keyring) write(ctx context.Context, next func(context.Context, *layout)
 		s, err := next(ctx, l)
 		k.judge(l)
 		if err != nil || s == nil {
+			return err
+		}
+		if err := k.config.record(ctx, s.changes); err != nil {
 			return err
 		}
 		err = k.config.Store.Update(ctx, s.secret)
@@ -81,7 +85,8 @@ func (k *Keyring) nextStep(ctx context.Context, l *layout, leads bool) (*step, e
 	switch {
 	case l.index.SettledOn != tag && k.replaces(ctx, l.settledOn()):
 		return l.step(fmt.Sprintf("Settled on root key %s: take a new backup of the Secrets of this namespace", k.current.ID()),
-			func(_ map[string][]byte, i *index) { i.SettledOn = tag })
+			func(_ map[string][]byte, i *index) { i.SettledOn = tag },
+			Change{Action: ActionChangeRootKey, RootKey: k.current.ID(), Reason: "in the place of " + l.settledOn().ID})
 	case l.index.SettledOn == tag && k.config.PreviousRootKey == "" && len(l.index.RootKeys) > 1:
 		return l.step("Dropped what other root keys had wrapped", func(data map[string][]byte, i *index) {
 			maps.DeleteFunc(data, func(entry string, _ []byte) bool {
@@ -89,16 +94,28 @@ func (k *Keyring) nextStep(ctx context.Context, l *layout, leads bool) (*step, e
 				return ok && of != tag && l.lists(of)
 			})
 			maps.DeleteFunc(i.RootKeys, func(of string, _ listedRootKey) bool { return of != tag })
-		})
+		}, l.dropped(tag)...)
 	case leads:
 		return k.rewrapStale(ctx, l, tag)
 	}
 	return nil, nil
 }
 
-func (l *layout) step(says string, change func(data map[string][]byte, i *index)) (*step, error) {
-	s, err := l.edit(change)
-	return &step{secret: s, says: says, about: []any{"secret", SealingKeysSecret}}, err
+func (l *layout) step(says string, edit func(data map[string][]byte, i *index), changes ...Change) (*step, error) {
+	s, err := l.edit(edit)
+	return &step{secret: s, changes: changes, says: says, about: []any{"secret", SealingKeysSecret}}, err
+}
+
+// dropped are the changes where one root key alone is kept.
+func (l *layout) dropped(kept string) []Change {
+	var changes []Change
+	for _, tag := range l.tags() {
+		if tag != kept {
+			changes = append(changes, Change{Action: ActionDropRootKey, RootKey: l.index.RootKeys[tag].ID,
+				Reason: "the installation relies on " + l.index.RootKeys[kept].ID + ", and no previous root key is set"})
+		}
+	}
+	return changes
 }
 
 // mayMakeRootKey reports whether an embedded root key may be made: only as the new root key of an installation that is open
@@ -130,7 +147,7 @@ func (k *Keyring) addRootKey(ctx context.Context, l *layout) (*step, error) {
 			data[wrappedEntry(v, tag)] = wrapped
 		}
 		i.RootKeys[tag] = listedRootKey{ID: k.current.ID(), URI: k.config.RootKey}
-	})
+	}, Change{Action: ActionWrapSealingKeys, RootKey: k.current.ID(), Reason: "it does not wrap all of them yet"})
 }
 
 func (k *Keyring) wrapVersions(ctx context.Context, l *layout, root RootKey, versions []uint32) (map[uint32][]byte, error) {
@@ -161,7 +178,7 @@ func (k *Keyring) checkAll(ctx context.Context, l *layout, tag string) (*step, e
 	if len(broken) == 0 || k.config.PreviousRootKey == "" {
 		return nil, problem
 	}
-	return k.wrapAnew(ctx, l, broken)
+	return k.wrapAnew(ctx, l, broken, "what it wrapped does not open")
 }
 
 // rewrapStale wraps anew what the root key calls stale.
@@ -179,11 +196,11 @@ func (k *Keyring) rewrapStale(ctx context.Context, l *layout, tag string) (*step
 	if len(stale) == 0 {
 		return nil, nil
 	}
-	return k.wrapAnew(ctx, l, stale)
+	return k.wrapAnew(ctx, l, stale, "it was rotated behind its name")
 }
 
 // wrapAnew puts new entries beside those that they shall replace.
-func (k *Keyring) wrapAnew(ctx context.Context, l *layout, versions []uint32) (*step, error) {
+func (k *Keyring) wrapAnew(ctx context.Context, l *layout, versions []uint32, why string) (*step, error) {
 	tag := tagOf(k.current.ID())
 	anew, err := k.wrapVersions(ctx, l, k.current, versions)
 	if err != nil {
@@ -193,7 +210,7 @@ func (k *Keyring) wrapAnew(ctx context.Context, l *layout, versions []uint32) (*
 		for v, wrapped := range anew {
 			data[wrappedEntry(v, tag)+nextSuffix] = wrapped
 		}
-	})
+	}, Change{Action: ActionRewrapSealingKeys, RootKey: k.current.ID(), Reason: why})
 }
 
 // replace lets entries that were wrapped anew take the place of the old ones, each once it was read back and opened. One that
@@ -228,5 +245,5 @@ func (k *Keyring) replace(ctx context.Context, l *layout, tag string) (*step, er
 				data[wrappedEntry(v, tag)] = bytes.Clone(wrapped)
 			}
 		}
-	})
+	}, Change{Action: ActionRewrapSealingKeys, RootKey: k.current.ID(), Reason: "what it wrapped anew was read back, and takes the place of the old where it opens"})
 }

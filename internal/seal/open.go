@@ -24,6 +24,9 @@ type Config struct {
 	Store           Store
 	// Clock is the time; nil: the real one.
 	Clock clock.PassiveClock
+	// Record is told of each change of the root of trust before it is written, which it is not after an error; nil: nobody is.
+	// Where several managers are at the same change, each tells of it, and one does it.
+	Record func(ctx context.Context, c Change) error
 	// Logger is told of every step of a change of the root key or the sealing key. The zero Logger drops it.
 	Logger logr.Logger
 	// OpenRootKey opens root keys of other schemes than secret://; nil: those of this package. It is for tests.
@@ -97,11 +100,16 @@ func (k *Keyring) install(ctx context.Context) (*layout, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making Secret %s: %w", SealingKeysSecret, err)
 	}
+	if err := k.config.record(ctx, []Change{{Action: ActionCreateSealingKey, RootKey: root.ID(), SealingKey: 1, Reason: whyInstall}}); err != nil {
+		return nil, err
+	}
 	if err := store.Create(ctx, s); err != nil && !errors.Is(err, ErrSecretExists) {
 		return nil, fmt.Errorf("making Secret %s: %w", SealingKeysSecret, err)
 	}
 	return readSealingKeys(ctx, store)
 }
+
+const whyInstall = "the installation is new"
 
 func (k *Keyring) firstSecret(ctx context.Context, root RootKey) (Secret, error) {
 	var random [6]byte

@@ -70,7 +70,7 @@ func (c Config) openRootKey(ctx context.Context, uri string, create bool) (RootK
 	}
 	switch scheme {
 	case schemeSecret:
-		return openSecretRoot(ctx, rest, c.Store, create)
+		return c.openSecretRoot(ctx, rest, create)
 	case schemeFile:
 		return openFileRoot(rest)
 	case schemeKMSv2:

@@ -26,11 +26,11 @@ type secretRoot struct {
 	material envelope.Material
 }
 
-func openSecretRoot(ctx context.Context, name string, store Store, create bool) (RootKey, error) {
+func (c Config) openSecretRoot(ctx context.Context, name string, create bool) (RootKey, error) {
 	if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 || name == SealingKeysSecret {
 		return nil, fmt.Errorf("root key secret://%s: must name a Secret of its own, such as %s", name, DefaultRootKey)
 	}
-	s, err := store.Get(ctx, name)
+	s, err := c.Store.Get(ctx, name)
 	if errors.Is(err, ErrSecretNotFound) {
 		if !create {
 			return nil, &SecretError{
@@ -39,10 +39,10 @@ func openSecretRoot(ctx context.Context, name string, store Store, create bool) 
 				Remedy:  "restore it from a backup; no new root key is made, because it could open nothing",
 			}
 		}
-		if err := createSecretRoot(ctx, name, store); err != nil && !errors.Is(err, ErrSecretExists) {
+		if err := c.createSecretRoot(ctx, name); err != nil && !errors.Is(err, ErrSecretExists) {
 			return nil, fmt.Errorf("making the root key in Secret %s: %w", name, err)
 		}
-		s, err = store.Get(ctx, name)
+		s, err = c.Store.Get(ctx, name)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the root key in Secret %s: %w", name, err)
@@ -50,16 +50,20 @@ func openSecretRoot(ctx context.Context, name string, store Store, create bool) 
 	return readSecretRoot(s)
 }
 
-func createSecretRoot(ctx context.Context, name string, store Store) error {
-	m := envelope.NewMaterial()
+func (c Config) createSecretRoot(ctx context.Context, name string) error {
+	id, m := envelope.NewKeyID(), envelope.NewMaterial()
 	defer m.Destroy()
-	return store.Create(ctx, Secret{
+	made := Change{Action: ActionCreateRootKey, RootKey: secretRootID(name, id), Reason: "there is none of that name"}
+	if err := c.record(ctx, []Change{made}); err != nil {
+		return err
+	}
+	return c.Store.Create(ctx, Secret{
 		Name:      name,
 		Type:      v1alpha1.SecretTypeRootKey,
 		Labels:    map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedBy},
 		Immutable: true,
 		Data: map[string][]byte{
-			rootEntryID:  []byte(envelope.NewKeyID().String()),
+			rootEntryID:  []byte(id.String()),
 			rootEntryKey: m.AppendTo(insecuresecret.Token{}, nil),
 		},
 	})
@@ -84,7 +88,11 @@ func readSecretRoot(s Secret) (RootKey, error) {
 	return &secretRoot{secret: s.Name, id: id, material: m}, nil
 }
 
-func (r *secretRoot) ID() string { return schemeSecret + "://" + r.secret + "#" + r.id.String() }
+func (r *secretRoot) ID() string { return secretRootID(r.secret, r.id) }
+
+func secretRootID(name string, id envelope.KeyID) string {
+	return schemeSecret + "://" + name + "#" + id.String()
+}
 
 func (r *secretRoot) Embedded() bool { return true }
 

@@ -123,7 +123,7 @@ func (k *Keyring) addVersion(ctx context.Context, l *layout, version uint32) (*s
 	}
 	return l.step(fmt.Sprintf("Made sealing key %d", version), func(data map[string][]byte, _ *index) {
 		maps.Copy(data, entries)
-	})
+	}, Change{Action: ActionCreateSealingKey, SealingKey: version, Reason: whyRotate(l)})
 }
 
 // promote lets a new sealing key seal, once it opens as the same key under every root key. One that does not is made anew.
@@ -142,7 +142,7 @@ func (k *Keyring) promote(ctx context.Context, l *layout) (*step, error) {
 	return l.step(fmt.Sprintf("Sealing key %d seals from now on: take a new backup of the Secrets of this namespace", l.newest),
 		func(_ map[string][]byte, i *index) {
 			i.Primary, i.PrimarySince, i.RotateRequestedAt = l.newest, k.config.Clock.Now().UTC(), rotateRequested(l)
-		})
+		}, Change{Action: ActionRotateSealingKey, SealingKey: l.newest, Reason: whyRotate(l)})
 }
 
 // opensAlike makes sure that every root key opens the newest version as the same key.
