@@ -330,7 +330,7 @@ func TestAPodThatIsAllowedNothingKeepsNobodyFromAKnownKey(t *testing.T) {
 
 // A manager that has a version in memory may be the last that has it: the pods that run go on while the Secret is restored.
 func TestWhatWasLoadedOpensWhateverBecomesOfTheSecret(t *testing.T) {
-	backup := func(t *testing.T, w *world, of seal.Secret) { w.store.Put(of) }
+	backup := func(_ *testing.T, w *world, of seal.Secret) { w.store.Put(of) }
 	for name, alter := range map[string]func(t *testing.T, w *world, before seal.Secret){
 		"an entry is damaged": func(_ *testing.T, w *world, _ seal.Secret) {
 			w.editEntry("v1", func(b []byte) []byte { b[90] ^= 1; return b })
