@@ -20,7 +20,7 @@ const (
 	maxFileRootSize = 2*envelope.MaterialSize + len("\r\n")
 
 	// fileRootLabel keeps the key ID of a root key in a file apart from anything else that is derived from its bytes.
-	fileRootLabel = "datakeys.io/root-key-file/id/v1"
+	fileRootLabel = "datakeys.io/root-key-file/id/v1\x00"
 )
 
 // fileRoot is a root key that somebody else put into a file of the manager's container: a Secret of another origin, a CSI
