@@ -137,7 +137,8 @@ test-unit: test-packages ## Run the unit tests and those against a real API serv
 
 .PHONY: test-fips
 test-fips: test-packages build-fips ## Start the commands of a FIPS build, and run the tests of what does cryptography with its module alone.
-	GOFIPS140=$(FIPS) GODEBUG=fips140=only go test $(FIPS_TESTED)
+	KUBEBUILDER_ASSETS="$$($(CLUSTER) assets)" KUBEBUILDER_CONTROLPLANE_START_TIMEOUT=3m \
+		GOFIPS140=$(FIPS) GODEBUG=fips140=only go test $(FIPS_TESTED)
 
 .PHONY: test-e2e
 test-e2e: test-packages images ## Run the tests of the local Kubernetes, then the end-to-end tests on one.
