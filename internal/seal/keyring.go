@@ -27,7 +27,10 @@ type Keyring struct {
 	current, previous RootKey
 	// opened are entries of the Secret that this process has opened, by their names, to be opened once.
 	opened map[string][]byte
-	// missedAt is when a sealing key was looked for in vain, rewrapped when one was wrapped anew.
+	// found are the tags of the root keys that wrapped the sealing keys when this process opened them.
+	found map[string]bool
+	// missed is the sealing key that was last looked for in vain, missedAt when that was, rewrapped when one was wrapped anew.
+	missed              uint32
 	missedAt, rewrapped time.Time
 }
 

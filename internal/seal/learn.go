@@ -25,6 +25,9 @@ func (k *Keyring) meet(ctx context.Context, version uint32) (sealingKey, error) 
 		return sk, nil // somebody else met it in the meantime
 	}
 	if k.config.Clock.Since(k.missedAt) < meetInterval {
+		if version != k.missed {
+			return sealingKey{}, fmt.Errorf("sealing key %d is looked for in a moment, because another one was looked for in vain just now", version)
+		}
 		return sealingKey{}, envelope.ErrNotMine
 	}
 	if _, err := k.read(ctx); err != nil {
@@ -33,7 +36,7 @@ func (k *Keyring) meet(ctx context.Context, version uint32) (sealingKey, error) 
 	if sk, ok := k.keys.Load().versions[version]; ok {
 		return sk, nil
 	}
-	k.missedAt = k.config.Clock.Now()
+	k.missed, k.missedAt = version, k.config.Clock.Now()
 	return sealingKey{}, envelope.ErrNotMine
 }
 
@@ -190,12 +193,8 @@ func (k *Keyring) CheckStored(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if l.index.Primary < k.Primary() {
-		return &SecretError{
-			Secret:  SealingKeysSecret,
-			Problem: fmt.Sprintf("does not hold the newest sealing key of this manager, %d, any more", k.Primary()),
-			Remedy:  "restore it from a backup made after the last rotation; until then nothing new is sealed",
-		}
+	if err := k.checkNewest(l); err != nil {
+		return err
 	}
 	if k.current == nil || !k.current.Embedded() || !l.lists(tagOf(k.current.ID())) {
 		return nil
@@ -208,4 +207,16 @@ func (k *Keyring) CheckStored(ctx context.Context) error {
 	fresh := &Keyring{config: k.config, opened: map[string][]byte{}}
 	fresh.keys.Store(k.keys.Load()) // to compare with
 	return fresh.learnBy(ctx, root, l)
+}
+
+// checkNewest returns a *SecretError where the Secret is an older one: it lacks a sealing key that this manager seals by.
+func (k *Keyring) checkNewest(l *layout) error {
+	if l.index.Primary >= k.Primary() {
+		return nil
+	}
+	return &SecretError{
+		Secret:  SealingKeysSecret,
+		Problem: fmt.Sprintf("does not hold the newest sealing key of this manager, %d, any more", k.Primary()),
+		Remedy:  "restore it from a backup made after the last rotation, before the last manager that runs ends; until then nothing new is sealed",
+	}
 }

@@ -353,6 +353,46 @@ func TestManagersWithOldAndNewFlagsAtOnce(t *testing.T) {
 	}
 }
 
+// A manager that was there before a change leaves the new root key alone, although it is not settled on yet: else the two would
+// undo each other's work. One that starts with the old flags when the change was given up drops it.
+func TestAManagerWithOldFlagsDoesNotUndoAChange(t *testing.T) {
+	const oldKey, newKey = "fake://old", "fake://new"
+	i := newInstallation()
+	behind := i.start(t, stage{root: oldKey})
+	updates := 0
+	i.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+		if c.Method == sealtest.Update {
+			if updates++; updates > 1 { // the new root key is added, and not settled on
+				return sealtest.Fail
+			}
+		}
+		return sealtest.None
+	}
+	i.start(t, stage{root: newKey, previous: oldKey})
+	i.store.Hook = nil
+	wrappedBy := func(want ...string) {
+		t.Helper()
+		var got []string
+		report, err := i.config(stage{root: oldKey}).Inspect(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, root := range report.RootKeys {
+			got = append(got, root.URI)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("the sealing keys are wrapped by (-want +got):\n%s", diff)
+		}
+	}
+	wrappedBy(oldKey, newKey)
+	if err := behind.Tend(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	wrappedBy(oldKey, newKey)
+	i.start(t, stage{root: oldKey})
+	wrappedBy(oldKey)
+}
+
 func TestNothingIsWrittenWhereThereIsNothingToDo(t *testing.T) {
 	i := newInstallation()
 	for n, s := range story(t) {

@@ -34,7 +34,12 @@ func (k *Keyring) Tend(ctx context.Context, leads bool) error {
 		return err
 	}
 	defer done()
-	return k.write(ctx, func(ctx context.Context, l *layout) (*step, error) { return k.nextStep(ctx, l, leads) })
+	return k.write(ctx, func(ctx context.Context, l *layout) (*step, error) {
+		if err := k.checkNewest(l); err != nil {
+			return nil, err
+		}
+		return k.nextStep(ctx, l, leads)
+	})
 }
 
 // write makes one write after the other, each from what it has just read, until next has none.
@@ -87,18 +92,32 @@ func (k *Keyring) nextStep(ctx context.Context, l *layout, leads bool) (*step, e
 		return l.step(fmt.Sprintf("Settled on root key %s: take a new backup of the Secrets of this namespace", k.current.ID()),
 			func(_ map[string][]byte, i *index) { i.SettledOn = tag },
 			Change{Action: ActionChangeRootKey, RootKey: k.current.ID(), Reason: "in the place of " + l.settledOn().ID})
-	case l.index.SettledOn == tag && k.config.PreviousRootKey == "" && len(l.index.RootKeys) > 1:
+	case l.index.SettledOn == tag && k.config.PreviousRootKey == "" && len(k.toDrop(l)) > 0:
+		drop := k.toDrop(l)
 		return l.step("Dropped what other root keys had wrapped", func(data map[string][]byte, i *index) {
 			maps.DeleteFunc(data, func(entry string, _ []byte) bool {
 				_, of, _, ok := parseWrappedEntry(entry)
-				return ok && of != tag && l.lists(of)
+				return ok && drop[of]
 			})
-			maps.DeleteFunc(i.RootKeys, func(of string, _ listedRootKey) bool { return of != tag })
-		}, l.dropped(tag)...)
+			maps.DeleteFunc(i.RootKeys, func(of string, _ listedRootKey) bool { return drop[of] })
+		}, l.dropped(drop)...)
 	case leads:
 		return k.rewrapStale(ctx, l, tag)
 	}
 	return nil, nil
+}
+
+// toDrop are the tags of root keys that are to go once the root key of the configuration is the only one there: those that were
+// there when this process started. One that came since, a manager with newer flags is about to bring in. If that change is given
+// up, the next process with these flags drops it.
+func (k *Keyring) toDrop(l *layout) map[string]bool {
+	drop := map[string]bool{}
+	for _, tag := range l.tags()[1:] { // the first is settled on
+		if k.found[tag] {
+			drop[tag] = true
+		}
+	}
+	return drop
 }
 
 func (l *layout) step(says string, edit func(data map[string][]byte, i *index), changes ...Change) (*step, error) {
@@ -106,13 +125,13 @@ func (l *layout) step(says string, edit func(data map[string][]byte, i *index), 
 	return &step{secret: s, changes: changes, says: says, about: []any{"secret", SealingKeysSecret}}, err
 }
 
-// dropped are the changes where one root key alone is kept.
-func (l *layout) dropped(kept string) []Change {
+// dropped are the changes where these root keys are dropped.
+func (l *layout) dropped(drop map[string]bool) []Change {
 	var changes []Change
 	for _, tag := range l.tags() {
-		if tag != kept {
+		if drop[tag] {
 			changes = append(changes, Change{Action: ActionDropRootKey, RootKey: l.index.RootKeys[tag].ID,
-				Reason: "the installation relies on " + l.index.RootKeys[kept].ID + ", and no previous root key is set"})
+				Reason: "the installation relies on " + l.settledOn().ID + ", and no previous root key is set"})
 		}
 	}
 	return changes

@@ -45,7 +45,7 @@ func (c Config) Open(ctx context.Context) (*Keyring, error) {
 	if c.Clock == nil {
 		c.Clock = clock.RealClock{}
 	}
-	k := &Keyring{config: c, turn: make(chan struct{}, 1), opened: map[string][]byte{}}
+	k := &Keyring{config: c, turn: make(chan struct{}, 1), opened: map[string][]byte{}, found: map[string]bool{}}
 	l, err := readSealingKeys(ctx, c.Store)
 	if errors.Is(err, ErrSecretNotFound) {
 		l, err = k.install(ctx)
@@ -55,6 +55,9 @@ func (c Config) Open(ctx context.Context) (*Keyring, error) {
 		return nil, err
 	}
 	k.installID, k.id = l.installID, l.keyID
+	for _, tag := range l.tags() {
+		k.found[tag] = true
+	}
 	if err := k.learn(ctx, l); err != nil {
 		k.Close()
 		return nil, err

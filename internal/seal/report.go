@@ -132,7 +132,8 @@ func (l *layout) verdict(r Report) (Verdict, string) {
 		return VerdictKeepsPrevious, "every sealing key opens by the new root key; once every replica says so, remove --previous-root-key: " +
 			"what the old root key wrapped is dropped then"
 	case settledHere && byCurrent:
-		return VerdictChanging, "what other root keys wrapped is being dropped"
+		return VerdictChanging, "other root keys wrap the sealing keys too: a manager that starts with these flags drops " +
+			"what they wrapped, and one that ran before they were added leaves that to managers with newer flags"
 	case settledHere || fromPrevious:
 		return VerdictChanging, "the manager goes on by itself; its log says what holds it up"
 	default:

@@ -42,7 +42,8 @@ func (k *Keyring) due(l *layout, interval time.Duration) bool {
 func rotateRequested(l *layout) string {
 	const most = 256
 	value := l.secret.Annotations[v1alpha1.AnnotationRotateRequestedAt]
-	return value[:min(len(value), most)]
+	// A character that is cut in the middle would not come back from the JSON of the index as it went in.
+	return strings.ToValidUTF8(value[:min(len(value), most)], "")
 }
 
 // Rotate makes a new sealing key where that is due, or finishes what was begun. The new key is durable, read back and opened
