@@ -744,6 +744,31 @@ func TestTheSealingKeyIsRotatedInTimeAndOnDemand(t *testing.T) {
 	}
 }
 
+// What somebody writes into the annotation is asked for once, whatever it is.
+func TestARotationIsAskedForOnce(t *testing.T) {
+	for name, value := range map[string]string{
+		"a time":                  "2026-11-22T00:00:00Z",
+		"long":                    strings.Repeat("x", 1000),
+		"cut inside a character":  strings.Repeat("x", 255) + "é",
+		"cut inside one of four":  strings.Repeat("x", 253) + "\U0001f511",
+		"of such characters only": strings.Repeat("€", 200),
+	} {
+		t.Run(name, func(t *testing.T) {
+			i := newInstallation()
+			k := i.start(t, stage{root: "fake://kms"})
+			i.request(value)
+			for range 3 {
+				if err := k.Rotate(t.Context(), 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := k.Primary(); got != 2 {
+				t.Errorf("version %d, want 2", got)
+			}
+		})
+	}
+}
+
 // A backup from before the last rotation must not lead to another sealing key of the same number while the first is still known.
 func TestAnOldBackupIsNotBuiltUpon(t *testing.T) {
 	i := newInstallation()
@@ -758,7 +783,9 @@ func TestAnOldBackupIsNotBuiltUpon(t *testing.T) {
 	newer := i.store.Secrets()[seal.SealingKeysSecret]
 	i.store.Put(backup)
 	i.request("again")
-	for name, err := range map[string]error{"Rotate": k.Rotate(t.Context(), 0), "CheckStored": k.CheckStored(t.Context())} {
+	for name, err := range map[string]error{
+		"Rotate": k.Rotate(t.Context(), 0), "CheckStored": k.CheckStored(t.Context()), "Tend": k.Tend(t.Context(), true),
+	} {
 		if _, ok := errors.AsType[*seal.SecretError](err); !ok || !strings.Contains(err.Error(), "made after the last rotation") {
 			t.Errorf("%s: got %v", name, err)
 		}

@@ -35,7 +35,7 @@ func (k *Keyring) Tend(ctx context.Context, leads bool) error {
 	}
 	defer done()
 	return k.write(ctx, func(ctx context.Context, l *layout) (*step, error) {
-		if err := k.checkNewest(l); err != nil {
+		if err := k.checkNewest(l); err != nil && !l.pending() { // a rotation brings back what it had begun
 			return nil, err
 		}
 		return k.nextStep(ctx, l, leads)

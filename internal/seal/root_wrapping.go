@@ -122,6 +122,9 @@ func (r *wrappingRoot) Wrap(ctx context.Context, p envelope.Plaintext, ad []byte
 		b, err := w.Encrypt(ctx, secret, wrapping.WithAad(binding))
 		return b, r.explain(err, false)
 	}, func(*wrapping.BlobInfo) {})
+	if errors.Is(err, errWrappingBusy) {
+		clear(secret) // nobody else does
+	}
 	if err != nil {
 		return nil, r.failure("wrapping", err)
 	}

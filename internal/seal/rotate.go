@@ -107,12 +107,8 @@ func (k *Keyring) addVersion(ctx context.Context, l *layout, version uint32) (*s
 	if err != nil {
 		return nil, err
 	}
-	if version <= k.Primary() {
-		return nil, &SecretError{
-			Secret:  SealingKeysSecret,
-			Problem: fmt.Sprintf("does not hold the newest sealing key of this manager, %d, any more", k.Primary()),
-			Remedy:  "restore it from a backup made after the last rotation; until then there is no other rotation",
-		}
+	if err := k.checkNewest(l); err != nil {
+		return nil, err
 	}
 	sk := sealingKey{envelope.NewMaterialID(), envelope.NewMaterial()}
 	defer sk.material.Destroy() // it counts once it was read back
