@@ -721,6 +721,9 @@ func TestTheSealingKeyIsRotatedInTimeAndOnDemand(t *testing.T) {
 		{"the demand is taken back", func() { i.request("") }, 3},
 		{"another demand, of any length", func() { i.request(strings.Repeat("x", 1000)) }, 4},
 		{"the same again", nil, 4},
+		{"the clock goes back by an hour", func() { i.clock.SetTime(i.clock.Now().Add(-time.Hour)) }, 4},
+		{"the clock was years ahead, and is right again", func() { i.clock.SetTime(i.clock.Now().Add(-87_600 * time.Hour)) }, 5},
+		{"and again", nil, 5},
 	} {
 		if step.do != nil {
 			step.do()

@@ -12,6 +12,9 @@ import (
 	"github.com/datakeys/datakeys/internal/envelope"
 )
 
+// maxClockSkew is how far the clocks of two managers may be apart.
+const maxClockSkew = time.Hour
+
 // ErrRotationWaits is what Rotate returns while this manager does not have every root key that wraps the sealing keys.
 var ErrRotationWaits = errors.New("the rotation of the sealing key waits")
 
@@ -31,7 +34,8 @@ func (k *Keyring) RotationDue(ctx context.Context, interval time.Duration) (bool
 }
 
 func (k *Keyring) due(l *layout, interval time.Duration) bool {
-	if interval > 0 && k.config.Clock.Since(l.index.PrimarySince) >= interval {
+	// It cannot have begun to seal in the future: the clock that said so was wrong, and its time may be years away.
+	if age := k.config.Clock.Since(l.index.PrimarySince); interval > 0 && (age >= interval || age < -maxClockSkew) {
 		return true
 	}
 	requested := rotateRequested(l)
