@@ -106,7 +106,7 @@ func TestEveryWriteMayFail(t *testing.T) {
 	for name, begin := range stories {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			controllerstest.AtEveryWrite(t, 0, 50, func(t *testing.T, at int, fault controllerstest.Fault) bool {
+			controllerstest.AtEveryWrite(t, controllerstest.AllFaults, 0, 50, func(t *testing.T, at int, fault controllerstest.Fault) bool {
 				t.Helper()
 				return crash(t, at, fault, begin)
 			})
@@ -121,11 +121,10 @@ func crash(t *testing.T, at int, fault controllerstest.Fault, begin story) bool 
 	history := c.record(t)
 	faults := controllerstest.NewFaults(at, fault)
 	stop := c.startManager(t, faults)
-	faults.Restart(t, func() *controllerstest.Faults {
+	faults.Restart(t, func(rest *controllerstest.Faults) *controllerstest.Faults {
 		stop()
-		calm := controllerstest.NewFaults(0, 0)
-		c.startManager(t, calm)
-		return calm
+		c.startManager(t, rest)
+		return rest
 	})
 
 	begin(t, c)

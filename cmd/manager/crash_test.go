@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -59,8 +60,9 @@ type place struct {
 	tenant, system string
 	webhook        string
 	history        *controllerstest.History
-	// seal is what the managers open the sealing keys with, but for the store.
+	// seal is what the sealing keys are opened with, by managers too, but for the store.
 	seal seal.Config
+	log  logr.Logger // of managers
 }
 
 func newPlace(t *testing.T) *place {
@@ -79,7 +81,7 @@ func newPlace(t *testing.T) *place {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &place{config: config, client: c, tenant: controllerstest.NewNamespace(t, c), system: controllerstest.NewNamespace(t, c)}
+	p := &place{config: config, client: c, tenant: controllerstest.NewNamespace(t, c), system: controllerstest.NewNamespace(t, c), log: logr.Discard()}
 	p.seal.RootKey = seal.DefaultRootKey
 	p.webhook = p.system
 	webhooks := &admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: p.webhook}}
@@ -95,7 +97,7 @@ func (p *place) start(t *testing.T, faults *controllerstest.Faults, change ...fu
 	t.Helper()
 	o := &options{
 		namespace: p.system, restConfig: p.config,
-		rootKey: p.seal.RootKey, previousRootKey: p.seal.PreviousRootKey, openRootKey: p.seal.OpenRootKey, auditLog: filepath.Join(t.TempDir(), "audit"),
+		rootKey: p.seal.RootKey, previousRootKey: p.seal.PreviousRootKey, auditLog: filepath.Join(t.TempDir(), "audit"),
 		keyServiceBind: "127.0.0.1:0", keyServiceName: "datakeys-key-service",
 		webhookBind: freeAddress(t), webhookName: "datakeys-webhook", webhookConfiguration: p.webhook,
 		metricsBind: "0", healthBind: "0",
@@ -116,7 +118,7 @@ func (p *place) start(t *testing.T, faults *controllerstest.Faults, change ...fu
 	}
 	ctx, cancel := context.WithCancel(context.Background()) // t.Context ends before the cleanups run
 	done := make(chan error, 1)
-	go func() { done <- run(ctx, o, logr.Discard()) }()
+	go func() { done <- run(ctx, o, p.log) }()
 	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -130,11 +132,10 @@ func (p *place) start(t *testing.T, faults *controllerstest.Faults, change ...fu
 // restartAfter starts another manager once the one of faults, which stop ends, has died.
 func (p *place) restartAfter(t *testing.T, faults *controllerstest.Faults, stop func(), change ...func(*options)) {
 	t.Helper()
-	faults.Restart(t, func() *controllerstest.Faults {
+	faults.Restart(t, func(rest *controllerstest.Faults) *controllerstest.Faults {
 		stop()
-		calm := controllerstest.NewFaults(0, 0)
-		p.start(t, calm, change...)
-		return calm
+		p.start(t, rest, change...)
+		return rest
 	})
 }
 
@@ -176,6 +177,15 @@ func (p *place) end(t *testing.T) map[string]int {
 	return counts
 }
 
+func (p *place) create(t *testing.T, objects ...client.Object) {
+	t.Helper()
+	for _, o := range objects {
+		if err := p.client.Create(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func (p *place) masterKey(name string) *v1alpha1.MasterKey {
 	return &v1alpha1.MasterKey{ObjectMeta: metav1.ObjectMeta{Namespace: p.tenant, Name: name}}
 }
@@ -197,13 +207,8 @@ func (p *place) keyPair(name, masterKey string) *v1alpha1.DataKeyRequest {
 // durable: what a manager would know after everything was restarted.
 func (p *place) checkOpens(t *testing.T, name string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	request := controllerstest.WaitFor(ctx, t, p.client, &v1alpha1.DataKeyRequestList{}, &v1alpha1.DataKeyRequest{},
-		client.ObjectKey{Namespace: p.tenant, Name: name}, "DataKeyRequest "+name+" is Ready",
-		func(r *v1alpha1.DataKeyRequest) bool {
-			return r != nil && meta.IsStatusConditionTrue(r.Status.Conditions, v1alpha1.ConditionReady)
-		})
+	request := p.waitForRequest(t, name)
+	ctx := t.Context()
 	var key v1alpha1.MasterKey
 	if err := p.client.Get(ctx, client.ObjectKey{Namespace: p.tenant, Name: request.Spec.MasterKeyRef.Name}, &key); err != nil {
 		t.Fatal(err)
@@ -216,20 +221,8 @@ func (p *place) checkOpens(t *testing.T, name string) {
 	if len(request.Status.Generations) != 1 || string(request.Status.Generations[0].CiphertextBlob) != string(blob) {
 		t.Errorf("the Secret and the status of %s do not hold the same blob", name)
 	}
-	store := secretStore{reader: p.client, writer: p.client, namespace: p.system}
-	config := p.seal
-	config.Store = store
-	keyring, err := config.Open(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	service, err := kms.New(kms.Config{
-		Seal: keyring, Keys: store, MasterKeys: masterKeys{cache: p.client, live: p.client}, Auditor: kms.NewJSONAuditor(os.Stderr),
-		Authenticator: &tokenReviewer{}, Authorizer: &accessReviewer{}, // nobody calls in
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	service, done := p.durable(t, p.seal)
+	defer done()
 	sealed, err := service.OpenDataKey(ctx, kms.DataKey{
 		MasterKey: kms.MasterKeyRef{KeyID: key.KeyID(), Namespace: key.Namespace, Name: key.Name},
 		Namespace: p.tenant, Name: name, Generation: 1,
@@ -243,11 +236,54 @@ func (p *place) checkOpens(t *testing.T, name string) {
 	}
 }
 
+// waitForRequest waits until a DataKeyRequest is Ready.
+func (p *place) waitForRequest(t *testing.T, name string) *v1alpha1.DataKeyRequest {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	return controllerstest.WaitFor(ctx, t, p.client, &v1alpha1.DataKeyRequestList{}, &v1alpha1.DataKeyRequest{},
+		client.ObjectKey{Namespace: p.tenant, Name: name}, "DataKeyRequest "+name+" is Ready",
+		func(r *v1alpha1.DataKeyRequest) bool {
+			return r != nil && meta.IsStatusConditionTrue(r.Status.Conditions, v1alpha1.ConditionReady)
+		})
+}
+
+// durable is a key service that has nothing but what is durable and the flags of config, for pods of the tenant with all
+// permissions: what a manager would be after everything was restarted.
+func (p *place) durable(t *testing.T, config seal.Config) (service *kms.Service, done func()) {
+	t.Helper()
+	store := secretStore{reader: p.client, writer: p.client, namespace: p.system}
+	if config.Store == nil {
+		config.Store = store
+	}
+	keyring, err := config.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	service, err = kms.New(kms.Config{
+		Seal: keyring, Keys: store, MasterKeys: masterKeys{cache: p.client, live: p.client},
+		Authenticator: anyPod{p.tenant}, Authorizer: anyPod{}, Auditor: kms.NewJSONAuditor(io.Discard),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return service, keyring.Close
+}
+
+// anyPod lets every caller in, as a pod of a namespace that may do everything.
+type anyPod struct{ namespace string }
+
+func (a anyPod) Authenticate(context.Context, string) (kms.Caller, error) {
+	return kms.Caller{Namespace: a.namespace, ServiceAccount: "app", PodName: "app", PodUID: "uid"}, nil
+}
+
+func (anyPod) Authorize(context.Context, kms.Caller, kms.Access) (bool, error) { return true, nil }
+
 // The first start of an installation and the creation of a MasterKey, a DataKeyRequest and one for a key pair bound to an aad, by
 // the whole manager with its real key service: whatever becomes of any single write, the end is one root key, one sealing key, one
 // material, one data key and one key pair, which open. The story is run for every write and every fault, until one ends without having made that many writes.
 func TestEveryWriteMayFail(t *testing.T) {
-	controllerstest.AtEveryWrite(t, 7, 40, survives)
+	controllerstest.AtEveryWrite(t, controllerstest.AllFaults, 7, 40, survives)
 }
 
 func survives(t *testing.T, at int, fault controllerstest.Fault) (reached bool) {
@@ -255,11 +291,7 @@ func survives(t *testing.T, at int, fault controllerstest.Fault) (reached bool) 
 	faults := controllerstest.NewFaults(at, fault)
 	stop := p.start(t, faults)
 	p.restartAfter(t, faults, stop)
-	for _, o := range []client.Object{p.masterKey("key"), p.request("orders", "key"), p.keyPair("signing", "key")} {
-		if err := p.client.Create(t.Context(), o); err != nil {
-			t.Fatal(err)
-		}
-	}
+	p.create(t, p.masterKey("key"), p.request("orders", "key"), p.keyPair("signing", "key"))
 	p.checkOpens(t, "orders")
 	p.checkOpens(t, "signing")
 	reached = faults.Reached()
@@ -289,14 +321,10 @@ func TestTwoManagersAtOnce(t *testing.T) {
 		p.start(t, controllerstest.NewFaults(0, 0))
 	}
 	const requests = 20
-	if err := p.client.Create(t.Context(), p.masterKey("key")); err != nil {
-		t.Fatal(err)
-	}
+	p.create(t, p.masterKey("key"))
 	name := func(i int) string { return "orders-" + strconv.Itoa(i) }
 	for i := range requests {
-		if err := p.client.Create(t.Context(), p.request(name(i), "key")); err != nil {
-			t.Fatal(err)
-		}
+		p.create(t, p.request(name(i), "key"))
 	}
 	for i := range requests {
 		p.checkOpens(t, name(i))

@@ -1,17 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"io"
-	"net/http"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,105 +17,10 @@ import (
 	"github.com/datakeys/datakeys/controllers/controllerstest"
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/seal"
-	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
 
-const fakeRootKey = "fake://kms"
-
 // often lets a manager look after the seal without a minute in between.
-func often(o *options) { o.tendPeriod = 100 * time.Millisecond }
-
-// A rootKeyService is a root key's service that can be down.
-type rootKeyService struct {
-	sealtest.RootKeys
-	down  atomic.Bool
-	tries chan struct{} // one for each call while it is down, as far as somebody reads them
-}
-
-func newRootKeyService() *rootKeyService {
-	s := &rootKeyService{tries: make(chan struct{})}
-	s.Hook = func(context.Context, string, string) error {
-		if !s.down.Load() {
-			return nil
-		}
-		select {
-		case s.tries <- struct{}{}:
-		default:
-		}
-		return sealtest.ErrDown
-	}
-	return s
-}
-
-// ready asks a manager's health check.
-func ready(t *testing.T, address, check string) int {
-	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+"/readyz/"+check, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
-	_, _ = io.Copy(io.Discard, response.Body)
-	return response.StatusCode
-}
-
-// The root key's service is down when the manager starts: not ready, nothing made, and more tries. It comes: everything goes on.
-// It goes again: everything goes on all the same, new master keys and data keys too, but the manager that starts.
-func TestTheServiceOfTheRootKeyIsDown(t *testing.T) {
-	t.Parallel()
-	p := newPlace(t)
-	service := newRootKeyService()
-	p.seal = seal.Config{RootKey: fakeRootKey, OpenRootKey: service.Open}
-	check := *p // sees what is durable while the service is down for the managers
-	check.seal.OpenRootKey = service.OpenQuietly
-	service.down.Store(true)
-	health := freeAddress(t)
-	p.start(t, controllerstest.NewFaults(0, 0), often, func(o *options) { o.healthBind = health })
-	for _, o := range []client.Object{p.masterKey("key"), p.request("orders", "key")} {
-		if err := p.client.Create(t.Context(), o); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for range 3 {
-		<-service.tries
-	}
-	if got := ready(t, health, "unsealed"); got != http.StatusInternalServerError {
-		t.Errorf("down at the start: the health check says %d", got)
-	}
-	var secrets corev1.SecretList
-	if err := p.client.List(t.Context(), &secrets, client.InNamespace(p.system), client.MatchingFields{"type": v1alpha1.SecretTypeSealingKeys}); err != nil || len(secrets.Items) > 0 {
-		t.Errorf("down at the start: sealing keys were made: %v", err)
-	}
-
-	service.down.Store(false)
-	check.checkOpens(t, "orders")
-	if got := ready(t, health, "unsealed"); got != http.StatusOK {
-		t.Errorf("up: the health check says %d", got)
-	}
-
-	service.down.Store(true)
-	for _, o := range []client.Object{p.masterKey("later"), p.request("later", "later"), p.request("more", "key")} {
-		if err := p.client.Create(t.Context(), o); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, name := range []string{"orders", "later", "more"} {
-		check.checkOpens(t, name)
-	}
-	if got := ready(t, health, "unsealed"); got != http.StatusOK {
-		t.Errorf("down after the start: the health check says %d", got)
-	}
-	other := freeAddress(t)
-	p.start(t, controllerstest.NewFaults(0, 0), func(o *options) { o.healthBind = other })
-	<-service.tries
-	if got := ready(t, other, "unsealed"); got != http.StatusInternalServerError {
-		t.Errorf("another manager starts while it is down: the health check says %d", got)
-	}
-}
+func often(o *options) { o.tendPeriod = 250 * time.Millisecond }
 
 // sealedBy is the version of the sealing key that the material of every master key in a place is sealed by; 0 if not all by one.
 func (p *place) sealedBy(ctx context.Context, t *testing.T) uint32 {
@@ -130,17 +30,23 @@ func (p *place) sealedBy(ctx context.Context, t *testing.T) uint32 {
 		t.Fatal(err)
 	}
 	var by uint32
-	for i, secret := range secrets.Items {
-		b, err := envelope.Parse(secret.Data[seal.VersionEntry(1)])
-		if err != nil {
-			t.Fatal(err)
-		}
-		if i > 0 && b.Header.KeyVersion != by {
+	for i := range secrets.Items {
+		version := sealedBy(&secrets.Items[i])
+		if i > 0 && version != by {
 			return 0
 		}
-		by = b.Header.KeyVersion
+		by = version
 	}
 	return by
+}
+
+// sealedBy is the version of the sealing key that the first version of a master key is sealed by, 0 if it is by none.
+func sealedBy(material *corev1.Secret) uint32 {
+	b, err := envelope.Parse(material.Data[seal.VersionEntry(1)])
+	if err != nil {
+		return 0
+	}
+	return b.Header.KeyVersion
 }
 
 // index is what the index of the Secret with the sealing keys says.
@@ -183,11 +89,7 @@ func (p *place) waitForMaterial(t *testing.T, masterKey string, version uint32) 
 	controllerstest.WaitFor(ctx, t, p.client, &corev1.SecretList{}, &corev1.Secret{},
 		client.ObjectKey{Namespace: p.system, Name: key.KeyID()}, "the material is sealed by version "+strconv.Itoa(int(version)),
 		func(s *corev1.Secret) bool {
-			if s == nil {
-				return false
-			}
-			b, err := envelope.Parse(s.Data[seal.VersionEntry(1)])
-			return err == nil && b.Header.KeyVersion == version
+			return s != nil && sealedBy(s) == version
 		})
 }
 
@@ -209,65 +111,6 @@ func (p *place) blob(t *testing.T, name string) []byte {
 		t.Fatal(err)
 	}
 	return s.Data[v1alpha1.SecretKeyCiphertextBlob]
-}
-
-// The root key is changed from the embedded one to a file, and the sealing key is rotated in the middle, by whole managers on a
-// real API server: two with the new flags, and one that was left behind with the old ones. Whatever becomes of any single write
-// of one of them, the installation settles, every master key is sealed by the new sealing key, and the data key that was there
-// before is the same and opens, for managers with the new flags and with the old. The story is run for every write and every
-// fault, until one ends without having made that many writes.
-func TestAChangeOfTheRootKeySurvivesAnyWrite(t *testing.T) {
-	controllerstest.AtEveryWrite(t, 4, 40, changeSurvives)
-}
-
-func changeSurvives(t *testing.T, at int, fault controllerstest.Fault) (reached bool) {
-	p := newPlace(t)
-	embedded := p.seal
-	stop := p.start(t, controllerstest.NewFaults(0, 0))
-	for _, o := range []client.Object{p.masterKey("key"), p.request("orders", "key")} {
-		if err := p.client.Create(t.Context(), o); err != nil {
-			t.Fatal(err)
-		}
-	}
-	p.checkOpens(t, "orders")
-	before := p.blob(t, "orders")
-	stop()
-
-	path := filepath.Join(t.TempDir(), "root-key")
-	if err := os.WriteFile(path, bytes.Repeat([]byte{0x9c, 0x01}, 16), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	changing := seal.Config{RootKey: "file://" + path, PreviousRootKey: seal.DefaultRootKey}
-	p.rotate(t, "now")
-	p.seal = changing
-	faults := controllerstest.NewFaults(at, fault)
-	stop = p.start(t, faults, often)
-	p.restartAfter(t, faults, stop, often)
-	// The one that is left behind starts when it cannot rotate by itself any more, so that the other makes the same writes each time.
-	p.waitForSealingKeys(t, "the sealing keys are wrapped by both root keys", func(i index) bool { return len(i.RootKeys) == 2 })
-	p.start(t, controllerstest.NewFaults(0, 0), often, func(o *options) {
-		o.rootKey, o.previousRootKey = embedded.RootKey, ""
-	})
-
-	p.waitForSealingKeys(t, "the sealing key is rotated", func(i index) bool { return i.Primary == 2 })
-	p.waitForMaterial(t, "key", 2)
-	report := p.waitForVerdict(t, changing, seal.VerdictKeepsPrevious)
-	if len(report.RootKeys) != 2 || !strings.HasPrefix(report.RootKeys[0].ID, "file://") {
-		t.Errorf("the installation relies on %+v", report.RootKeys)
-	}
-	if !bytes.Equal(before, p.blob(t, "orders")) {
-		t.Error("the data key is another one")
-	}
-	done := seal.Config{RootKey: changing.RootKey}
-	for _, config := range []seal.Config{changing, embedded, done} { // the last one drops what the embedded root key wrapped
-		later := *p
-		later.seal = config
-		later.checkOpens(t, "orders")
-	}
-	if r := p.waitForVerdict(t, done, seal.VerdictSettled); r.Embedded {
-		t.Error("the embedded root key still opens the sealing keys")
-	}
-	return faults.Reached()
 }
 
 // waitForVerdict waits until what is durable says so to a manager with these flags.
@@ -292,12 +135,7 @@ func TestTwoLeadersRotateOnce(t *testing.T) {
 	for range 2 {
 		p.start(t, controllerstest.NewFaults(0, 0), often)
 	}
-	if err := p.client.Create(t.Context(), p.masterKey("key")); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.client.Create(t.Context(), p.request("orders", "key")); err != nil {
-		t.Fatal(err)
-	}
+	p.create(t, p.masterKey("key"), p.request("orders", "key"))
 	p.checkOpens(t, "orders")
 	for n := uint32(2); n <= 4; n++ {
 		p.rotate(t, "number "+strconv.Itoa(int(n)))
@@ -305,12 +143,7 @@ func TestTwoLeadersRotateOnce(t *testing.T) {
 		p.waitForMaterial(t, "key", n)
 		p.checkOpens(t, "orders")
 	}
-	if err := p.client.Create(t.Context(), p.masterKey("later")); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.client.Create(t.Context(), p.request("later", "later")); err != nil {
-		t.Fatal(err)
-	}
+	p.create(t, p.masterKey("later"), p.request("later", "later"))
 	p.checkOpens(t, "later")
 	if got := p.sealedBy(t.Context(), t); got != 4 {
 		t.Errorf("the material is sealed by version %d, want 4", got)

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"sync"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 )
@@ -23,12 +25,21 @@ const (
 	DieBefore
 	// DieAfter: the process dies after the write.
 	DieAfter
+	// Conflict: the write is refused, as one of an object that somebody else has changed since it was read.
+	Conflict
 )
 
 // AllFaults are the faults by name.
 var AllFaults = map[string]Fault{
 	"the write fails": FailBefore,
 	"the write takes effect and its answer is lost":     FailAfter,
+	"the process dies before the write":                 DieBefore,
+	"the process dies after the write has taken effect": DieAfter,
+	"the write meets a conflict":                        Conflict,
+}
+
+// Deaths are those of AllFaults that end the process.
+var Deaths = map[string]Fault{
 	"the process dies before the write":                 DieBefore,
 	"the process dies after the write has taken effect": DieAfter,
 }
@@ -46,12 +57,16 @@ type Faults struct {
 	At int
 	// Fault is what happens to it.
 	Fault Fault
+	// Again is after how many more writes the fault comes again, and so on; 0: it comes once. With 2 every other write meets
+	// it: each one that has to be made again is.
+	Again int
 
 	mutex  sync.Mutex
 	writes []string
 	// effects are the writes that took effect: one from a view that is behind fails by its resourceVersion.
 	effects  []string
 	underWay sync.RWMutex // read-locked by each write that is under way
+	met      int
 	died     chan struct{}
 	dead     bool
 }
@@ -80,11 +95,34 @@ func (f *Faults) Effects() []string {
 	return append([]string(nil), f.effects...)
 }
 
-// Reached says whether the write that was to fail was made.
-func (f *Faults) Reached() bool {
+// Met is how many writes have met the fault.
+func (f *Faults) Met() int {
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
-	return f.At > 0 && len(f.writes) >= f.At
+	return f.met
+}
+
+// Reached says whether the write that was to fail was made.
+func (f *Faults) Reached() bool { return f.Met() > 0 }
+
+// HandOver returns the Faults of a process whose writes count on from those of f. If the fault is still to come, it comes to that
+// process, and to f's no more.
+func (f *Faults) HandOver() *Faults {
+	f.mutex.Lock()
+	defer f.mutex.Unlock()
+	left := f.At - len(f.writes)
+	if f.At == 0 || left <= 0 {
+		return NewFaults(0, 0)
+	}
+	f.At = 0
+	rest := NewFaults(left, f.Fault)
+	rest.Again = f.Again
+	return rest
+}
+
+// doomed reports whether the process has died, or is just about to.
+func (f *Faults) doomed() bool {
+	return f.Reached() && (f.Fault == DieBefore || f.Fault == DieAfter)
 }
 
 func (f *Faults) alive() error {
@@ -112,6 +150,12 @@ func (f *Faults) write(what string, do func() error) error {
 	f.mutex.Lock()
 	f.writes = append(f.writes, what)
 	now := len(f.writes) == f.At
+	if now {
+		f.met++
+		if f.Again > 0 {
+			f.At += f.Again
+		}
+	}
 	f.mutex.Unlock()
 	if !now {
 		f.underWay.RLock()
@@ -133,6 +177,8 @@ func (f *Faults) write(what string, do func() error) error {
 	case DieAfter:
 		_ = do() // nobody is left to hear
 		return f.die()
+	case Conflict:
+		return apierrors.NewConflict(schema.GroupResource{}, what, ErrInjected)
 	default:
 		return ErrInjected
 	}

@@ -9,17 +9,19 @@ import (
 // meets the fault. It says whether that many writes were made.
 type Story func(t *testing.T, at int, fault Fault) (reached bool)
 
-// AtEveryWrite tells a story for every fault and every write, until it ends without having made that many writes. It fails the
+// AtEveryWrite tells a story for each fault and every write, until it ends without having made that many writes. It fails the
 // test where there are fewer writes than least, since the story is not told then, or more than most.
-func AtEveryWrite(t *testing.T, least, most int, tell Story) {
+func AtEveryWrite(t *testing.T, faults map[string]Fault, least, most int, tell Story) {
 	t.Helper()
-	for name, fault := range AllFaults {
+	for name, fault := range faults {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			writes := 0
 			for {
-				at, reached := writes+1, true
-				t.Run("at write "+strconv.Itoa(at), func(t *testing.T) { reached = tell(t, at, fault) })
+				at, reached := writes+1, false
+				if !t.Run("at write "+strconv.Itoa(at), func(t *testing.T) { reached = tell(t, at, fault) }) {
+					return // the others would most likely fail alike
+				}
 				if !reached {
 					break
 				}
@@ -36,30 +38,32 @@ func AtEveryWrite(t *testing.T, least, most int, tell Story) {
 }
 
 // Restart lets one process come after the other: once the process of f has died, next ends it and starts another, whose Faults
-// it returns; and so on with that one. It goes on until the test ends, or until stop is called and has returned.
-func (f *Faults) Restart(t testing.TB, next func() *Faults) (stop func()) {
+// it returns, and so on with that one. next gets what HandOver of the last returns. It goes on until the test ends or settle is
+// called, which returns when a process runs that meets no fault any more, and hands over from there.
+func (f *Faults) Restart(t testing.TB, next func(rest *Faults) *Faults) (settle func() (rest *Faults)) {
 	t.Helper()
-	end, ended := make(chan struct{}), make(chan struct{})
+	var rest *Faults
+	settled, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
 		for alive := f; ; {
 			select {
 			case <-alive.Died():
-				alive = next()
-			case <-end:
-				return
+			case <-settled:
+				if rest = alive.HandOver(); !alive.doomed() {
+					return
+				}
+				<-alive.Died()
 			case <-t.Context().Done():
 				return
 			}
+			alive = next(alive.HandOver())
 		}
 	}()
 	t.Cleanup(func() { <-ended })
-	return func() {
-		select {
-		case <-ended:
-		default:
-			close(end)
-			<-ended
-		}
+	return func() *Faults {
+		close(settled)
+		<-ended
+		return rest
 	}
 }
