@@ -389,11 +389,12 @@ func (j *journey) keep(t *testing.T, config seal.Config, names ...string) {
 	for _, name := range names {
 		kept = append(kept, keptKey{name: name, aad: j.waitForRequest(t, name).Spec.AAD, blob: j.blob(t, name)})
 	}
-	j.seal = j.look(config)
-	service, done := j.durable(t, j.seal)
+	looked := *j.place // managers may start meanwhile, by what is in j
+	looked.seal = j.look(config)
+	service, done := j.durable(t, looked.seal)
 	defer done()
 	for _, k := range kept {
-		j.checkOpens(t, k.name)
+		looked.checkOpens(t, k.name)
 		opened, err := service.Decrypt(t.Context(), "token", kms.DecryptRequest{CiphertextBlob: k.blob, AAD: k.aad})
 		if err != nil {
 			t.Fatal(err)
