@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/envelope"
@@ -96,32 +97,48 @@ func (c *Client) Close() error { return c.conn.Close() }
 
 // Open asks for up to MaxDataKeys plaintexts and returns one answer each, in order, or the gRPC status error of the call
 // as a whole. Destroying the plaintexts is up to the caller.
-func (c *Client) Open(ctx context.Context, sealed []Sealed) ([]Opened, error) {
+func (c *Client) Open(ctx context.Context, sealed []Sealed) (opened []Opened, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	request := &kmsv1.BatchDecryptRequest{Requests: make([]*kmsv1.DecryptRequest, len(sealed))}
-	for i, s := range sealed {
-		request.Requests[i] = &kmsv1.DecryptRequest{
-			CiphertextBlob:    s.CiphertextBlob,
-			EncryptionContext: s.EncryptionContext,
-			Aad:               s.AAD,
+	for _, batch := range batches(sealed) {
+		// Waiting for the connection makes the first try at a key service that comes up just now the one that succeeds.
+		response, err := c.kms.BatchDecrypt(ctx, batch, grpc.WaitForReady(true))
+		results := response.GetResults()
+		if err == nil && len(results) != len(batch.GetRequests()) {
+			err = status.Errorf(codes.Internal, "the key service gave %d answers to %d requests", len(results), len(batch.GetRequests()))
+		}
+		if err == nil {
+			for _, result := range results {
+				opened = append(opened, newOpened(result))
+			}
+		}
+		wipe(results)
+		if err != nil {
+			for _, o := range opened {
+				o.Plaintext.Destroy()
+			}
+			return nil, err
 		}
 	}
-	// Waiting for the connection makes the first try at a key service that comes up just now the one that succeeds.
-	response, err := c.kms.BatchDecrypt(ctx, request, grpc.WaitForReady(true))
-	if err != nil {
-		return nil, err
-	}
-	results := response.GetResults()
-	defer wipe(results)
-	if len(results) != len(sealed) {
-		return nil, status.Errorf(codes.Internal, "the key service gave %d answers to %d requests", len(results), len(sealed))
-	}
-	opened := make([]Opened, len(results))
-	for i, result := range results {
-		opened[i] = newOpened(result)
-	}
 	return opened, nil
+}
+
+// maxBatchSize is half of what the key service takes: with the largest request it is not more.
+const maxBatchSize = kmsv1.MaxRequestSize / 2
+
+// batches are the requests for plaintexts, in order, in as few batches as the key service takes. Nearly always that is one.
+func batches(sealed []Sealed) (all []*kmsv1.BatchDecryptRequest) {
+	var last *kmsv1.BatchDecryptRequest
+	size := 0
+	for _, s := range sealed {
+		request := &kmsv1.DecryptRequest{CiphertextBlob: s.CiphertextBlob, EncryptionContext: s.EncryptionContext, Aad: s.AAD}
+		if size += proto.Size(request); last == nil || size > maxBatchSize {
+			last, size = &kmsv1.BatchDecryptRequest{}, proto.Size(request)
+			all = append(all, last)
+		}
+		last.Requests = append(last.Requests, request)
+	}
+	return all
 }
 
 // newOpened reads the answer to one request, and copies the plaintext: wiping the message is up to the caller.

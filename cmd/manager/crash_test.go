@@ -248,8 +248,7 @@ func (p *place) waitForRequest(t *testing.T, name string) *v1alpha1.DataKeyReque
 		})
 }
 
-// durable is a key service that has nothing but what is durable and the flags of config, for pods of the tenant with all
-// permissions: what a manager would be after everything was restarted.
+// durable is a key service that has nothing but what is durable and the flags of config, and lets its callers do everything: what a manager would be after everything was restarted.
 func (p *place) durable(t *testing.T, config seal.Config) (service *kms.Service, done func()) {
 	t.Helper()
 	store := secretStore{reader: p.client, writer: p.client, namespace: p.system}
@@ -262,7 +261,7 @@ func (p *place) durable(t *testing.T, config seal.Config) (service *kms.Service,
 	}
 	service, err = kms.New(kms.Config{
 		Seal: keyring, Keys: store, MasterKeys: masterKeys{cache: p.client, live: p.client},
-		Authenticator: anyPod{p.tenant}, Authorizer: anyPod{}, Auditor: kms.NewJSONAuditor(io.Discard),
+		Authenticator: anyPod{}, Authorizer: anyPod{}, Auditor: kms.NewJSONAuditor(io.Discard),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -270,12 +269,13 @@ func (p *place) durable(t *testing.T, config seal.Config) (service *kms.Service,
 	return service, keyring.Close
 }
 
-// anyPod lets every caller in, as a pod of a namespace that may do everything.
-type anyPod struct{ namespace string }
-
-func (a anyPod) Authenticate(context.Context, string) (kms.Caller, error) {
-	return kms.Caller{Namespace: a.namespace, ServiceAccount: "app", PodName: "app", PodUID: "uid"}, nil
+// caller is a pod of the tenant.
+func (p *place) caller() kms.Caller {
+	return kms.Caller{Namespace: p.tenant, ServiceAccount: "app", PodName: "app", PodUID: "uid"}
 }
+
+// anyPod lets every caller do everything.
+type anyPod struct{ kms.Authenticator }
 
 func (anyPod) Authorize(context.Context, kms.Caller, kms.Access) (bool, error) { return true, nil }
 

@@ -395,7 +395,7 @@ func (j *journey) keep(t *testing.T, config seal.Config, names ...string) {
 	defer done()
 	for _, k := range kept {
 		looked.checkOpens(t, k.name)
-		opened, err := service.Decrypt(t.Context(), "token", kms.DecryptRequest{CiphertextBlob: k.blob, AAD: k.aad})
+		opened, err := service.Decrypt(t.Context(), j.caller(), kms.DecryptRequest{CiphertextBlob: k.blob, AAD: k.aad})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -415,7 +415,7 @@ func (j *journey) checkKept(t *testing.T, config seal.Config) {
 		if !bytes.Equal(k.blob, j.blob(t, k.name)) {
 			t.Errorf("the Secret of %s holds another blob than before", k.name)
 		}
-		opened, err := service.Decrypt(t.Context(), "token", kms.DecryptRequest{CiphertextBlob: k.blob, AAD: k.aad})
+		opened, err := service.Decrypt(t.Context(), j.caller(), kms.DecryptRequest{CiphertextBlob: k.blob, AAD: k.aad})
 		if err != nil || !opened.Plaintext.Equal(k.plaintext) {
 			t.Errorf("with %s: %s does not open as what it was first: %v", config.RootKey, k.name, err)
 		}

@@ -11,9 +11,9 @@ import (
 	"github.com/datakeys/datakeys/internal/envelope"
 )
 
-// authenticate tells who calls. A token that is bound to no pod would outlive every pod, and nobody would know whose key
-// was read: it is refused. So is a pod that calls too often.
-func (s *Service) authenticate(ctx context.Context, token string) (Caller, error) {
+// Authenticate tells who calls, and counts the call. A token that is bound to no pod would outlive every pod, and nobody would know
+// whose key was read: it is refused. So is a pod that calls too often. All operations take a Caller from here.
+func (s *Service) Authenticate(ctx context.Context, token string) (Caller, error) {
 	if token == "" {
 		return Caller{}, &Error{Code: CodeUnauthenticated, Message: "the call carries no token"}
 	}

@@ -118,7 +118,6 @@ func newRecord(operation string, c *Caller, door Door, dryRun bool) *AuditRecord
 // refused records a refusal and tells of a denial. Nothing was released, so the refusal stands even where it cannot be
 // recorded.
 func (s *Service) refused(ctx context.Context, caller Caller, r AuditRecord, cause error) {
-	s.chargeRefusal(caller, cause)
 	message := "internal error"
 	if e, ok := errors.AsType[*Error](cause); ok {
 		message = e.Message

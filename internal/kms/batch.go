@@ -20,17 +20,12 @@ type BatchDecryptResult struct {
 	Err      error
 }
 
-// BatchDecrypt opens 1 to 100 blobs, each as Decrypt would. The token is reviewed once, and about the same access RBAC is
-// asked once. Only what concerns the whole call is returned as an error.
-func (s *Service) BatchDecrypt(ctx context.Context, token string, reqs []DecryptRequest) (results []BatchDecryptResult, err error) {
+// BatchDecrypt opens 1 to 100 blobs, each as Decrypt would. About the same access RBAC is asked once. Only what concerns the whole call is returned as an error.
+func (s *Service) BatchDecrypt(ctx context.Context, caller Caller, reqs []DecryptRequest) (results []BatchDecryptResult, err error) {
 	start := s.now()
-	defer func() { s.metrics.observe(OperationBatchDecrypt, s.clock.Since(start), err) }()
+	defer func() { s.done(OperationBatchDecrypt, start, caller, err) }()
 	if len(reqs) < 1 || len(reqs) > maxBatch {
 		return nil, invalid("requests", fmt.Errorf("must be 1 to %d, not %d", maxBatch, len(reqs)))
-	}
-	caller, err := s.authenticate(ctx, token)
-	if err != nil {
-		return nil, err
 	}
 	s.charge(caller, len(reqs)-1)
 	review := s.batchReviewer(caller)
@@ -53,7 +48,7 @@ func (s *Service) decryptItem(ctx context.Context, review *reviewer, req Decrypt
 		if p := recover(); p != nil { // in a goroutine of its own, where it would end the process
 			result = BatchDecryptResult{Err: panicError(p)}
 		}
-		s.metrics.observe(OperationDecrypt, s.clock.Since(start), result.Err)
+		s.done(OperationDecrypt, start, review.caller, result.Err)
 	}()
 	src, err := s.checkDecrypt(req)
 	if err != nil {

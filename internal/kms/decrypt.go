@@ -32,14 +32,10 @@ type DecryptResponse struct {
 
 // Decrypt opens a blob. It needs the verb decrypt on the master key, or on the DataKeyRequest that the blob belongs to,
 // and for a blob with a scope a caller in the scope's namespace.
-func (s *Service) Decrypt(ctx context.Context, token string, req DecryptRequest) (resp DecryptResponse, err error) {
+func (s *Service) Decrypt(ctx context.Context, caller Caller, req DecryptRequest) (resp DecryptResponse, err error) {
 	start := s.now()
-	defer func() { s.metrics.observe(OperationDecrypt, s.clock.Since(start), err) }()
+	defer func() { s.done(OperationDecrypt, start, caller, err) }()
 	src, err := s.checkDecrypt(req)
-	if err != nil {
-		return DecryptResponse{}, err
-	}
-	caller, err := s.authenticate(ctx, token)
 	if err != nil {
 		return DecryptResponse{}, err
 	}

@@ -36,14 +36,10 @@ type KeyMetadata struct {
 
 // DescribeKey tells what is known of the key that a caller names, in whatever state it is. It needs the verb describekey
 // on the master key.
-func (s *Service) DescribeKey(ctx context.Context, token, keyID string) (metadata KeyMetadata, err error) {
+func (s *Service) DescribeKey(ctx context.Context, caller Caller, keyID string) (metadata KeyMetadata, err error) {
 	start := s.now()
-	defer func() { s.metrics.observe(OperationDescribeKey, s.clock.Since(start), err) }()
+	defer func() { s.done(OperationDescribeKey, start, caller, err) }()
 	name, err := s.parseKeyName("key_id", keyID)
-	if err != nil {
-		return KeyMetadata{}, err
-	}
-	caller, err := s.authenticate(ctx, token)
 	if err != nil {
 		return KeyMetadata{}, err
 	}

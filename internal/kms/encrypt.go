@@ -24,14 +24,10 @@ type EncryptRequest struct {
 type EncryptResponse struct{ Encrypted }
 
 // Encrypt encrypts up to 4096 bytes. It needs the verb encrypt on the master key.
-func (s *Service) Encrypt(ctx context.Context, token string, req EncryptRequest) (resp EncryptResponse, err error) {
+func (s *Service) Encrypt(ctx context.Context, caller Caller, req EncryptRequest) (resp EncryptResponse, err error) {
 	start := s.now()
-	defer func() { s.metrics.observe(OperationEncrypt, s.clock.Since(start), err) }()
+	defer func() { s.done(OperationEncrypt, start, caller, err) }()
 	t, err := s.checkEncrypt(req)
-	if err != nil {
-		return EncryptResponse{}, err
-	}
-	caller, err := s.authenticate(ctx, token)
 	if err != nil {
 		return EncryptResponse{}, err
 	}

@@ -20,7 +20,7 @@ func Call(ctx context.Context, s *Service, log logr.Logger, method grpc.MethodDe
 		ok = err == nil
 		return err
 	}
-	resp, err := method.Handler(&adapter{service: s, log: log}, ctx, decode, guard(s.now, log))
+	resp, err := (&gate{service: s, log: log}).method(method.MethodName, method.Handler)(nil, ctx, decode, nil)
 	if err != nil {
 		return nil, status.Convert(err), ok
 	}
@@ -34,7 +34,10 @@ func Encode(resp any) ([]byte, error) {
 }
 
 // CallEncrypt is Encrypt of the adapter.
-func CallEncrypt(ctx context.Context, s *Service, req *kmsv1.EncryptRequest) error {
-	_, err := (&adapter{service: s}).Encrypt(ctx, req)
+func CallEncrypt(ctx context.Context, s *Service, c Caller, req *kmsv1.EncryptRequest) error {
+	_, err := (&adapter{service: s, caller: c}).Encrypt(ctx, req)
 	return err
 }
+
+// Guarded is a service behind the gate of the server.
+func Guarded(s *Service, desc *grpc.ServiceDesc) *grpc.ServiceDesc { return (&gate{service: s}).guarded(desc) }

@@ -235,7 +235,11 @@ func TestMessagesLoseTheirPlaintext(t *testing.T) {
 		})
 	}
 	req := &kmsv1.EncryptRequest{KeyId: "orders", Plaintext: []byte("a secret of the caller's"), Door: kmsv1.Door_DOOR_AWS}
-	if err := kms.CallEncrypt(ctx, w.Service, req); err != nil {
+	caller, err := w.Authenticate(ctx, allKeys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := kms.CallEncrypt(ctx, w.Service, caller, req); err != nil {
 		t.Fatal(err)
 	}
 	if got := fmt.Sprintf("%x", req.GetPlaintext()); strings.Trim(got, "0") != "" {

@@ -34,18 +34,14 @@ type GenerateDataKeyResponse struct {
 
 // GenerateDataKey makes a data key and returns it encrypted, and unless WithoutPlaintext is set in plaintext too. It needs the
 // verb generatedatakey, or generatedatakeywithoutplaintext, on the master key.
-func (s *Service) GenerateDataKey(ctx context.Context, token string, req GenerateDataKeyRequest) (resp GenerateDataKeyResponse, err error) {
+func (s *Service) GenerateDataKey(ctx context.Context, caller Caller, req GenerateDataKeyRequest) (resp GenerateDataKeyResponse, err error) {
 	operation, verb := OperationGenerateDataKey, v1alpha1.VerbGenerateDataKey
 	if req.WithoutPlaintext {
 		operation, verb = OperationGenerateDataKeyWithoutPlaintext, v1alpha1.VerbGenerateDataKeyWithoutPlaintext
 	}
 	start := s.now()
-	defer func() { s.metrics.observe(operation, s.clock.Since(start), err) }()
+	defer func() { s.done(operation, start, caller, err) }()
 	t, length, err := s.checkGenerate(req)
-	if err != nil {
-		return GenerateDataKeyResponse{}, err
-	}
-	caller, err := s.authenticate(ctx, token)
 	if err != nil {
 		return GenerateDataKeyResponse{}, err
 	}

@@ -16,26 +16,29 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 )
 
-// Limits of the gRPC server. A sidecar holds one connection, and sends a few calls a minute.
+// Limits of the gRPC server. A sidecar holds one connection, and sends a few calls a minute. Those of connections and pods are in
+// grpc_connection.go.
 const (
-	// maxReceive fits a batch of 100 blobs of 6144 bytes, each with a key name and a context of the greatest size: 8192 bytes in
-	// 1024 pairs, which protobuf frames with 6 bytes each.
-	maxReceive = 3 << 20
 	// maxSend fits a batch of 100 plaintexts of 4096 bytes with their ARNs.
 	maxSend = 1 << 20
 	// maxHeaders fits a token, usually 1 to 2 KiB, with room for one that names many groups.
 	maxHeaders = 16 << 10
-	// maxStreams is the most calls of one connection at once.
-	maxStreams = 64
+	// maxStreams is the most calls of one connection at once. Each may have sent streamWindow bytes before anybody looks at it.
+	maxStreams   = 32
+	streamWindow = 64 << 10 // the least that gRPC knows
+	// readBuffer is smaller than gRPC's 32 KiB: TLS has a buffer of its own, and most connections wait.
+	readBuffer = 4 << 10
 	// streamWorkers is how many goroutines wait for calls, for each processor. A call that finds none gets one of its own, whose
 	// stack first has to grow to what opening a blob needs: a fifth of the call's time. They take turns, and so do their stacks in
 	// the processor's cache: with 16 for each, opening a blob takes a fifth longer.
 	streamWorkers = 2
-	// callTimeout ends a call whose caller set no deadline, or a later one.
+	// callTimeout ends a call whose caller set no deadline, or a later one. It begins with the headers: the request has to come in
+	// that time too.
 	callTimeout = 15 * time.Second
 	// connectionAge, plus or minus a tenth by gRPC, spreads long-lived connections over the replicas that are there now.
 	connectionAge = 10 * time.Minute
@@ -51,11 +54,14 @@ func NewGRPCServer(service *Service, tlsConfig *tls.Config, log logr.Logger) *gr
 	tlsConfig = tlsConfig.Clone()
 	tlsConfig.MinVersion = max(tlsConfig.MinVersion, tls.VersionTLS13)
 	server := grpc.NewServer(
-		grpc.Creds(countingCredentials{TransportCredentials: credentials.NewTLS(tlsConfig), now: service.now}),
-		grpc.MaxRecvMsgSize(maxReceive),
+		grpc.Creds(newConnections(credentials.NewTLS(tlsConfig), service.now)),
+		grpc.MaxRecvMsgSize(kmsv1.MaxRequestSize),
 		grpc.MaxSendMsgSize(maxSend),
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.InitialWindowSize(streamWindow),
+		grpc.ReadBufferSize(readBuffer),
+		grpc.SharedWriteBuffer(true),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingInterval, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
@@ -66,36 +72,21 @@ func NewGRPCServer(service *Service, tlsConfig *tls.Config, log logr.Logger) *gr
 		}),
 		grpc.NumStreamWorkers(uint32(streamWorkers*runtime.GOMAXPROCS(0))),
 		grpc.ForceServerCodecV2(newSecretCodec()),
-		grpc.UnaryInterceptor(guard(service.now, log)),
+		grpc.InTapHandle(withDeadline),
 	)
-	kmsv1.RegisterKeyServiceServer(server, &adapter{service: service, log: log})
+	g := &gate{service: service, log: log}
+	server.RegisterService(g.guarded(&kmsv1.KeyService_ServiceDesc), g.adapter(Caller{}))
 	return server
 }
 
-// guard gives every call a deadline, turns errors into statuses and panics into errors, logs what the caller is not told,
-// and lets no connection go on sending calls without a valid token.
-func guard(now func() time.Time, log logr.Logger) grpc.UnaryServerInterceptor {
-	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-		if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) > callTimeout {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, callTimeout)
-			defer cancel()
-		}
-		conn := connectionOf(ctx)
-		defer func() {
-			if p := recover(); p != nil {
-				resp, err = nil, panicError(p)
-			}
-			conn.done(now, err)
-			if err != nil {
-				resp, err = nil, refusalStatus(log.WithValues("method", info.FullMethod), err)
-			}
-		}()
-		if err := conn.admit(now); err != nil {
-			return nil, err
-		}
-		return handler(ctx, req)
+// withDeadline gives every call a deadline that holds while its request is still to come.
+func withDeadline(ctx context.Context, _ *tap.Info) (context.Context, error) {
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= callTimeout {
+		return ctx, nil
 	}
+	bounded, cancel := context.WithTimeout(ctx, callTimeout)
+	context.AfterFunc(ctx, cancel) // gRPC ends it with the call
+	return bounded, nil
 }
 
 // Outward messages of the codes that tell nothing else.
@@ -155,11 +146,12 @@ func refusalStatus(log logr.Logger, err error) error {
 	return withReason.Err()
 }
 
-// adapter is the gRPC face of a Service. Its methods are in grpc_datakeys.go, grpc_blobs.go and grpc_list.go.
+// adapter is the gRPC face of a Service for one caller. Its methods are in grpc_datakeys.go, grpc_blobs.go and grpc_list.go.
 type adapter struct {
 	kmsv1.UnsafeKeyServiceServer
 	service *Service
 	log     logr.Logger
+	caller  Caller
 }
 
 // bearer returns the token of a call, or nothing unless there is exactly one (RFC 6750, section 2.1).

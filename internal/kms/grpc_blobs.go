@@ -13,7 +13,7 @@ func (a *adapter) Encrypt(ctx context.Context, req *kmsv1.EncryptRequest) (*kmsv
 	// What breaks the rule of plaintext becomes the zero Plaintext, and the service says so in its turn.
 	p, _ := envelope.PlaintextFromBytes(req.GetPlaintext())
 	defer p.Destroy()
-	resp, err := a.service.Encrypt(ctx, bearer(ctx), EncryptRequest{
+	resp, err := a.service.Encrypt(ctx, a.caller, EncryptRequest{
 		KeyID:             req.GetKeyId(),
 		Plaintext:         p,
 		EncryptionContext: req.GetEncryptionContext(),
@@ -35,7 +35,7 @@ func (a *adapter) Encrypt(ctx context.Context, req *kmsv1.EncryptRequest) (*kmsv
 
 // Decrypt implements kmsv1.KeyServiceServer.
 func (a *adapter) Decrypt(ctx context.Context, req *kmsv1.DecryptRequest) (*kmsv1.DecryptResponse, error) {
-	resp, err := a.service.Decrypt(ctx, bearer(ctx), decryptRequest(req))
+	resp, err := a.service.Decrypt(ctx, a.caller, decryptRequest(req))
 	if err != nil {
 		return nil, err
 	}
@@ -48,7 +48,7 @@ func (a *adapter) BatchDecrypt(ctx context.Context, req *kmsv1.BatchDecryptReque
 	for i, r := range req.GetRequests() {
 		requests[i] = decryptRequest(r)
 	}
-	results, err := a.service.BatchDecrypt(ctx, bearer(ctx), requests)
+	results, err := a.service.BatchDecrypt(ctx, a.caller, requests)
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +61,7 @@ func (a *adapter) BatchDecrypt(ctx context.Context, req *kmsv1.BatchDecryptReque
 
 // ReEncrypt implements kmsv1.KeyServiceServer.
 func (a *adapter) ReEncrypt(ctx context.Context, req *kmsv1.ReEncryptRequest) (*kmsv1.ReEncryptResponse, error) {
-	resp, err := a.service.ReEncrypt(ctx, bearer(ctx), ReEncryptRequest{
+	resp, err := a.service.ReEncrypt(ctx, a.caller, ReEncryptRequest{
 		CiphertextBlob:               req.GetCiphertextBlob(),
 		SourceEncryptionContext:      req.GetSourceEncryptionContext(),
 		SourceAAD:                    req.GetSourceAad(),

@@ -11,15 +11,10 @@ import (
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 )
 
-// maxRecords is how many records, such as the pairs of a context, one request has at most on the wire, each of a batch by itself.
-// What the service allows is less (twice 1024 pairs), and it says so in words of its own.
-const maxRecords = 4096
-
 // secretCodec is gRPC's own, and clears the plaintext of an answer once it is encoded. gRPC and TLS keep copies of their own for a
 // while that nobody can clear: docs/design/memory.md.
 //
-// It decodes no request with more records than a call can have: each costs memory once it is decoded, an empty one of two bytes
-// too, and nobody knows yet who calls.
+// It decodes no request with more records than one can have: each costs memory once it is decoded, an empty one of two bytes too.
 type secretCodec struct{ encoding.CodecV2 }
 
 func newSecretCodec() secretCodec { return secretCodec{encoding.GetCodecV2(proto.Name)} }
@@ -35,36 +30,31 @@ func (c secretCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	buf := data.MaterializeToBuffer(mem.DefaultBufferPool())
 	defer buf.Free()
 	_, inBatch := v.(*kmsv1.BatchDecryptRequest)
-	if err := checkRecords(buf.ReadOnlyData(), inBatch); err != nil {
-		return err
+	if n := countRecords(buf.ReadOnlyData(), inBatch); n > kmsv1.MaxRequestRecords {
+		return fmt.Errorf("a request has at most %d records, not %d", kmsv1.MaxRequestRecords, n)
 	}
 	return c.CodecV2.Unmarshal(mem.BufferSlice{buf}, v)
 }
 
-// checkRecords counts the records of a message, and those in each of them too if nested. What is no protobuf is for the decoder to
-// refuse.
-func checkRecords(b []byte, nested bool) error {
-	for n := 1; len(b) > 0; n++ {
-		if n > maxRecords {
-			return fmt.Errorf("a request has at most %d records", maxRecords)
-		}
+// countRecords counts the records of a message, such as the pairs of a context, and those in each of them too if nested. What is no
+// protobuf is for the decoder to refuse.
+func countRecords(b []byte, nested bool) (n int) {
+	for ; len(b) > 0; n++ {
 		_, kind, tag := protowire.ConsumeTag(b)
 		if tag < 0 {
-			return nil
+			return n
 		}
 		value := protowire.ConsumeFieldValue(0, kind, b[tag:])
 		if value < 0 {
-			return nil
+			return n
 		}
 		if nested && kind == protowire.BytesType {
 			item, _ := protowire.ConsumeBytes(b[tag:])
-			if err := checkRecords(item, false); err != nil {
-				return err
-			}
+			n += countRecords(item, false)
 		}
 		b = b[tag+value:]
 	}
-	return nil
+	return n
 }
 
 func clearPlaintext(v any) {

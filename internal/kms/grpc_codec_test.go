@@ -21,8 +21,8 @@ func TestARequestOfManyRecordsIsNotDecoded(t *testing.T) {
 		}
 		return context
 	}
-	largest := &kmsv1.BatchDecryptRequest{}
-	for range maxBatch {
+	largest := &kmsv1.BatchDecryptRequest{} // half of what is allowed, as sidecars send it
+	for proto.Size(largest) < kmsv1.MaxRequestSize/2 {
 		largest.Requests = append(largest.Requests, &kmsv1.DecryptRequest{EncryptionContext: pairs(1024), KeyId: "k", DryRun: true})
 	}
 	encoded := func(m proto.Message) []byte {
@@ -32,13 +32,13 @@ func TestARequestOfManyRecordsIsNotDecoded(t *testing.T) {
 		}
 		return b
 	}
-	empties := bytes.Repeat([]byte{0x0a, 0x00}, maxReceive/2)
+	empties := bytes.Repeat([]byte{0x0a, 0x00}, kmsv1.MaxRequestSize/2)
 	for name, c := range map[string]struct {
 		data    []byte
 		into    proto.Message
 		refused bool
 	}{
-		"the largest batch":               {encoded(largest), new(kmsv1.BatchDecryptRequest), false},
+		"a batch of very many pairs":      {encoded(largest), new(kmsv1.BatchDecryptRequest), false},
 		"a batch too large, in few words": {encoded(&kmsv1.BatchDecryptRequest{Requests: make([]*kmsv1.DecryptRequest, maxBatch+1)}), new(kmsv1.BatchDecryptRequest), false},
 		"a batch of empty requests":       {empties, new(kmsv1.BatchDecryptRequest), true},
 		"a batch of one with many pairs": {

@@ -4,11 +4,26 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+)
+
+// Limits of connections. Whoever may connect can make as many as he likes, and each costs some 30 KiB: so of each pod there are a
+// few, and of those who have not shown a valid token a number that anybody else gets past in the time of one call.
+const (
+	// maxPodConnections is how many connections one pod has. A sidecar has one, and for a moment a second when that grows old.
+	maxPodConnections = 4
+	// maxPodCalls is how many calls of one pod are worked on at once. More wait for their turn, their requests unread.
+	maxPodCalls = 8
+	// maxStrangers is how many connections there are that have not shown a valid token yet.
+	maxStrangers = 256
+	// maxStrangeBytes is what a connection may send until it has shown one: the headers and the requests of a few calls.
+	maxStrangeBytes = 64 << 10
 )
 
 // strangerRule is how many calls without a valid token one connection may make: each may cost a TokenReview, and who makes
@@ -17,37 +32,120 @@ import (
 // connection that made many at once is heard again after a minute at most.
 var strangerRule = budgetRule{rate: 1, burst: 20, debt: 60}
 
-// connection is a TLS connection of the server, as calls see it.
-type connection struct {
-	credentials.TLSInfo
-
-	mu        sync.Mutex
-	strangers budget
-}
-
-// countingCredentials give each connection a budget of its own.
-type countingCredentials struct {
+// connections are those of the server. They are the credentials by which it takes a connection: there is no earlier place.
+type connections struct {
 	credentials.TransportCredentials
 	now func() time.Time
+
+	mu        sync.Mutex
+	strangers *house
+	pods      map[string]*house // by UID
+}
+
+func newConnections(tls credentials.TransportCredentials, now func() time.Time) *connections {
+	return &connections{TransportCredentials: tls, now: now, strangers: newHouse("", maxStrangers), pods: map[string]*house{}}
+}
+
+// house is who has connections: a pod, or all strangers together. Where it has more than it holds, the oldest makes way: those of
+// a sidecar that was killed may still be there, and whoever has just come is about to show a token.
+type house struct {
+	pod  string // its UID; empty: strangers
+	most int
+	has  []*connection // the oldest first; it needs connections.mu
+	// turns holds one for each call that is worked on.
+	turns chan struct{}
+	leave func()
+}
+
+func newHouse(pod string, most int) *house {
+	turns := make(chan struct{}, maxPodCalls)
+	return &house{pod: pod, most: most, turns: turns, leave: func() { <-turns }}
+}
+
+// move takes a connection from the house where it is, nil for none, to another. The oldest of too many is closed.
+func (s *connections) move(c *connection, to *house) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.moveLocked(c, to)
+}
+
+func (s *connections) moveLocked(c *connection, to *house) {
+	if from := c.house.Swap(to); from != nil {
+		from.has = slices.DeleteFunc(from.has, func(other *connection) bool { return other == c })
+		if len(from.has) == 0 && from.pod != "" {
+			delete(s.pods, from.pod)
+		}
+	}
+	if to == nil {
+		return
+	}
+	to.has = append(to.has, c)
+	if len(to.has) > to.most {
+		oldest := to.has[0]
+		s.moveLocked(oldest, nil)
+		_ = oldest.tcp.Close() // gRPC, which reads from it, closes the rest
+	}
+}
+
+// welcome moves a stranger's connection to the house of the pod that has shown its token there, and returns where it is then.
+func (s *connections) welcome(c *connection, pod string) *house {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.house.Load() == s.strangers {
+		h := s.pods[pod]
+		if h == nil {
+			h = newHouse(pod, maxPodConnections)
+			s.pods[pod] = h
+		}
+		s.moveLocked(c, h)
+		close(c.known)
+	}
+	return c.house.Load()
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
-func (c countingCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := c.TransportCredentials.ServerHandshake(raw)
+func (s *connections) ServerHandshake(tcp net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	c := &connection{
+		all: s, tcp: tcp, now: s.now, left: maxStrangeBytes, known: make(chan struct{}), closed: make(chan struct{}),
+		strange: strangerRule.full(s.now()),
+	}
+	c.close = sync.OnceFunc(func() { close(c.closed); s.move(c, nil) })
+	s.move(c, s.strangers)
+	conn, info, err := s.TransportCredentials.ServerHandshake(tcp)
 	if err != nil {
+		c.close()
 		return nil, nil, err
 	}
 	tlsInfo, ok := info.(credentials.TLSInfo)
 	if !ok {
+		c.close()
 		_ = conn.Close()
 		return nil, nil, fmt.Errorf("internal error: TLS gives %T", info)
 	}
-	return conn, &connection{TLSInfo: tlsInfo, strangers: strangerRule.full(c.now())}, nil
+	c.Conn, c.TLSInfo = conn, tlsInfo
+	return c, c, nil
 }
 
 // Clone implements credentials.TransportCredentials.
-func (c countingCredentials) Clone() credentials.TransportCredentials {
-	return countingCredentials{TransportCredentials: c.TransportCredentials.Clone(), now: c.now}
+func (s *connections) Clone() credentials.TransportCredentials {
+	return newConnections(s.TransportCredentials.Clone(), s.now)
+}
+
+// connection is a TLS connection of the server, as calls see it.
+type connection struct {
+	net.Conn
+	credentials.TLSInfo
+	all   *connections
+	tcp   net.Conn // below TLS
+	now   func() time.Time
+	house atomic.Pointer[house] // set under all.mu
+	left  int                   // what a stranger may still send; for the reader of the connection alone
+	// known is closed once a pod has shown a valid token, closed when the connection is.
+	known, closed chan struct{}
+	close         func()
+
+	mu      sync.Mutex
+	strange budget // of calls without a valid token
 }
 
 // connectionOf returns the connection of a call, or nil for one that came by no network.
@@ -60,29 +158,85 @@ func connectionOf(ctx context.Context) *connection {
 	return c
 }
 
+// Read implements net.Conn. What strangers send is read as far as it takes to see a token, and the rest when that was valid.
+func (c *connection) Read(b []byte) (int, error) {
+	select {
+	case <-c.known:
+		return c.Conn.Read(b)
+	default:
+	}
+	if c.left > 0 {
+		n, err := c.Conn.Read(b[:min(len(b), c.left)])
+		c.left -= n
+		return n, err
+	}
+	patience := time.NewTimer(callTimeout)
+	defer patience.Stop()
+	select {
+	case <-c.known:
+		return c.Conn.Read(b)
+	case <-c.closed:
+		return 0, net.ErrClosed
+	case <-patience.C:
+		return 0, fmt.Errorf("%d bytes came without a valid token", maxStrangeBytes)
+	}
+}
+
+// Close implements net.Conn.
+func (c *connection) Close() error {
+	c.close()
+	return c.Conn.Close()
+}
+
 // admit returns an error where too many calls of the connection had no valid token.
-func (c *connection) admit(clock func() time.Time) error {
+func (c *connection) admit() error {
 	if c == nil {
 		return nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.strangers.tokens >= 1 { // time takes none away
+	if c.strange.tokens >= 1 { // time takes none away
 		return nil
 	}
-	if c.strangers = strangerRule.now(c.strangers, clock()); c.strangers.tokens >= 1 {
+	if c.strange = strangerRule.now(c.strange, c.now()); c.strange.tokens >= 1 {
 		return nil
 	}
 	return &Error{Code: CodeThrottled, Message: "too many calls without a valid token on this connection: one a second is answered"}
 }
 
-// done counts a call that came to an end.
-func (c *connection) done(clock func() time.Time, err error) {
-	if err == nil || c == nil || CodeOf(err) != CodeUnauthenticated {
+// refused counts a call whose token was refused.
+func (c *connection) refused(err error) {
+	if c == nil || CodeOf(err) != CodeUnauthenticated {
 		return
 	}
-	now := clock()
+	now := c.now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.strangers = strangerRule.spent(strangerRule.now(c.strangers, now), 1)
+	c.strange = strangerRule.spent(strangerRule.now(c.strange, now), 1)
+}
+
+// enter waits until it is the turn of a call of the pod, which has shown a valid token. The caller calls leave in the end.
+func (c *connection) enter(ctx context.Context, pod string) (leave func(), err error) {
+	if c == nil {
+		return func() {}, nil
+	}
+	h := c.house.Load()
+	if h == c.all.strangers {
+		h = c.all.welcome(c, pod)
+	}
+	if h == nil {
+		return nil, unavailable(net.ErrClosed, "the connection made way for newer ones")
+	}
+	select {
+	case h.turns <- struct{}{}: // a context makes its channel only when it is asked for
+		return h.leave, nil
+	default:
+	}
+	select {
+	case h.turns <- struct{}{}:
+		return h.leave, nil
+	case <-ctx.Done():
+		return nil, &Error{Code: CodeThrottled, Err: ctx.Err(), Message: fmt.Sprintf(
+			"too many calls of this pod at once: %d are worked on, and this one had to wait for too long", maxPodCalls)}
+	}
 }

@@ -10,7 +10,7 @@ import (
 
 // GenerateDataKey implements kmsv1.KeyServiceServer.
 func (a *adapter) GenerateDataKey(ctx context.Context, req *kmsv1.GenerateDataKeyRequest) (*kmsv1.GenerateDataKeyResponse, error) {
-	resp, err := a.service.GenerateDataKey(ctx, bearer(ctx), generateRequest(req, false))
+	resp, err := a.service.GenerateDataKey(ctx, a.caller, generateRequest(req, false))
 	if err != nil {
 		return nil, err
 	}
@@ -28,7 +28,7 @@ func (a *adapter) GenerateDataKey(ctx context.Context, req *kmsv1.GenerateDataKe
 func (a *adapter) GenerateDataKeyWithoutPlaintext(
 	ctx context.Context, req *kmsv1.GenerateDataKeyWithoutPlaintextRequest,
 ) (*kmsv1.GenerateDataKeyWithoutPlaintextResponse, error) {
-	resp, err := a.service.GenerateDataKey(ctx, bearer(ctx), generateRequest(req, true))
+	resp, err := a.service.GenerateDataKey(ctx, a.caller, generateRequest(req, true))
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +43,7 @@ func (a *adapter) GenerateDataKeyWithoutPlaintext(
 
 // GenerateDataKeyPair implements kmsv1.KeyServiceServer.
 func (a *adapter) GenerateDataKeyPair(ctx context.Context, req *kmsv1.GenerateDataKeyPairRequest) (*kmsv1.GenerateDataKeyPairResponse, error) {
-	resp, err := a.service.GenerateDataKeyPair(ctx, bearer(ctx), generatePairRequest(req, false))
+	resp, err := a.service.GenerateDataKeyPair(ctx, a.caller, generatePairRequest(req, false))
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +63,7 @@ func (a *adapter) GenerateDataKeyPair(ctx context.Context, req *kmsv1.GenerateDa
 func (a *adapter) GenerateDataKeyPairWithoutPlaintext(
 	ctx context.Context, req *kmsv1.GenerateDataKeyPairWithoutPlaintextRequest,
 ) (*kmsv1.GenerateDataKeyPairWithoutPlaintextResponse, error) {
-	resp, err := a.service.GenerateDataKeyPair(ctx, bearer(ctx), generatePairRequest(req, true))
+	resp, err := a.service.GenerateDataKeyPair(ctx, a.caller, generatePairRequest(req, true))
 	if err != nil {
 		return nil, err
 	}

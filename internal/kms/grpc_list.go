@@ -12,7 +12,7 @@ import (
 
 // GenerateRandom implements kmsv1.KeyServiceServer.
 func (a *adapter) GenerateRandom(ctx context.Context, req *kmsv1.GenerateRandomRequest) (*kmsv1.GenerateRandomResponse, error) {
-	random, err := a.service.GenerateRandom(ctx, bearer(ctx), int(req.GetNumberOfBytes()))
+	random, err := a.service.GenerateRandom(ctx, a.caller, int(req.GetNumberOfBytes()))
 	if err != nil {
 		return nil, err
 	}
@@ -22,7 +22,7 @@ func (a *adapter) GenerateRandom(ctx context.Context, req *kmsv1.GenerateRandomR
 
 // DescribeKey implements kmsv1.KeyServiceServer.
 func (a *adapter) DescribeKey(ctx context.Context, req *kmsv1.DescribeKeyRequest) (*kmsv1.DescribeKeyResponse, error) {
-	m, err := a.service.DescribeKey(ctx, bearer(ctx), req.GetKeyId())
+	m, err := a.service.DescribeKey(ctx, a.caller, req.GetKeyId())
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +46,7 @@ func (a *adapter) DescribeKey(ctx context.Context, req *kmsv1.DescribeKeyRequest
 
 // ListKeys implements kmsv1.KeyServiceServer.
 func (a *adapter) ListKeys(ctx context.Context, req *kmsv1.ListKeysRequest) (*kmsv1.ListKeysResponse, error) {
-	keys, next, err := a.service.ListKeys(ctx, bearer(ctx), int(req.GetLimit()), req.GetMarker())
+	keys, next, err := a.service.ListKeys(ctx, a.caller, int(req.GetLimit()), req.GetMarker())
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +59,7 @@ func (a *adapter) ListKeys(ctx context.Context, req *kmsv1.ListKeysRequest) (*km
 
 // ListAliases implements kmsv1.KeyServiceServer.
 func (a *adapter) ListAliases(ctx context.Context, req *kmsv1.ListAliasesRequest) (*kmsv1.ListAliasesResponse, error) {
-	aliases, next, err := a.service.ListAliases(ctx, bearer(ctx), req.GetKeyId(), int(req.GetLimit()), req.GetMarker())
+	aliases, next, err := a.service.ListAliases(ctx, a.caller, req.GetKeyId(), int(req.GetLimit()), req.GetMarker())
 	if err != nil {
 		return nil, err
 	}

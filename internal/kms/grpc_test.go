@@ -375,16 +375,23 @@ func TestTheServerRefusesWhatIsTooLargeOrTooOld(t *testing.T) {
 	conn := serve(t, w)
 	client := kmsv1.NewKeyServiceClient(conn)
 
-	big := &kmsv1.DecryptRequest{CiphertextBlob: make([]byte, 6144), EncryptionContext: map[string]string{"k": strings.Repeat("v", 8100)}, KeyId: strings.Repeat("k", 2048)}
-	full := &kmsv1.BatchDecryptRequest{Requests: slices.Repeat([]*kmsv1.DecryptRequest{big}, 100)}
-	if _, err := client.BatchDecrypt(as(t, app), full); err != nil {
-		t.Errorf("the largest batch that the rules allow: %v", err)
+	pairs := map[string]string{}
+	for i := range 1024 {
+		pairs[fmt.Sprintf("%04d", i)] = "valu"
 	}
-	_, err := client.Decrypt(as(t, app), &kmsv1.DecryptRequest{CiphertextBlob: make([]byte, 3<<20)})
+	name := strings.Repeat("k", 2048)
+	big := &kmsv1.ReEncryptRequest{
+		CiphertextBlob: make([]byte, 6144), SourceEncryptionContext: pairs, SourceKeyId: name, DestinationEncryptionContext: pairs, DestinationKeyId: name,
+		Door: kmsv1.Door_DOOR_AWS,
+	}
+	if _, err := client.ReEncrypt(as(t, app), big); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("the largest request that the rules allow: %v", err)
+	}
+	_, err := client.Decrypt(as(t, app), &kmsv1.DecryptRequest{CiphertextBlob: make([]byte, 128<<10)})
 	if got := status.Code(err); got != codes.ResourceExhausted {
-		t.Errorf("a message of 3 MiB: got %v, want ResourceExhausted", err)
+		t.Errorf("a message of more than 128 KiB: got %v, want ResourceExhausted", err)
 	}
-	_, err = client.Decrypt(as(t, strings.Repeat("t", 32<<10)), big)
+	_, err = client.ReEncrypt(as(t, strings.Repeat("t", 32<<10)), big)
 	if err == nil || status.Code(err) == codes.Unauthenticated {
 		t.Errorf("a token of 32 KiB: got %v, want that the header is refused", err)
 	}

@@ -190,7 +190,8 @@ func TestALoadThatBeganTooEarlyDoesNotSayNo(t *testing.T) {
 		w := settled(t)
 		w.store.Delete(ordersKey.KeyID) // it is not made yet
 		slow := &lateAnswers{Store: w.store, gate: make(chan struct{})}
-		late := serviceOver(t, w, slow)
+		late := *w
+		late.Service = serviceOver(t, w, slow)
 		decrypt := func(blob []byte) chan error {
 			answer := make(chan error, 1)
 			go func() {
@@ -224,7 +225,8 @@ func TestASlowOldLoadDoesNotReplaceANewerOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := settled(t)
 		slow := &lateAnswers{Store: w.store, gate: make(chan struct{})}
-		late := serviceOver(t, w, slow)
+		late := *w
+		late.Service = serviceOver(t, w, slow)
 		generate := func() (int32, error) {
 			made, err := late.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32, Door: kms.DoorAWS})
 			return made.KeyVersion, err

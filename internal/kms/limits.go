@@ -117,6 +117,14 @@ func (s *Service) charge(c Caller, calls int) {
 	}
 }
 
+// done counts an operation that came to an end, and its refusal if the pod has brought that upon itself.
+func (s *Service) done(operation string, start time.Time, c Caller, err error) {
+	s.metrics.observe(operation, s.clock.Since(start), err)
+	if err != nil {
+		s.chargeRefusal(c, err)
+	}
+}
+
 // chargeRefusal counts a refused request of a pod, if the pod has brought it upon itself.
 func (s *Service) chargeRefusal(c Caller, cause error) {
 	switch CodeOf(cause) {

@@ -146,7 +146,7 @@ func TestOnlyRefusalsThatAPodBroughtUponItselfCount(t *testing.T) {
 			_, err := w.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32, Door: kms.DoorAWS, DryRun: true})
 			return err
 		}},
-		"a malformed request": {call: func(w *world) error {
+		"a malformed request": {counts: true, call: func(w *world) error {
 			_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{Door: kms.DoorAWS})
 			return err
 		}},

@@ -50,14 +50,14 @@ type AliasEntry struct {
 //
 // A page begins after the last name of the page before, so what is there all the time is listed once, whatever comes and
 // goes in between.
-func (s *Service) ListKeys(ctx context.Context, token string, limit int, marker string) (keys []KeyEntry, next string, err error) {
+func (s *Service) ListKeys(ctx context.Context, caller Caller, limit int, marker string) (keys []KeyEntry, next string, err error) {
 	start := s.now()
-	defer func() { s.metrics.observe(OperationListKeys, s.clock.Since(start), err) }()
+	defer func() { s.done(OperationListKeys, start, caller, err) }()
 	page, err := newPage(pagesOfKeys, limit, defaultKeys, marker)
 	if err != nil {
 		return nil, "", err
 	}
-	err = s.list(ctx, token, OperationListKeys, v1alpha1.VerbListKeys, func(_ Caller, objects []MasterKey, _ *AuditRecord) error {
+	err = s.list(ctx, caller, OperationListKeys, v1alpha1.VerbListKeys, func(objects []MasterKey, _ *AuditRecord) error {
 		from := sort.Search(len(objects), func(i int) bool { return objects[i].Name > page.after })
 		for _, o := range objects[from:] {
 			if !o.hasKeyID() {
@@ -80,9 +80,9 @@ func (s *Service) ListKeys(ctx context.Context, token string, limit int, marker 
 // ListAliases lists the aliases of the caller's namespace by name, those of the key that keyID names alone unless that is
 // empty: at most limit of them, 0 is 50. It needs the verb listaliases on the masterkeys of the namespace. Pages are as
 // those of ListKeys.
-func (s *Service) ListAliases(ctx context.Context, token, keyID string, limit int, marker string) (aliases []AliasEntry, next string, err error) {
+func (s *Service) ListAliases(ctx context.Context, caller Caller, keyID string, limit int, marker string) (aliases []AliasEntry, next string, err error) {
 	start := s.now()
-	defer func() { s.metrics.observe(OperationListAliases, s.clock.Since(start), err) }()
+	defer func() { s.done(OperationListAliases, start, caller, err) }()
 	var name *keyName
 	if keyID != "" {
 		n, err := s.parseKeyName("key_id", keyID)
@@ -95,7 +95,7 @@ func (s *Service) ListAliases(ctx context.Context, token, keyID string, limit in
 	if err != nil {
 		return nil, "", err
 	}
-	err = s.list(ctx, token, OperationListAliases, v1alpha1.VerbListAliases, func(caller Caller, objects []MasterKey, record *AuditRecord) error {
+	err = s.list(ctx, caller, OperationListAliases, v1alpha1.VerbListAliases, func(objects []MasterKey, record *AuditRecord) error {
 		only := ""
 		if name != nil {
 			record.Key = &AuditKey{ID: name.text}
@@ -128,15 +128,11 @@ func (s *Service) ListAliases(ctx context.Context, token, keyID string, limit in
 	return aliases, next, nil
 }
 
-// list reads the MasterKeys of the namespace of whoever sends the token, if RBAC allows the verb on all of them, has read
+// list reads the MasterKeys of the caller's namespace, if RBAC allows the verb on all of them, has read
 // make an answer of them, and writes the audit record of it.
 func (s *Service) list(
-	ctx context.Context, token, operation, verb string, read func(caller Caller, objects []MasterKey, record *AuditRecord) error,
+	ctx context.Context, caller Caller, operation, verb string, read func(objects []MasterKey, record *AuditRecord) error,
 ) error {
-	caller, err := s.authenticate(ctx, token)
-	if err != nil {
-		return err
-	}
 	record := AuditRecord{Operation: operation, Caller: caller.audited()}
 	answer := func() error {
 		if err := s.reviewer(caller).mustBeAllowedHere(ctx, verb); err != nil {
@@ -147,7 +143,7 @@ func (s *Service) list(
 			return unavailable(err, "the MasterKeys could not be read")
 		}
 		s.charge(caller, len(objects)/costObjects)
-		if err := read(caller, objects, &record); err != nil {
+		if err := read(objects, &record); err != nil {
 			return err
 		}
 		return s.audit(ctx, record)

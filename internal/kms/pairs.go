@@ -33,18 +33,14 @@ type GenerateDataKeyPairResponse struct {
 
 // GenerateDataKeyPair makes a key pair and returns the private key encrypted, and unless WithoutPlaintext is set in plaintext too.
 // It needs the verb generatedatakeypair, or generatedatakeypairwithoutplaintext, on the master key.
-func (s *Service) GenerateDataKeyPair(ctx context.Context, token string, req GenerateDataKeyPairRequest) (resp GenerateDataKeyPairResponse, err error) {
+func (s *Service) GenerateDataKeyPair(ctx context.Context, caller Caller, req GenerateDataKeyPairRequest) (resp GenerateDataKeyPairResponse, err error) {
 	operation, verb := OperationGenerateDataKeyPair, v1alpha1.VerbGenerateDataKeyPair
 	if req.WithoutPlaintext {
 		operation, verb = OperationGenerateDataKeyPairWithoutPlaintext, v1alpha1.VerbGenerateDataKeyPairWithoutPlaintext
 	}
 	start := s.now()
-	defer func() { s.metrics.observe(operation, s.clock.Since(start), err) }()
+	defer func() { s.done(operation, start, caller, err) }()
 	t, err := s.checkGeneratePair(req)
-	if err != nil {
-		return GenerateDataKeyPairResponse{}, err
-	}
-	caller, err := s.authenticate(ctx, token)
 	if err != nil {
 		return GenerateDataKeyPairResponse{}, err
 	}

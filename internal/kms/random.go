@@ -16,15 +16,11 @@ const maxRandom = 1024
 
 // GenerateRandom returns random bytes, 1 to 1024. It needs the verb generaterandom on the masterkeys of the caller's
 // namespace. Whoever takes the bytes destroys them.
-func (s *Service) GenerateRandom(ctx context.Context, token string, numberOfBytes int) (random envelope.Plaintext, err error) {
+func (s *Service) GenerateRandom(ctx context.Context, caller Caller, numberOfBytes int) (random envelope.Plaintext, err error) {
 	start := s.now()
-	defer func() { s.metrics.observe(OperationGenerateRandom, s.clock.Since(start), err) }()
+	defer func() { s.done(OperationGenerateRandom, start, caller, err) }()
 	if numberOfBytes < 1 || numberOfBytes > maxRandom {
 		return envelope.Plaintext{}, invalid("number_of_bytes", fmt.Errorf("must be 1 to %d", maxRandom))
-	}
-	caller, err := s.authenticate(ctx, token)
-	if err != nil {
-		return envelope.Plaintext{}, err
 	}
 	record := AuditRecord{Operation: OperationGenerateRandom, Caller: caller.audited(), Bytes: numberOfBytes}
 	random, err = s.generateRandom(ctx, s.reviewer(caller), numberOfBytes, record)

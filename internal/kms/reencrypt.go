@@ -38,14 +38,10 @@ type ReEncryptResponse struct {
 // ReEncrypt opens a blob and encrypts what was in it. The plaintext leaves neither this process nor this call. It needs the verb
 // reencryptfrom on the blob's master key, or for a blob with a scope all that Decrypt needs, and the verb reencryptto on the
 // destination. The new blob has no scope.
-func (s *Service) ReEncrypt(ctx context.Context, token string, req ReEncryptRequest) (resp ReEncryptResponse, err error) {
+func (s *Service) ReEncrypt(ctx context.Context, caller Caller, req ReEncryptRequest) (resp ReEncryptResponse, err error) {
 	start := s.now()
-	defer func() { s.metrics.observe(OperationReEncrypt, s.clock.Since(start), err) }()
+	defer func() { s.done(OperationReEncrypt, start, caller, err) }()
 	src, dst, err := s.checkReEncrypt(req)
-	if err != nil {
-		return ReEncryptResponse{}, err
-	}
-	caller, err := s.authenticate(ctx, token)
 	if err != nil {
 		return ReEncryptResponse{}, err
 	}

@@ -1,0 +1,9 @@
+package kmsv1
+
+// Limits of one request as it is encoded. The status of one that is larger is RESOURCE_EXHAUSTED; of one with more records INTERNAL.
+const (
+	// MaxRequestSize is in bytes. Every single request fits; whoever has a batch that does not sends several.
+	MaxRequestSize = 128 << 10
+	// MaxRequestRecords is how many fields a request has with all that are in it: each pair of a context is one.
+	MaxRequestRecords = 16 << 10
+)
