@@ -18,7 +18,7 @@ VERSION ?= dev
 
 # The FIPS 140-3 cryptographic module of a FIPS build: the one that Go's lib/fips140/certified.txt names. It comes with Go.
 FIPS ?= v1.0.0
-FIPS_TESTED := ./test/fips ./internal/envelope/... ./internal/seal/... ./internal/kms/... ./internal/certs/... ./sidecar/... ./cmd/sidecar
+FIPS_TESTED := ./test/fips ./internal/envelope/... ./internal/rootkey/... ./internal/seal/... ./internal/kms/... ./internal/certs/... ./sidecar/... ./cmd/sidecar
 
 # Licences that what is linked may have. Their texts travel in the images: hack/licenses. The licence of go-jmespath is
 # Apache-2.0, by the short notice that refers to it, which the tool does not know.

@@ -81,7 +81,7 @@ allowed api/v1alpha1 k8s.io/apimachinery/pkg/runtime
 allowed api/kms/v1 google.golang.org/grpc
 
 # 3. Controllers never see key bytes.
-for room in envelope kms seal; do
+for room in envelope kms rootkey seal; do
 	refused controllers "$own/internal/$room" "controllers import api and declare the interfaces that they need"
 	refused controllers/_test.go "$own/internal/$room" "controllers import api and declare the interfaces that they need"
 	refused internal/inject "$own/internal/$room" "the injector imports api alone"
@@ -95,14 +95,31 @@ for library in k8s.io/client-go/kubernetes sigs.k8s.io/controller-runtime k8s.io
 	refused internal/kms "$library" "the key service reaches Kubernetes through interfaces that it declares"
 done
 refused internal/kms "$own/controllers" "the key service imports envelope, seal and api"
-refused internal/seal "$own/internal/kms" "root and sealing keys import envelope and the words of api"
-refused internal/seal k8s.io/client-go/kubernetes "root and sealing keys reach Kubernetes through interfaces"
 allowed internal/kms "$own/internal/envelope"
 allowed internal/kms "$own/internal/seal"
 allowed internal/kms "$own/api/kms/v1"
 allowed internal/kms "$insecure"
+for test in "" /_test.go; do
+	refused "internal/kms$test" "$own/internal/rootkey" "the key service imports envelope, seal and api"
+	for library in "$own/internal/kms" "$own/internal/rootkey" k8s.io/client-go/kubernetes sigs.k8s.io/controller-runtime \
+		google.golang.org/grpc k8s.io/kms github.com/hashicorp/vault/api github.com/aws/aws-sdk-go/aws; do
+		refused "internal/seal$test" "$library" "not allowed from list 'seal'"
+	done
+done
 allowed internal/seal "$own/api/v1alpha1"
 allowed internal/seal "$insecure"
+refused internal/rootkey "$own/internal/kms" "root keys import seal and envelope"
+refused internal/rootkey "$own/api/v1alpha1" "root keys import seal and envelope"
+for library in k8s.io/client-go/kubernetes sigs.k8s.io/controller-runtime k8s.io/api/core; do
+	refused internal/rootkey "$library" "root keys do not reach Kubernetes"
+done
+allowed internal/rootkey "$own/internal/seal"
+allowed internal/rootkey "$insecure"
+allowed internal/rootkey github.com/hashicorp/vault/api
+refused internal/version "$own/internal/rootkey" "the manager alone opens root keys"
+refused cmd/sidecar "$own/internal/rootkey" "the manager alone opens root keys"
+allowed cmd/manager "$own/internal/rootkey"
+allowed test/e2e/_test.go "$own/internal/rootkey"
 refused internal/certs "$own/internal/kms" "the serving certificates import api alone"
 allowed internal/certs "$own/api/v1alpha1"
 
@@ -112,6 +129,7 @@ for room in sidecar cmd/sidecar; do
 	refused "$room" sigs.k8s.io/controller-runtime "the sidecar links no Kubernetes library"
 	refused "$room" "$own/controllers" "the sidecar imports envelope and api/kms"
 	refused "$room" "$own/internal/kms" "the sidecar imports envelope and api/kms"
+	refused "$room" "$own/internal/rootkey" "the sidecar imports envelope and api/kms"
 	allowed "$room" "$own/api/kms/v1"
 done
 refused cmd/sidecar "$insecure" "raw key bytes are read by"
@@ -120,7 +138,7 @@ allowed cmd/sidecar "$own/internal/coredump"
 allowed cmd/sidecar "$own/internal/version"
 
 # 6. Only cmd/* read flags and environment or exit; hack/ and tests are not shipped.
-for room in controllers sidecar internal/kms internal/inject internal/envelope internal/seal; do
+for room in controllers sidecar internal/kms internal/inject internal/envelope internal/rootkey internal/seal; do
 	refused "$room" flag "only cmd/\* read flags"
 	calls "$room" '"os"' 'os.Exit(1)' "only cmd/\* read flags and environment or exit"
 	calls "$room" '"os"' '_ = os.Getenv("HOME")' "only cmd/\* read flags and environment or exit"

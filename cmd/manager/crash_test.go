@@ -29,6 +29,7 @@ import (
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/controllers/controllerstest"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/rootkey"
 	"github.com/datakeys/datakeys/internal/seal"
 )
 
@@ -251,6 +252,7 @@ func (p *place) waitForRequest(t *testing.T, name string) *v1alpha1.DataKeyReque
 // durable is a key service that has nothing but what is durable and the flags of config, and lets its callers do everything: what a manager would be after everything was restarted.
 func (p *place) durable(t *testing.T, config seal.Config) (service *kms.Service, done func()) {
 	t.Helper()
+	config.OpenRootKey = rootkey.Open
 	store := secretStore{reader: p.client, writer: p.client, namespace: p.system}
 	if config.Store == nil {
 		config.Store = store

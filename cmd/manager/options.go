@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -23,7 +22,6 @@ import (
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/inject"
 	"github.com/datakeys/datakeys/internal/kms"
-	"github.com/datakeys/datakeys/internal/seal"
 )
 
 // options is everything that the manager is told from outside.
@@ -52,9 +50,8 @@ type options struct {
 	registerer prometheus.Registerer
 	// tune lets tests change how the manager is made; nil changes nothing.
 	tune func(*ctrl.Options)
-	// openRootKey and tendPeriod are for tests; nil and 0 are what the manager does.
-	openRootKey func(context.Context, string) (seal.RootKey, error)
-	tendPeriod  time.Duration
+	// tendPeriod is for tests; 0 is what the manager does.
+	tendPeriod time.Duration
 }
 
 // namespaceEnv is the environment variable with the manager's namespace, from the downward API.

@@ -16,8 +16,8 @@ import (
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/controllers/controllerstest"
+	"github.com/datakeys/datakeys/internal/rootkey/rootkeytest"
 	"github.com/datakeys/datakeys/internal/seal"
-	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
 
 // A provider is a kind of root key, and the service behind it.
@@ -30,14 +30,14 @@ type provider struct {
 // providers are all of them. The services have the interfaces of the real ones; that of kmsv2 is a real one.
 func providers(t *testing.T) map[string]provider {
 	t.Helper()
-	hsm := sealtest.NewSoftHSM(t)
-	transit, aws, alicloud := sealtest.NewTransit("s.test-token"), sealtest.NewAWSKMS("eu-west-1"), sealtest.NewAlicloudKMS()
+	hsm := rootkeytest.NewSoftHSM(t)
+	transit, aws, alicloud := rootkeytest.NewTransit("s.test-token"), rootkeytest.NewAWSKMS("eu-west-1"), rootkeytest.NewAlicloudKMS()
 	transit.CreateKey("root", "aes256-gcm96", false)
 	aws.CreateKey(awsKey)
 	alicloud.CreateKey(awsKey)
-	service := func(uri string, s *sealtest.Service) provider {
+	service := func(uri string, s *rootkeytest.Service) provider {
 		t.Cleanup(s.Close)
-		return provider{uri, func(*testing.T) { s.Misbehave(sealtest.AnyOperation, sealtest.Drop) }, func(*testing.T) { s.Behave() }}
+		return provider{uri, func(*testing.T) { s.Misbehave(rootkeytest.AnyOperation, rootkeytest.Drop) }, func(*testing.T) { s.Behave() }}
 	}
 	return map[string]provider{
 		"embedded": {uri: seal.DefaultRootKey},

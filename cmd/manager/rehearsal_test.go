@@ -23,8 +23,9 @@ import (
 	"github.com/datakeys/datakeys/controllers/controllerstest"
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/rootkey"
+	"github.com/datakeys/datakeys/internal/rootkey/rootkeytest"
 	"github.com/datakeys/datakeys/internal/seal"
-	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
 
 // awsKey and awsKeyToLose are keys of AWS KMS.
@@ -37,7 +38,7 @@ const (
 // on a real API server and the providers that they have in production, while a pod asks for its data keys. At the end of each
 // change, and after it, every data key that there ever was opens as what it was first.
 func TestARootKeyIsChangedAgainAndAgain(t *testing.T) {
-	hsm, aws := sealtest.NewSoftHSM(t), sealtest.NewAWSKMS("eu-west-1")
+	hsm, aws := rootkeytest.NewSoftHSM(t), rootkeytest.NewAWSKMS("eu-west-1")
 	t.Cleanup(aws.Close)
 	aws.CreateKey(awsKey)
 	arn := aws.CreateKey(awsKeyToLose)
@@ -181,6 +182,7 @@ func (readOnly) Update(context.Context, seal.Secret) error { return errReadOnly 
 // look gives a configuration to somebody who only looks.
 func (p *place) look(config seal.Config) seal.Config {
 	config.Store = readOnly{secretStore{reader: p.client, writer: p.client, namespace: p.system}}
+	config.OpenRootKey = rootkey.Open
 	return config
 }
 

@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/datakeys/datakeys/internal/coredump"
+	"github.com/datakeys/datakeys/internal/rootkey"
 	"github.com/datakeys/datakeys/internal/seal"
 )
 
@@ -31,7 +32,7 @@ func rootKeyFlags(flags *flag.FlagSet, env func(string) string, rootKey, previou
 	if uri := env(rootKeyEnv); uri != "" {
 		byDefault = uri
 	}
-	flags.StringVar(rootKey, "root-key", byDefault, "`URI` of the root key, one of "+strings.Join(seal.RootKeyForms(), ", ")+
+	flags.StringVar(rootKey, "root-key", byDefault, "`URI` of the root key, one of "+strings.Join(rootkey.Forms(), ", ")+
 		"; secret://NAME is a Secret of the manager's namespace, made when there is none; the default is $"+rootKeyEnv)
 	flags.StringVar(previous, "previous-root-key", env(previousRootKeyEnv),
 		"`URI` of the root key that --root-key takes the place of, while the root key is being changed; the default is $"+previousRootKeyEnv)
@@ -68,7 +69,7 @@ func rootKeyStatus(ctx context.Context, args []string, env func(string) string, 
 	}
 	report, err := seal.Config{
 		RootKey: rootKey, PreviousRootKey: previous,
-		Store: secretStore{reader: c, writer: c, namespace: namespace},
+		Store: secretStore{reader: c, writer: c, namespace: namespace}, OpenRootKey: rootkey.Open,
 	}.Inspect(ctx)
 	if err != nil {
 		return err

@@ -30,6 +30,7 @@ import (
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/inject"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/rootkey"
 	"github.com/datakeys/datakeys/internal/seal"
 	"github.com/datakeys/datakeys/internal/version"
 )
@@ -161,7 +162,7 @@ func newKeyService(ctx context.Context, mgr ctrl.Manager, o *options, authority 
 	return &keyService{
 		seal: seal.Config{
 			RootKey: o.rootKey, PreviousRootKey: o.previousRootKey, Store: store,
-			Record: recordChanges(auditor, clock.RealClock{}), Logger: log.WithName("seal"), OpenRootKey: o.openRootKey,
+			Record: recordChanges(auditor, clock.RealClock{}), Logger: log.WithName("seal"), OpenRootKey: rootkey.Open,
 		},
 		config: kms.Config{
 			Keys:          store,

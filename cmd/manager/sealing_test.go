@@ -16,6 +16,7 @@ import (
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/controllers/controllerstest"
 	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/internal/rootkey"
 	"github.com/datakeys/datakeys/internal/seal"
 )
 
@@ -116,7 +117,7 @@ func (p *place) blob(t *testing.T, name string) []byte {
 // waitForVerdict waits until what is durable says so to a manager with these flags.
 func (p *place) waitForVerdict(t *testing.T, config seal.Config, verdict seal.Verdict) seal.Report {
 	t.Helper()
-	config.Store = secretStore{reader: p.client, writer: p.client, namespace: p.system}
+	config.Store, config.OpenRootKey = secretStore{reader: p.client, writer: p.client, namespace: p.system}, rootkey.Open
 	var report seal.Report
 	p.waitForSealingKeys(t, "the verdict is "+string(verdict), func(index) bool {
 		var err error

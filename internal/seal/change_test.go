@@ -122,7 +122,7 @@ func TestARotationByTimeSaysSo(t *testing.T) {
 }
 
 func TestEveryWriteOfALifeIsTold(t *testing.T) {
-	if _, err := newInstallation().recorded(t, story(t)); err != nil {
+	if _, err := newInstallation().recorded(t, story()); err != nil {
 		t.Error(err)
 	}
 }

@@ -8,8 +8,9 @@
 // of the installation: one, and two while the root key is being changed.
 //
 // Where to look: layout.go has what lies in that Secret; open.go the start; learn.go what other managers did since;
-// migrate.go the change of the root key; rotate.go that of the sealing key; report.go what to tell an operator. Each
-// root_*.go is one kind of root key.
+// migrate.go the change of the root key; rotate.go that of the sealing key; report.go what to tell an operator; embedded.go the
+// one kind of root key that lies here, in a Secret. Those of all other kinds are package rootkey's, which Config is given, so
+// that whoever imports this package links no client of any service.
 //
 // Every Secret is made with Create and read back, so that two managers that start at once agree, and changed by
 // compare-and-swap only, one step at a time, each decided from what is durable. A Secret that is

@@ -160,7 +160,7 @@ func (l *layout) tags() []string {
 // embedded reports whether a root key that wraps the sealing keys lies beside them.
 func (l *layout) embedded() bool {
 	for _, root := range l.index.RootKeys {
-		if strings.HasPrefix(root.URI, schemeSecret+"://") {
+		if strings.HasPrefix(root.URI, embeddedPrefix) {
 			return true
 		}
 	}

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -55,12 +53,7 @@ func newInstallation() *installation {
 func (i *installation) config(s stage) seal.Config {
 	return seal.Config{
 		RootKey: s.root, PreviousRootKey: s.previous, Store: i.store, Clock: i.clock,
-		OpenRootKey: func(ctx context.Context, uri string) (seal.RootKey, error) {
-			if strings.HasPrefix(uri, "fake://") {
-				return i.roots.Open(ctx, uri)
-			}
-			return seal.OpenRootKey(ctx, uri)
-		},
+		OpenRootKey: i.roots.Open,
 	}
 }
 
@@ -125,18 +118,8 @@ func (i *installation) request(value string) {
 	})
 }
 
-func keyFile(t testing.TB) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "root-key")
-	if err := os.WriteFile(path, bytes.Repeat([]byte{0x9c, 0x01}, 16), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return "file://" + path
-}
-
 // story is a whole life: every way from one root key to another, with rotations before, in between and after.
-func story(t testing.TB) []stage {
-	file := keyFile(t)
+func story() []stage {
 	return []stage{
 		{root: seal.DefaultRootKey},
 		{root: seal.DefaultRootKey, rotate: true},
@@ -146,10 +129,10 @@ func story(t testing.TB) []stage {
 		{root: "fake://kmsv2", stale: true},
 		{root: "fake://awskms", previous: "fake://kmsv2", rotate: true},
 		{root: "fake://awskms"},
-		{root: file, previous: "fake://awskms"},
-		{root: file},
-		{root: file, rotate: true},
-		{root: "secret://another-root-key", previous: file},
+		{root: "fake://file", previous: "fake://awskms"},
+		{root: "fake://file"},
+		{root: "fake://file", rotate: true},
+		{root: "secret://another-root-key", previous: "fake://file"},
 		{root: "secret://another-root-key"},
 	}
 }
@@ -157,7 +140,7 @@ func story(t testing.TB) []stage {
 // A process of its own is started again, with the same flags, after each error. Whatever call of the store or of a root key
 // fails, or is done and its answer lost, the next start goes on where the last one was.
 func TestALifeOfRootKeysSurvivesAFaultAtEveryCall(t *testing.T) {
-	stages := story(t)
+	stages := story()
 	for name, fault := range map[string]sealtest.Fault{
 		"the call fails": sealtest.Fail,
 		"the call is done and the answer is lost": sealtest.DoAndFail,
@@ -242,7 +225,7 @@ func (s stage) verdict() seal.Verdict {
 // Whatever was durable at any moment must open everything that was sealed until then: for a manager with the flags of the
 // stage, and, until the old root key is dropped, for one that was left behind with those of the stage before and starts again.
 func TestAtEveryMomentTheOldAndTheNewFlagsOpenEverything(t *testing.T) {
-	stages := story(t)
+	stages := story()
 	i := newInstallation()
 	moments := 0
 	for n, s := range stages {
@@ -308,7 +291,7 @@ func TestAtEveryMomentTheOldAndTheNewFlagsOpenEverything(t *testing.T) {
 
 // Managers with the flags of one stage and of the next run at once, and start again and again, while the sealing key is rotated.
 func TestManagersWithOldAndNewFlagsAtOnce(t *testing.T) {
-	stages := story(t)
+	stages := story()
 	i := newInstallation()
 	k, err := i.life(t.Context(), stages[0])
 	if err != nil {
@@ -395,7 +378,7 @@ func TestAManagerWithOldFlagsDoesNotUndoAChange(t *testing.T) {
 
 func TestNothingIsWrittenWhereThereIsNothingToDo(t *testing.T) {
 	i := newInstallation()
-	for n, s := range story(t) {
+	for n, s := range story() {
 		if s.rotate {
 			i.request(fmt.Sprint(n))
 		}

@@ -29,8 +29,8 @@ type Config struct {
 	Record func(ctx context.Context, c Change) error
 	// Logger is told of every step of a change of the root key or the sealing key. The zero Logger drops it.
 	Logger logr.Logger
-	// OpenRootKey opens root keys of other schemes than secret://; nil: those of this package. It is for tests.
-	OpenRootKey func(ctx context.Context, uri string) (RootKey, error)
+	// OpenRootKey opens the root keys that are not embedded, as rootkey.Open; nil: there are none. ctx bounds the opening.
+	OpenRootKey func(ctx context.Context, uri string, log logr.Logger) (RootKey, error)
 }
 
 // Open opens the root key that uri names and the sealing keys that it wraps, as Config.Open.

@@ -4,20 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
-	"slices"
 	"strings"
 
 	"github.com/datakeys/datakeys/internal/envelope"
 )
 
 // DefaultRootKey is the URI of the embedded root key.
-const DefaultRootKey = "secret://datakeys-root-key"
+const DefaultRootKey = embeddedPrefix + "datakeys-root-key"
 
 // ErrOtherRootKey is what Unwrap returns for bytes that another root key wrapped.
 var ErrOtherRootKey = errors.New("wrapped by another root key")
 
-// RootKey wraps sealing keys. Each provider of root keys has a file of its own. It is safe for concurrent use.
+// RootKey wraps sealing keys. The embedded one is this package's, all others are of package rootkey. It is safe for concurrent
+// use.
 type RootKey interface {
 	// ID names the key for ever, for errors, logs and the entries of the Secret with the sealing keys; it is not secret.
 	// What ID wrapped, a root key of the same ID unwraps.
@@ -40,49 +39,14 @@ type staler interface {
 	Stale(wrapped []byte) bool
 }
 
-// Schemes of the URIs of root keys.
-const (
-	schemeSecret = "secret"
-)
-
-// rootKeyForms say what the URI of a root key may look like, in the order of the documentation.
-var rootKeyForms = []string{
-	"secret://NAME",
-	"file:///PATH",
-	"kmsv2:///SOCKET",
-	"transit://HOST:PORT/MOUNT/KEY",
-	"awskms://REGION/KEY",
-	"alicloudkms://REGION/KEY",
-}
-
-// RootKeyForms says what the URI of a root key may look like.
-func RootKeyForms() []string { return slices.Clone(rootKeyForms) }
-
 // openRootKey opens the root key that uri names. It makes one only where create says so, and only where the root key lies in
 // the cluster. ctx bounds the opening.
 func (c Config) openRootKey(ctx context.Context, uri string, create bool) (RootKey, error) {
-	scheme, rest, found := strings.Cut(uri, "://")
-	if !found {
-		return nil, fmt.Errorf("root key %q: must be a URI such as %s: use one of %s", uri, DefaultRootKey, strings.Join(rootKeyForms, ", "))
+	if name, found := strings.CutPrefix(uri, embeddedPrefix); found {
+		return c.openEmbedded(ctx, name, create)
 	}
-	if c.OpenRootKey != nil && scheme != schemeSecret {
-		return c.OpenRootKey(ctx, uri)
+	if c.OpenRootKey == nil {
+		return nil, fmt.Errorf("root key %q: only %sNAME can be opened here: nothing is set that opens others", uri, embeddedPrefix)
 	}
-	switch scheme {
-	case schemeSecret:
-		return c.openSecretRoot(ctx, rest, create)
-	case schemeFile:
-		return openFileRoot(rest)
-	case schemeKMSv2:
-		return openKMSv2Root(ctx, rest, c.Logger)
-	case schemeTransit, schemeAWSKMS, schemeAlicloudKMS:
-		u, err := url.Parse(uri)
-		if err != nil {
-			// The error of the parser repeats what it was given, and somebody may have put a password there.
-			return nil, fmt.Errorf("root key %s://...: must be a URI such as %s", scheme, strings.Join(rootKeyForms, ", "))
-		}
-		return openWrappingRoot(ctx, u)
-	default:
-		return nil, fmt.Errorf("root key %q: the scheme %q is not known: use one of %s", uri, scheme, strings.Join(rootKeyForms, ", "))
-	}
+	return c.OpenRootKey(ctx, uri, c.Logger)
 }

@@ -18,8 +18,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/datakeys/datakeys/internal/rootkey/rootkeytest"
 	"github.com/datakeys/datakeys/internal/seal"
-	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
 
 // rootKeyIsChanged takes the installation from the embedded root key to an HSM behind a KMS v2 plugin, on to a file, and back,
@@ -27,7 +27,7 @@ import (
 // its data key all the time, and at the end a new one reads all of them. While the plugin is down, what runs makes and opens
 // keys as before, and a manager that starts becomes ready when the plugin is back.
 func rootKeyIsChanged(t *testing.T) {
-	hsm := sealtest.NewSoftHSM(t)
+	hsm := rootkeytest.NewSoftHSM(t)
 	folder := filepath.Dir(hsm.Socket)
 	letManagersReach(t, hsm)
 	key := make([]byte, 32)
@@ -95,7 +95,7 @@ func rootKeyIsChanged(t *testing.T) {
 }
 
 // letManagersReach opens the plugin's socket to the managers, which run as another user. The token stays closed.
-func letManagersReach(t *testing.T, hsm *sealtest.SoftHSM) {
+func letManagersReach(t *testing.T, hsm *rootkeytest.SoftHSM) {
 	t.Helper()
 	for path, mode := range map[string]os.FileMode{filepath.Dir(hsm.Socket): 0o711, hsm.Socket: 0o666} {
 		if err := os.Chmod(path, mode); err != nil {

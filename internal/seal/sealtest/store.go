@@ -1,4 +1,4 @@
-// Package sealtest has an in-memory seal.Store that fails when it is told to.
+// Package sealtest has a seal.Store and root keys in memory, which fail when they are told to.
 package sealtest
 
 import (

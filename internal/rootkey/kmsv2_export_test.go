@@ -1,0 +1,4 @@
+package rootkey
+
+// BindingOf is bindingOf.
+var BindingOf = bindingOf

@@ -1,0 +1,50 @@
+package rootkey
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/go-logr/logr"
+
+	"github.com/datakeys/datakeys/internal/seal"
+)
+
+// forms say what the URI of a root key may look like, in the order of the documentation.
+var forms = []string{
+	"secret://NAME",
+	"file:///PATH",
+	"kmsv2:///SOCKET",
+	"transit://HOST:PORT/MOUNT/KEY",
+	"awskms://REGION/KEY",
+	"alicloudkms://REGION/KEY",
+}
+
+// Forms says what the URI of a root key may look like, the embedded one included.
+func Forms() []string { return slices.Clone(forms) }
+
+// Open opens the root key that uri names, as seal.Config.OpenRootKey: one of any kind but the embedded one. ctx bounds the opening;
+// log is told of what changes later.
+func Open(ctx context.Context, uri string, log logr.Logger) (seal.RootKey, error) {
+	scheme, rest, found := strings.Cut(uri, "://")
+	if !found {
+		return nil, fmt.Errorf("root key %q: must be a URI such as %s: use one of %s", uri, seal.DefaultRootKey, strings.Join(forms, ", "))
+	}
+	switch scheme {
+	case schemeFile:
+		return openFileRoot(rest)
+	case schemeKMSv2:
+		return openKMSv2Root(ctx, rest, log)
+	case schemeTransit, schemeAWSKMS, schemeAlicloudKMS:
+		u, err := url.Parse(uri)
+		if err != nil {
+			// The error of the parser repeats what it was given, and somebody may have put a password there.
+			return nil, fmt.Errorf("root key %s://...: must be a URI such as %s", scheme, strings.Join(forms, ", "))
+		}
+		return openWrappingRoot(ctx, u)
+	default:
+		return nil, fmt.Errorf("root key %q: the scheme %q is not known: use one of %s", uri, scheme, strings.Join(forms, ", "))
+	}
+}
