@@ -36,11 +36,11 @@ func (s *Service) Authenticate(ctx context.Context, token string) (Caller, error
 type reviewer struct {
 	authorizer Authorizer
 	caller     Caller
-	batch      *answers // nil: there is one item
+	batch      *decisions // nil: there is one item
 }
 
-// answers are those that one batch got.
-type answers struct {
+// decisions are those of RBAC that one batch has asked for.
+type decisions struct {
 	mu    sync.Mutex
 	known map[Access]func() (bool, error)
 }
@@ -49,19 +49,19 @@ func (s *Service) reviewer(c Caller) *reviewer { return &reviewer{authorizer: s.
 
 func (s *Service) batchReviewer(c Caller) *reviewer {
 	r := s.reviewer(c)
-	r.batch = &answers{known: map[Access]func() (bool, error){}}
+	r.batch = &decisions{known: map[Access]func() (bool, error){}}
 	return r
 }
 
-func (a *answers) ask(ctx context.Context, r *reviewer, access Access) (bool, error) {
-	a.mu.Lock()
-	answer, ok := a.known[access]
+func (d *decisions) ask(ctx context.Context, r *reviewer, access Access) (bool, error) {
+	d.mu.Lock()
+	decision, ok := d.known[access]
 	if !ok {
-		answer = sync.OnceValues(func() (bool, error) { return r.authorizer.Authorize(ctx, r.caller, access) })
-		a.known[access] = answer
+		decision = sync.OnceValues(func() (bool, error) { return r.authorizer.Authorize(ctx, r.caller, access) })
+		d.known[access] = decision
 	}
-	a.mu.Unlock()
-	return answer()
+	d.mu.Unlock()
+	return decision()
 }
 
 func (r *reviewer) allowed(ctx context.Context, a Access) (allowed bool, err error) {
