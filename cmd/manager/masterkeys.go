@@ -35,7 +35,7 @@ const livePage = 500
 type masterKeys struct {
 	cache, live client.Reader
 	// aliases are the holders of the aliases of a namespace, as the API server had them a moment ago.
-	aliases *reviewCache[string, map[string]kms.MasterKey]
+	aliases *reviewCache[string, kms.AliasHolders]
 	reads   *singleflight.Group
 }
 
@@ -49,7 +49,7 @@ func newMasterKeys(ctx context.Context, mgr ctrl.Manager) (masterKeys, error) {
 	return masterKeys{
 		cache:   mgr.GetClient(),
 		live:    mgr.GetAPIReader(),
-		aliases: newReviewCache[string, map[string]kms.MasterKey](aliasAge, maxAliasReads),
+		aliases: newReviewCache[string, kms.AliasHolders](aliasAge, maxAliasReads),
 		reads:   new(singleflight.Group),
 	}, nil
 }
@@ -81,8 +81,10 @@ func (m masterKeys) ByAlias(ctx context.Context, namespace, alias string) (kms.M
 	if err != nil {
 		return kms.MasterKey{}, fmt.Errorf("read the MasterKeys of alias %s/%s: %w", namespace, alias, err)
 	}
-	holders := map[string]kms.MasterKey{}
-	addHolders(holders, list.Items)
+	holders := kms.AliasHolders{}
+	for i := range list.Items {
+		holders.Add(masterKey(&list.Items[i]))
+	}
 	if _, found := holders[alias]; !found {
 		if holders, err = m.liveAliases(ctx, namespace); err != nil {
 			return kms.MasterKey{}, err
@@ -97,7 +99,7 @@ func (m masterKeys) ByAlias(ctx context.Context, namespace, alias string) (kms.M
 
 // liveAliases returns the holders of all aliases of a namespace as the API server has them now, or had them less than
 // aliasAge ago. All who ask at the same time share one read.
-func (m masterKeys) liveAliases(ctx context.Context, namespace string) (map[string]kms.MasterKey, error) {
+func (m masterKeys) liveAliases(ctx context.Context, namespace string) (kms.AliasHolders, error) {
 	if holders, found := m.aliases.get(namespace); found {
 		return holders, nil
 	}
@@ -106,13 +108,15 @@ func (m masterKeys) liveAliases(ctx context.Context, namespace string) (map[stri
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reviewTimeout)
 		defer cancel()
 		asked := m.aliases.clock.Now()
-		holders := map[string]kms.MasterKey{}
+		holders := kms.AliasHolders{}
 		for next, more := "", true; more; more = next != "" {
 			var page v1alpha1.MasterKeyList
 			if err := m.live.List(ctx, &page, client.InNamespace(namespace), client.Limit(livePage), client.Continue(next)); err != nil {
 				return nil, fmt.Errorf("read the MasterKeys of namespace %s: %w", namespace, err)
 			}
-			addHolders(holders, page.Items)
+			for i := range page.Items {
+				holders.Add(masterKey(&page.Items[i]))
+			}
 			next = page.Continue
 		}
 		m.aliases.add(namespace, holders, asked)
@@ -123,21 +127,9 @@ func (m masterKeys) liveAliases(ctx context.Context, namespace string) (map[stri
 		if result.Err != nil {
 			return nil, result.Err
 		}
-		return result.Val.(map[string]kms.MasterKey), nil
+		return result.Val.(kms.AliasHolders), nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
-	}
-}
-
-// addHolders adds the aliases of MasterKeys to those who have them: the first that was made, where several claim one.
-func addHolders(holders map[string]kms.MasterKey, items []v1alpha1.MasterKey) {
-	for i := range items {
-		o := masterKey(&items[i])
-		for _, alias := range o.Aliases {
-			if first, claimed := holders[alias]; !claimed || o.Before(first) {
-				holders[alias] = o
-			}
-		}
 	}
 }
 

@@ -110,13 +110,25 @@ func (k MasterKey) Before(other MasterKey) bool {
 	return k.UID < other.UID
 }
 
+// AliasHolders tells which MasterKey has each alias of a namespace, written without "alias/": the first, by Before, of those that
+// claim it.
+type AliasHolders map[string]MasterKey
+
+// Add takes the claims of one more MasterKey into account.
+func (h AliasHolders) Add(k MasterKey) {
+	for _, alias := range k.Aliases {
+		if first, claimed := h[alias]; !claimed || k.Before(first) {
+			h[alias] = k
+		}
+	}
+}
+
 // MasterKeys knows the MasterKey objects. A key is usable only while the object that its material belongs to exists and
 // has its key ID.
 type MasterKeys interface {
 	// ByName returns the MasterKey of that name, or an error that is ErrMasterKeyNotFound after a live read.
 	ByName(ctx context.Context, namespace, name string) (MasterKey, error)
-	// ByAlias returns the MasterKey of the namespace that has the alias, which is written without "alias/": the first by
-	// Before of those that claim it. The error is ErrMasterKeyNotFound after a live read that is at most 2 seconds old.
+	// ByAlias returns the MasterKey of the namespace that has the alias, as AliasHolders tell. The error is ErrMasterKeyNotFound after a live read that is at most 2 seconds old.
 	ByAlias(ctx context.Context, namespace, alias string) (MasterKey, error)
 	// List returns every MasterKey of the namespace, sorted by name. It may lag behind the API server as a watch does.
 	List(ctx context.Context, namespace string) ([]MasterKey, error)

@@ -108,7 +108,10 @@ func (s *Service) ListAliases(ctx context.Context, caller Caller, keyID string, 
 				objects = append(slices.Clip(objects), o) // the list has not heard of it yet
 			}
 		}
-		holders := holdersOfAliases(objects)
+		holders := AliasHolders{}
+		for _, o := range objects {
+			holders.Add(o)
+		}
 		for _, alias := range slices.Sorted(maps.Keys(holders)) {
 			o := holders[alias]
 			if alias <= page.after || only != "" && o.Name != only || !o.hasKeyID() {
@@ -188,19 +191,6 @@ func (s *Service) ownMasterKey(ctx context.Context, namespace string, name keyNa
 		return MasterKey{}, unavailable(err, "the MasterKeys could not be read")
 	}
 	return o, nil
-}
-
-// holdersOfAliases tells which MasterKey has each alias: the first, by Before, of those that claim it.
-func holdersOfAliases(objects []MasterKey) map[string]MasterKey {
-	holders := map[string]MasterKey{}
-	for _, o := range objects {
-		for _, alias := range o.Aliases {
-			if first, claimed := holders[alias]; !claimed || o.Before(first) {
-				holders[alias] = o
-			}
-		}
-	}
-	return holders
 }
 
 // hasKeyID reports whether the MasterKey has a key ID by which it could be named.
