@@ -48,8 +48,8 @@ const (
 // must not.
 type tokenReviewer struct {
 	client  authenticationclient.TokenReviewInterface
-	cache   *reviewCache[tokenHash, kms.Caller]
-	refused *reviewCache[tokenHash, error]
+	cache   *answerCache[tokenHash, kms.Caller]
+	refused *answerCache[tokenHash, error]
 }
 
 // tokenHash stands for a token: the caches must not be stores of tokens.
@@ -58,8 +58,8 @@ type tokenHash [sha256.Size]byte
 func newTokenReviewer(client authenticationclient.TokenReviewInterface) *tokenReviewer {
 	return &tokenReviewer{
 		client:  client,
-		cache:   newReviewCache[tokenHash, kms.Caller](reviewTTL, reviewCacheSize),
-		refused: newReviewCache[tokenHash, error](refusedTTL, refusedCacheSize),
+		cache:   newAnswerCache[tokenHash, kms.Caller](reviewTTL, reviewCacheSize),
+		refused: newAnswerCache[tokenHash, error](refusedTTL, refusedCacheSize),
 	}
 }
 

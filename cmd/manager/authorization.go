@@ -16,7 +16,7 @@ import (
 // `kubectl auth can-i` tells the truth.
 type accessReviewer struct {
 	client authorizationclient.SubjectAccessReviewInterface
-	cache  *reviewCache[accessQuestion, bool]
+	cache  *answerCache[accessQuestion, bool]
 }
 
 // accessQuestion is what a review depends on. The pod's UID stands for the whole user: a token of one pod has one
@@ -27,7 +27,7 @@ type accessQuestion struct {
 }
 
 func newAccessReviewer(client authorizationclient.SubjectAccessReviewInterface) *accessReviewer {
-	return &accessReviewer{client: client, cache: newReviewCache[accessQuestion, bool](reviewTTL, reviewCacheSize)}
+	return &accessReviewer{client: client, cache: newAnswerCache[accessQuestion, bool](reviewTTL, reviewCacheSize)}
 }
 
 // Authorize says whether RBAC allows the access. An error means that it could not be found out.

@@ -35,7 +35,7 @@ const livePage = 500
 type masterKeys struct {
 	cache, live client.Reader
 	// aliases are the holders of the aliases of a namespace, as the API server had them a moment ago.
-	aliases *reviewCache[string, kms.AliasHolders]
+	aliases *answerCache[string, kms.AliasHolders]
 	reads   *singleflight.Group
 }
 
@@ -49,7 +49,7 @@ func newMasterKeys(ctx context.Context, mgr ctrl.Manager) (masterKeys, error) {
 	return masterKeys{
 		cache:   mgr.GetClient(),
 		live:    mgr.GetAPIReader(),
-		aliases: newReviewCache[string, kms.AliasHolders](aliasAge, maxAliasReads),
+		aliases: newAnswerCache[string, kms.AliasHolders](aliasAge, maxAliasReads),
 		reads:   new(singleflight.Group),
 	}, nil
 }

@@ -7,10 +7,10 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 )
 
-func TestReviewCache(t *testing.T) {
+func TestAnswerCache(t *testing.T) {
 	begin := time.Unix(0, 0)
 	clock := clocktesting.NewFakePassiveClock(begin)
-	c := newReviewCache[int, string](10*time.Second, 3)
+	c := newAnswerCache[int, string](10*time.Second, 3)
 	c.clock = clock
 	at := func(after time.Duration) time.Time {
 		clock.SetTime(begin.Add(after))

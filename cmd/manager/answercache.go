@@ -7,28 +7,28 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// reviewCache remembers the answers of reviews for a while. The key is a struct and not a text, and neither it nor the
-// answer is boxed: every call of a pod looks here twice or more, and that costs no allocation.
-type reviewCache[K comparable, V any] struct {
+// answerCache remembers answers of the API server for a while: those of reviews, and who holds which alias. Neither the key, which
+// may be a struct, nor the answer is boxed: every call of a pod looks here twice or more, and that costs no allocation.
+type answerCache[K comparable, V any] struct {
 	ttl   time.Duration
 	most  int // how many answers are remembered
 	clock clock.PassiveClock
 
 	mu      sync.Mutex
-	answers map[K]reviewAnswer[V]
+	answers map[K]keptAnswer[V]
 }
 
-type reviewAnswer[V any] struct {
+type keptAnswer[V any] struct {
 	value V
 	until time.Time
 }
 
-func newReviewCache[K comparable, V any](ttl time.Duration, most int) *reviewCache[K, V] {
-	return &reviewCache[K, V]{ttl: ttl, most: most, clock: clock.RealClock{}, answers: map[K]reviewAnswer[V]{}}
+func newAnswerCache[K comparable, V any](ttl time.Duration, most int) *answerCache[K, V] {
+	return &answerCache[K, V]{ttl: ttl, most: most, clock: clock.RealClock{}, answers: map[K]keptAnswer[V]{}}
 }
 
 // get returns the answer that was given to the question key less than ttl ago.
-func (c *reviewCache[K, V]) get(key K) (value V, found bool) {
+func (c *answerCache[K, V]) get(key K) (value V, found bool) {
 	now := c.clock.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -41,7 +41,7 @@ func (c *reviewCache[K, V]) get(key K) (value V, found bool) {
 
 // add remembers an answer to a question that was asked at a time. Where there are too many, old ones are forgotten first,
 // and then any.
-func (c *reviewCache[K, V]) add(key K, value V, asked time.Time) {
+func (c *answerCache[K, V]) add(key K, value V, asked time.Time) {
 	now := c.clock.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -58,5 +58,5 @@ func (c *reviewCache[K, V]) add(key K, value V, asked time.Time) {
 			delete(c.answers, old)
 		}
 	}
-	c.answers[key] = reviewAnswer[V]{value: value, until: asked.Add(c.ttl)}
+	c.answers[key] = keptAnswer[V]{value: value, until: asked.Add(c.ttl)}
 }
