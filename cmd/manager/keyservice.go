@@ -103,7 +103,7 @@ func (k *keyService) unseal(ctx context.Context) error {
 		k.keyring = keyring
 		k.service = service
 		close(k.unsealed)
-		k.log.Info("Unsealed", "rootKeyEmbedded", service.RootKeyEmbedded())
+		k.log.Info("Unsealed", "rootKeyEmbedded", keyring.Report().Embedded)
 		return true, nil
 	})
 }

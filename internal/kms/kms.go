@@ -217,9 +217,6 @@ func New(c Config) (*Service, error) {
 	}, nil
 }
 
-// RootKeyEmbedded reports whether the root key lies in the cluster beside what it protects.
-func (s *Service) RootKeyEmbedded() bool { return s.seal.RootKeyEmbedded() }
-
 type noEvents struct{}
 
 func (noEvents) Denied(Pod, string, string) {}

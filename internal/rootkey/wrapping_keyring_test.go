@@ -34,7 +34,7 @@ func TestSealingKeysWrappedByServices(t *testing.T) {
 		openBy(t, store, b.uri, previous)
 		settled := openBy(t, store, b.uri, "") // a restart, after which nothing else wraps the sealing keys
 		sealtest.SameKeys(t, first, settled)
-		if settled.RootKeyEmbedded() {
+		if settled.Report().Embedded {
 			t.Errorf("%s: the root key is said to be embedded", b.id)
 		}
 

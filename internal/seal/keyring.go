@@ -74,9 +74,6 @@ func (k *Keyring) takeTurn(ctx context.Context) (done func(), err error) {
 // InstallID returns the name of the installation, 12 hexadecimal digits, made once and part of every ARN.
 func (k *Keyring) InstallID() string { return k.installID }
 
-// RootKeyEmbedded reports whether a root key that wraps the sealing keys lies in the cluster beside what it protects.
-func (k *Keyring) RootKeyEmbedded() bool { return k.Report().Embedded }
-
 // Primary is the version of the sealing key that seals.
 func (k *Keyring) Primary() uint32 { return k.keys.Load().primary }
 

@@ -37,7 +37,7 @@ func TestOpenMakesTheKeysOnceAndFindsThemAgain(t *testing.T) {
 	if got := first.InstallID(); len(got) != 12 || strings.Trim(got, "0123456789abcdef") != "" {
 		t.Errorf("install ID: got %q, want 12 hexadecimal digits", got)
 	}
-	if !first.RootKeyEmbedded() {
+	if !first.Report().Embedded {
 		t.Error("a root key in a Secret is embedded")
 	}
 	if !before[rootSecret].Immutable {
