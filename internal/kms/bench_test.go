@@ -20,7 +20,7 @@ import (
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/kms"
-	"github.com/datakeys/datakeys/internal/seal"
+	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
 
 // BenchmarkDecryptOverTLS compares a Decrypt, its reviews answered from memory and its audit record written to a file,
@@ -191,7 +191,7 @@ func (allowed) Authorize(context.Context, kms.Caller, kms.Access) (bool, error) 
 // benchService is a key service in a world that keeps nothing, and lets one pod do as much as it can.
 func benchService(b testing.TB, w *world, auditor kms.Auditor, c clock.PassiveClock) *kms.Service {
 	b.Helper()
-	ring, err := seal.Open(b.Context(), seal.DefaultRootKey, w.store)
+	ring, err := sealtest.OpenEmbedded(b.Context(), w.store)
 	if err != nil {
 		b.Fatal(err)
 	}

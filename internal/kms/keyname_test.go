@@ -8,14 +8,13 @@ import (
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/envelope"
-	"github.com/datakeys/datakeys/internal/seal"
 	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
 
 // namingService is a Service that can read names, and the beginning of its ARNs.
 func namingService(t testing.TB) (s *Service, arn string) {
 	t.Helper()
-	ring, err := seal.Open(t.Context(), seal.DefaultRootKey, &sealtest.Store{})
+	ring, err := sealtest.OpenEmbedded(t.Context(), &sealtest.Store{})
 	if err != nil {
 		t.Fatal(err)
 	}

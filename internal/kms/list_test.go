@@ -16,7 +16,7 @@ import (
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/kms"
 	"github.com/datakeys/datakeys/internal/kms/kmstest"
-	"github.com/datakeys/datakeys/internal/seal"
+	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
 
 // Callers of a listed world.
@@ -358,7 +358,7 @@ func (l lagging) List(ctx context.Context, namespace string) ([]kms.MasterKey, e
 func TestAliasesOfAKeyThatTheListHasNotHeardOf(t *testing.T) {
 	w := listed(t)
 	arn := w.arn(t)
-	ring, err := seal.Open(t.Context(), seal.DefaultRootKey, w.store)
+	ring, err := sealtest.OpenEmbedded(t.Context(), w.store)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ import (
 func BenchmarkLookup(b *testing.B) {
 	for _, versions := range []uint32{1, 1000} {
 		store := &sealtest.Store{}
-		sealer, err := seal.Open(b.Context(), seal.DefaultRootKey, store)
+		sealer, err := sealtest.OpenEmbedded(b.Context(), store)
 		if err != nil {
 			b.Fatal(err)
 		}

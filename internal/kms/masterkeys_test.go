@@ -23,13 +23,13 @@ func TestNoMasterKeyIsMadeThatNoManagerThatStartsCouldOpen(t *testing.T) {
 		"all is deleted, and another manager has started since": func(t *testing.T, store *sealtest.Store) {
 			store.Delete(seal.SealingKeysSecret)
 			store.Delete(rootKey)
-			if _, err := seal.Open(t.Context(), seal.DefaultRootKey, store); err != nil {
+			if _, err := sealtest.OpenEmbedded(t.Context(), store); err != nil {
 				t.Fatal(err)
 			}
 		},
 		"the sealing keys are another installation's": func(t *testing.T, store *sealtest.Store) {
 			other := &sealtest.Store{}
-			if _, err := seal.Open(t.Context(), seal.DefaultRootKey, other); err != nil {
+			if _, err := sealtest.OpenEmbedded(t.Context(), other); err != nil {
 				t.Fatal(err)
 			}
 			store.Put(other.Secrets()[seal.SealingKeysSecret])
@@ -65,7 +65,7 @@ func TestEnsureMasterKeyMakesVersionOneAndFindsItAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ring, err := seal.Open(t.Context(), seal.DefaultRootKey, w.store)
+	ring, err := sealtest.OpenEmbedded(t.Context(), w.store)
 	if err != nil {
 		t.Fatal(err)
 	}

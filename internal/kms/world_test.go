@@ -94,7 +94,7 @@ func replica(t testing.TB, of *world) *world {
 // serviceOver returns a key service in a world, with a store of its own.
 func serviceOver(t testing.TB, w *world, store kms.KeyStore) *kms.Service {
 	t.Helper()
-	ring, err := seal.Open(t.Context(), seal.DefaultRootKey, w.store)
+	ring, err := sealtest.OpenEmbedded(t.Context(), w.store)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +196,7 @@ func (w *world) sealed(t testing.TB, d kms.DataKey) []byte {
 // material returns version 1 of a master key as it lies in the store, unsealed.
 func (w *world) material(t testing.TB, ref kms.MasterKeyRef) (envelope.MaterialID, envelope.Material) {
 	t.Helper()
-	ring, err := seal.Open(t.Context(), seal.DefaultRootKey, w.store)
+	ring, err := sealtest.OpenEmbedded(t.Context(), w.store)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +214,7 @@ func (w *world) material(t testing.TB, ref kms.MasterKeyRef) (envelope.MaterialI
 // addVersion adds a version to a master key, as a rotation by another manager will.
 func (w *world) addVersion(t testing.TB, ref kms.MasterKeyRef, version uint32) {
 	t.Helper()
-	ring, err := seal.Open(t.Context(), seal.DefaultRootKey, w.store)
+	ring, err := sealtest.OpenEmbedded(t.Context(), w.store)
 	if err != nil {
 		t.Fatal(err)
 	}

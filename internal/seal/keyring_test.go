@@ -120,7 +120,7 @@ func TestNothingThatHoldsAKeyPrintsIt(t *testing.T) {
 }
 
 func BenchmarkUnseal(b *testing.B) {
-	ring, err := seal.Open(b.Context(), seal.DefaultRootKey, &sealtest.Store{})
+	ring, err := sealtest.OpenEmbedded(b.Context(), &sealtest.Store{})
 	if err != nil {
 		b.Fatal(err)
 	}

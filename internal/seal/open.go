@@ -33,11 +33,6 @@ type Config struct {
 	OpenRootKey func(ctx context.Context, uri string, log logr.Logger) (RootKey, error)
 }
 
-// Open opens the root key that uri names and the sealing keys that it wraps, as Config.Open.
-func Open(ctx context.Context, uri string, store Store) (*Keyring, error) {
-	return Config{RootKey: uri, Store: store}.Open(ctx)
-}
-
 // Open opens the sealing keys with the root key, or with the previous one where the root key does not wrap them yet. Where
 // the installation is new, it makes them. Then it goes as far as it can with a change of the root key. A *SecretError says
 // which Secret has to be restored, or which flag is wrong; every other error is worth another try, but for a wrong URI.

@@ -18,7 +18,7 @@ var rootSecret = strings.TrimPrefix(seal.DefaultRootKey, "secret://")
 
 func open(t *testing.T, store seal.Store) *seal.Keyring {
 	t.Helper()
-	k, err := seal.Open(t.Context(), seal.DefaultRootKey, store)
+	k, err := sealtest.OpenEmbedded(t.Context(), store)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func TestOpenConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
 					}
 					return sealtest.None
 				}
-				_, err := seal.Open(t.Context(), seal.DefaultRootKey, store)
+				_, err := sealtest.OpenEmbedded(t.Context(), store)
 				if err == nil {
 					if n < 6 {
 						t.Fatalf("Open made only %d calls: has it lost one?", n-1)
@@ -133,7 +133,7 @@ func TestTwoManagersThatStartAtOnceAgree(t *testing.T) {
 			var errs [2]error
 			var done sync.WaitGroup
 			for i := range rings {
-				done.Go(func() { rings[i], errs[i] = seal.Open(t.Context(), seal.DefaultRootKey, store) })
+				done.Go(func() { rings[i], errs[i] = sealtest.OpenEmbedded(t.Context(), store) })
 			}
 			done.Wait()
 			if err := errors.Join(errs[:]...); err != nil {
@@ -322,7 +322,7 @@ func TestALostOrAlteredSecretIsNamedAndNothingIsMadeInItsPlace(t *testing.T) {
 			c.damage(store)
 			before := store.Secrets()
 
-			k, err := seal.Open(t.Context(), seal.DefaultRootKey, store)
+			k, err := sealtest.OpenEmbedded(t.Context(), store)
 			if k != nil {
 				t.Error("got a keyring beside an error")
 			}
@@ -348,7 +348,7 @@ func TestOpenRefusesARootKeyThatItDoesNotKnow(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			store := &sealtest.Store{}
-			_, err := seal.Open(t.Context(), c.uri, store)
+			_, err := seal.Config{RootKey: c.uri, Store: store}.Open(t.Context())
 			if err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("got %v, want one that says %q", err, c.says)
 			}

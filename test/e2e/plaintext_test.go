@@ -17,6 +17,7 @@ import (
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
 	"github.com/datakeys/datakeys/internal/seal"
+	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
 
 // secrets reads the Secrets of the manager's namespace for the seal, and writes nothing.
@@ -43,7 +44,7 @@ func (secrets) Any(context.Context, string) (bool, error) { return true, nil }
 // masterKeyMaterial unseals version 1 of a master key, as only the key service does otherwise.
 func masterKeyMaterial(t *testing.T, c *cluster, keyID string) (envelope.MaterialID, envelope.Material) {
 	t.Helper()
-	keyring, err := seal.Open(t.Context(), seal.DefaultRootKey, secrets{c})
+	keyring, err := sealtest.OpenEmbedded(t.Context(), secrets{c})
 	if err != nil {
 		t.Fatalf("open the seal: %v", err)
 	}

@@ -1,11 +1,17 @@
 package sealtest
 
 import (
+	"context"
 	"testing"
 
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/seal"
 )
+
+// OpenEmbedded opens the sealing keys in a store by an embedded root key. It makes both in an empty one.
+func OpenEmbedded(ctx context.Context, store seal.Store) (*seal.Keyring, error) {
+	return seal.Config{RootKey: seal.DefaultRootKey, Store: store}.Open(ctx)
+}
 
 // SameKeys fails the test unless what one keyring seals the other opens, both ways.
 func SameKeys(t testing.TB, a, b *seal.Keyring) {
