@@ -137,7 +137,7 @@ func (s *Service) keyToUse(ctx context.Context, review *reviewer, verb string, n
 		return s.keyOf(ctx, review, verb, name, owner, record)
 	}
 	*record = AuditKey{ID: name.text}
-	k, absence := s.find(ctx, review.caller.Namespace, name)
+	k, absence := s.find(ctx, name)
 	if absence != nil && !absent(absence) {
 		return nil, MasterKey{}, outward(absence)
 	}
@@ -183,7 +183,7 @@ func (s *Service) keyOf(ctx context.Context, review *reviewer, verb string, name
 		return nil, o, &Error{Code: CodeFailedPrecondition, Message: fmt.Sprintf(
 			"MasterKey %s/%s has no valid key ID: see its conditions", namespace, owner), Err: err}
 	}
-	k, err := s.ring.getPrimary(ctx, namespace, id)
+	k, err := s.ring.getPrimary(ctx, id)
 	switch {
 	case err != nil:
 		return nil, o, outward(err)
@@ -209,13 +209,13 @@ func (s *Service) holder(ctx context.Context, namespace string, name keyName) (s
 	return o.Name, nil
 }
 
-// find returns the key that a key ID or its ARN names for callers of that namespace. The error is one for which absent holds, or
-// one that may pass. Beside the former comes the key as it was loaded before, if it was: whose it is has not changed.
-func (s *Service) find(ctx context.Context, namespace string, name keyName) (*key, error) {
+// find returns the key that a key ID or its ARN names. The error is one for which absent holds, or one that may pass. Beside
+// the former comes the key as it was loaded before, if it was: whose it is has not changed.
+func (s *Service) find(ctx context.Context, name keyName) (*key, error) {
 	if name.elsewhere || name.alias != "" { // an alias that no MasterKey has
 		return nil, ErrMaterialMissing
 	}
-	k, err := s.ring.getPrimary(ctx, namespace, name.id)
+	k, err := s.ring.getPrimary(ctx, name.id)
 	if absent(err) {
 		k = s.ring.known(name.id)
 	}

@@ -149,11 +149,8 @@ func absent(err error) bool {
 // outward gives an error of the keyring its code. What is wrong with material is for the log and for the conditions of
 // the MasterKey.
 func outward(err error) error {
-	switch {
-	case absent(err), errors.Is(err, ErrMaterialConflict):
+	if absent(err) || errors.Is(err, ErrMaterialConflict) {
 		return &Error{Code: CodeFailedPrecondition, Message: "the material of the key cannot be used: see the conditions of its MasterKey", Err: err}
-	case errors.Is(err, errBudget):
-		return &Error{Code: CodeUnavailable, Message: errBudget.Error() + ": try again later"}
 	}
 	if _, ok := errors.AsType[*Error](err); ok {
 		return err

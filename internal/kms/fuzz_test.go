@@ -80,7 +80,7 @@ func FuzzCall(f *testing.F) {
 	ctx := metadata.NewIncomingContext(f.Context(), metadata.Pairs("authorization", "Bearer "+allKeys))
 	service := benchService(f, w, discard{}, w.clock)
 	f.Fuzz(func(t *testing.T, which uint8, b []byte) {
-		w.clock.SetTime(w.clock.Now().Add(time.Minute)) // or too many unknown keys were asked for
+		w.clock.SetTime(w.clock.Now().Add(time.Minute)) // what was not found is looked for again
 		method := methods[int(which)%len(methods)]
 		if strings.Contains(method.MethodName, "Pair") && bytes.Contains(b, []byte("RSA")) {
 			return // they take seconds

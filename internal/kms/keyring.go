@@ -25,10 +25,6 @@ const (
 	missAge = 2 * time.Second
 	// maxMisses is how many of them are remembered, about 100 bytes each.
 	maxMisses = 4096
-	// missBurst and missRate limit how many unknown keys and versions the callers of one namespace may make the key
-	// service look for: at once, and a second.
-	missBurst = 100
-	missRate  = 10
 )
 
 // key is the unsealed material of a master key as it lay in its Secret at one moment. It never changes once the keyring has it.
@@ -127,14 +123,11 @@ type keyring struct {
 
 func newKeyring(s *seal.Keyring, store KeyStore, c clock.PassiveClock) *keyring {
 	return &keyring{
-		seal:  s,
-		store: store,
-		clock: c,
-		keys:  map[envelope.KeyID]*key{},
-		misses: misses{
-			seen:    map[miss]answer{},
-			budgets: budgets{budgetRule: budgetRule{rate: missRate, burst: missBurst}, most: maxMisses},
-		},
+		seal:   s,
+		store:  store,
+		clock:  c,
+		keys:   map[envelope.KeyID]*key{},
+		misses: misses{seen: map[miss]finding{}},
 	}
 }
 
@@ -145,24 +138,24 @@ func (r *keyring) known(id envelope.KeyID) *key {
 	return r.keys[id]
 }
 
-// get returns a key for a caller in that namespace, and loads it where it is not known. The error is ErrMaterialMissing,
-// ErrMaterialBroken, errBudget, or one that may pass.
-func (r *keyring) get(ctx context.Context, namespace string, id envelope.KeyID) (*key, error) {
+// get returns a key, and loads it where it is not known. The error is ErrMaterialMissing, ErrMaterialBroken, or one that
+// may pass.
+func (r *keyring) get(ctx context.Context, id envelope.KeyID) (*key, error) {
 	if k := r.known(id); k != nil {
 		return k, nil
 	}
-	return r.look(ctx, namespace, miss{keyID: id}, func(*key) bool { return true })
+	return r.look(ctx, miss{keyID: id}, func(*key) bool { return true })
 }
 
 // getFor returns the key and the version that made a blob with this header, and looks again where the version is not
 // known. The errors are those of get; ErrMaterialMissing also stands for a version that does not exist.
-func (r *keyring) getFor(ctx context.Context, namespace string, h envelope.Header) (*version, error) {
+func (r *keyring) getFor(ctx context.Context, h envelope.Header) (*version, error) {
 	if k := r.known(h.KeyID); k != nil {
 		if v := k.findToOpen(h); v != nil {
 			return v, nil
 		}
 	}
-	k, err := r.look(ctx, namespace, miss{h.KeyID, h.KeyVersion, h.MaterialID}, func(k *key) bool { return k.findToOpen(h) != nil })
+	k, err := r.look(ctx, miss{h.KeyID, h.KeyVersion, h.MaterialID}, func(k *key) bool { return k.findToOpen(h) != nil })
 	if errors.Is(err, ErrMaterialMissing) {
 		if k := r.known(h.KeyID); k != nil && k.damage != nil {
 			return nil, k.damage // it may be that version
@@ -175,21 +168,17 @@ func (r *keyring) getFor(ctx context.Context, namespace string, h envelope.Heade
 }
 
 // getPrimary returns a key as it was at most primaryAge ago, for making data keys. The errors are those of get.
-func (r *keyring) getPrimary(ctx context.Context, namespace string, id envelope.KeyID) (*key, error) {
+func (r *keyring) getPrimary(ctx context.Context, id envelope.KeyID) (*key, error) {
 	if k := r.known(id); k != nil && r.clock.Since(k.loadedAt) < primaryAge {
 		return k, nil
 	}
-	return r.look(ctx, namespace, miss{keyID: id}, func(*key) bool { return true })
+	return r.look(ctx, miss{keyID: id}, func(*key) bool { return true })
 }
 
 // look loads a key and returns it if it is as wanted. Only a load that began after the call may say that it is not.
-func (r *keyring) look(ctx context.Context, namespace string, m miss, wanted func(*key) bool) (*key, error) {
+func (r *keyring) look(ctx context.Context, m miss, wanted func(*key) bool) (*key, error) {
 	if err := r.misses.recent(m, r.clock.Now()); err != nil {
 		return nil, err
-	}
-	// A key that is known needs no budget: it is read again after primaryAge at the soonest, and where it is gone after missAge.
-	if unknown := m.version != 0 || r.known(m.keyID) == nil; unknown && !r.misses.allowed(namespace, r.clock.Now()) {
-		return nil, errBudget
 	}
 	load := func() (k *key, shared bool, err error) {
 		k, shared, err = r.load(ctx, m.keyID)
@@ -204,7 +193,7 @@ func (r *keyring) look(ctx context.Context, namespace string, m miss, wanted fun
 		k, _, err = load()
 	}
 	if absent(err) {
-		r.misses.add(namespace, m, err, r.clock.Now())
+		r.misses.add(m, err, r.clock.Now())
 	}
 	return k, err
 }

@@ -8,7 +8,9 @@
 //  1. The call is checked by itself, and the token reviewed, once. Whoever is not a pod learns nothing else.
 //  2. A blob with a scope in another namespace is refused. Its header says so in clear.
 //  3. The key is looked up, to know which MasterKey to ask about, and RBAC is asked. Without a permission the answer is
-//     the same whether or not there is such a key.
+//     the same whether or not there is such a key. So is what the call takes from the limits of the pod: they count
+//     refusals, and not the look-ups that led to them, which only a key that is not loaded costs. Where the look-up
+//     fails, nobody is denied: whose the key is, and so who may use it, is not known then.
 //  4. Only then come the existence of the key, its version and its MasterKey, and whether the blob opens.
 //  5. The audit record is written. If it cannot be written, nothing leaves.
 package kms

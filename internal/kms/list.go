@@ -172,7 +172,7 @@ func (s *Service) ownMasterKey(ctx context.Context, namespace string, name keyNa
 		if i := slices.IndexFunc(objects, func(k MasterKey) bool { return k.KeyID == name.id.String() }); i >= 0 {
 			return objects[i], nil
 		}
-		k, absence := s.ring.get(ctx, namespace, name.id)
+		k, absence := s.ring.get(ctx, name.id)
 		switch {
 		case absence != nil && !absent(absence):
 			return MasterKey{}, outward(absence)

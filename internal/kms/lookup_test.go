@@ -57,7 +57,7 @@ func BenchmarkLookup(b *testing.B) {
 			b.ReportAllocs()
 			i := 0
 			for b.Loop() {
-				if _, err := ring.getFor(b.Context(), "team-a", headers[i%len(headers)]); err != nil {
+				if _, err := ring.getFor(b.Context(), headers[i%len(headers)]); err != nil {
 					b.Fatal(err)
 				}
 				i++

@@ -1,15 +1,11 @@
 package kms
 
 import (
-	"errors"
 	"sync"
 	"time"
 
 	"github.com/datakeys/datakeys/internal/envelope"
 )
-
-// errBudget reports a namespace whose callers ask for too many keys that do not exist.
-var errBudget = errors.New("too many unknown keys or versions were asked for from this namespace")
 
 // miss is a key that does not exist, or with a version a version of it.
 type miss struct {
@@ -18,18 +14,18 @@ type miss struct {
 	materialID envelope.MaterialID
 }
 
-// misses keep hostile blobs from the API server. A blob names any key that its maker likes, and "not found" costs a read.
-// So what was not found is remembered for a moment, and for those who make up a new name each time, each namespace has a
-// budget.
+// misses keep blobs that cannot be opened from the API server. A blob names any key that its maker likes, and "not found"
+// costs a read. So what was not found is remembered for a moment. Who makes up a new name each time is stopped by the limit
+// on the refusals of a pod. There is none on looking: it would count keys that are not loaded and not those that are, and so
+// tell strangers which is which.
 type misses struct {
-	budgets budgets // of namespaces
-
-	mu   sync.Mutex
-	seen map[miss]answer
+	mu    sync.Mutex
+	seen  map[miss]finding
+	swept time.Time
 }
 
-// answer is what came of looking, and until when it counts.
-type answer struct {
+// finding is what came of looking, and until when it counts.
+type finding struct {
 	err   error
 	until time.Time
 }
@@ -39,28 +35,25 @@ type answer struct {
 func (s *misses) recent(m miss, now time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if a, ok := s.seen[m]; ok && now.Before(a.until) {
-		return a.err
+	if f, ok := s.seen[m]; ok && now.Before(f.until) {
+		return f.err
 	}
 	return nil
 }
 
-// allowed reports whether callers of the namespace may make the key service look.
-func (s *misses) allowed(namespace string, now time.Time) bool { return s.budgets.left(namespace, now) }
-
-// add remembers what came of looking for m, and takes it from the budget of the namespace.
-func (s *misses) add(namespace string, m miss, err error, now time.Time) {
-	s.budgets.take(namespace, 1, now)
+// add remembers what came of looking for m.
+func (s *misses) add(m miss, err error, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.seen) >= maxMisses {
-		for old, a := range s.seen {
-			if !now.Before(a.until) {
+	if len(s.seen) >= maxMisses && now.Sub(s.swept) >= missAge { // sooner there is little to sweep
+		s.swept = now
+		for old, f := range s.seen {
+			if !now.Before(f.until) {
 				delete(s.seen, old)
 			}
 		}
 	}
 	if len(s.seen) < maxMisses {
-		s.seen[m] = answer{err: err, until: now.Add(missAge)}
+		s.seen[m] = finding{err: err, until: now.Add(missAge)}
 	}
 }

@@ -64,7 +64,7 @@ func (s *Service) keyToOpen(ctx context.Context, review *reviewer, verb string, 
 		return nil, MasterKey{}, &Error{Code: CodeDenied, Message: fmt.Sprintf(
 			"the data key belongs to namespace %s: a pod of namespace %s cannot open it", h.Scope.Namespace, caller.Namespace)}
 	}
-	k, absence := s.ring.get(ctx, caller.Namespace, h.KeyID)
+	k, absence := s.ring.get(ctx, h.KeyID)
 	if absence != nil && !absent(absence) {
 		return nil, MasterKey{}, outward(absence)
 	}
@@ -101,9 +101,9 @@ func (src *source) audited() AuditKey {
 }
 
 // open opens a blob with the key that it is of. Its caller may use the key, and the key may be used.
-func (s *Service) open(ctx context.Context, namespace string, src *source) (*version, envelope.Plaintext, error) {
+func (s *Service) open(ctx context.Context, src *source) (*version, envelope.Plaintext, error) {
 	h := src.blob.Header
-	v, err := s.ring.getFor(ctx, namespace, h)
+	v, err := s.ring.getFor(ctx, h)
 	if errors.Is(err, ErrMaterialMissing) {
 		return nil, envelope.Plaintext{}, notFoundBlob(err)
 	}
