@@ -40,4 +40,6 @@ func CallEncrypt(ctx context.Context, s *Service, c Caller, req *kmsv1.EncryptRe
 }
 
 // Guarded is a service behind the gate of the server.
-func Guarded(s *Service, desc *grpc.ServiceDesc) *grpc.ServiceDesc { return (&gate{service: s}).guarded(desc) }
+func Guarded(s *Service, desc *grpc.ServiceDesc) *grpc.ServiceDesc {
+	return (&gate{service: s}).guarded(desc)
+}

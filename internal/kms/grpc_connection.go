@@ -26,6 +26,9 @@ const (
 	maxStrangeBytes = 64 << 10
 )
 
+// errStrange ends a connection that sends and sends, and shows no valid token.
+var errStrange = fmt.Errorf("%d bytes came without a valid token", maxStrangeBytes)
+
 // strangerRule is how many calls without a valid token one connection may make: each may cost a TokenReview, and who makes
 // them is not known, so they are counted where they come from. By connection and not by address: the pods of a node may
 // share one, and none shall be able to silence another. A sidecar has one connection, and asks again after 10 seconds. A
@@ -81,9 +84,7 @@ func (s *connections) moveLocked(c *connection, to *house) {
 	}
 	to.has = append(to.has, c)
 	if len(to.has) > to.most {
-		oldest := to.has[0]
-		s.moveLocked(oldest, nil)
-		_ = oldest.tcp.Close() // gRPC, which reads from it, closes the rest
+		to.has[0].makeWay()
 	}
 }
 
@@ -109,16 +110,16 @@ func (s *connections) ServerHandshake(tcp net.Conn) (net.Conn, credentials.AuthI
 		all: s, tcp: tcp, now: s.now, left: maxStrangeBytes, known: make(chan struct{}), closed: make(chan struct{}),
 		strange: strangerRule.full(s.now()),
 	}
-	c.close = sync.OnceFunc(func() { close(c.closed); s.move(c, nil) })
+	c.end = sync.OnceFunc(func() { close(c.closed) })
 	s.move(c, s.strangers)
 	conn, info, err := s.TransportCredentials.ServerHandshake(tcp)
 	if err != nil {
-		c.close()
+		s.move(c, nil)
 		return nil, nil, err
 	}
 	tlsInfo, ok := info.(credentials.TLSInfo)
 	if !ok {
-		c.close()
+		s.move(c, nil)
 		_ = conn.Close()
 		return nil, nil, fmt.Errorf("internal error: TLS gives %T", info)
 	}
@@ -142,7 +143,7 @@ type connection struct {
 	left  int                   // what a stranger may still send; for the reader of the connection alone
 	// known is closed once a pod has shown a valid token, closed when the connection is.
 	known, closed chan struct{}
-	close         func()
+	end           func() // closes closed
 
 	mu      sync.Mutex
 	strange budget // of calls without a valid token
@@ -178,14 +179,22 @@ func (c *connection) Read(b []byte) (int, error) {
 	case <-c.closed:
 		return 0, net.ErrClosed
 	case <-patience.C:
-		return 0, fmt.Errorf("%d bytes came without a valid token", maxStrangeBytes)
+		return 0, errStrange
 	}
 }
 
 // Close implements net.Conn.
 func (c *connection) Close() error {
-	c.close()
+	c.all.move(c, nil)
+	c.end()
 	return c.Conn.Close()
+}
+
+// makeWay ends a connection that is one too many. gRPC, which reads from it, closes it then. It needs all.mu.
+func (c *connection) makeWay() {
+	c.all.moveLocked(c, nil)
+	c.end()
+	_ = c.tcp.Close()
 }
 
 // admit returns an error where too many calls of the connection had no valid token.

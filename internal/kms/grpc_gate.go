@@ -6,6 +6,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
 
@@ -51,8 +52,9 @@ func (g *gate) method(name string, behind handler) handler {
 		}
 		defer leave()
 		return behind(g.adapter(caller), ctx, func(req any) error {
-			if unread = decode(req); unread != nil && ctx.Err() == nil {
-				g.log.V(1).Info("Refused a request that cannot be read", "method", name, "error", status.Convert(unread).Message())
+			unread = decode(req)
+			if code := status.Code(unread); unread != nil && code != codes.Canceled && code != codes.DeadlineExceeded {
+				g.log.V(1).Info("Refused a request that cannot be read", "method", name, "error", unread.Error())
 				g.service.done(name, g.service.now(), caller, invalid("request", unread))
 			}
 			return unread

@@ -1,6 +1,7 @@
 package kms_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -413,6 +414,67 @@ func TestTheServerRefusesWhatIsTooLargeOrTooOld(t *testing.T) {
 	buf := make([]byte, 64)
 	if n, err := plain.Read(buf); err == nil && n > 0 && buf[0] != 21 { // 21: a TLS alert
 		t.Errorf("without TLS it answers %q", buf[:n])
+	}
+}
+
+// Nobody has to be waited for who has not said who he is.
+func TestACallIsRefusedBeforeItsRequestIsSent(t *testing.T) {
+	for name, c := range map[string]struct {
+		token  string
+		limits kms.Limits
+		want   codes.Code
+	}{
+		"without a token":         {token: "", want: codes.Unauthenticated},
+		"another token":           {token: "stolen", want: codes.Unauthenticated},
+		"a pod that is throttled": {token: app, limits: kms.Limits{Calls: 1, CallsBurst: 0, Refusals: 1, RefusalsBurst: 1}, want: codes.ResourceExhausted},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := settled(t)
+			w.limits = c.limits
+			w = replica(t, w)
+			stream, err := serve(t, w).NewStream(as(t, c.token), &grpc.StreamDesc{ClientStreams: true}, kmsv1.KeyService_BatchDecrypt_FullMethodName)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := stream.RecvMsg(&kmsv1.BatchDecryptResponse{}); status.Code(err) != c.want {
+				t.Errorf("got %v, want %v", err, c.want)
+			}
+		})
+	}
+}
+
+func TestARequestThatCannotBeReadIsRefused(t *testing.T) {
+	many := &kmsv1.DecryptRequest{}
+	many.ProtoReflect().SetUnknown(bytes.Repeat([]byte{0x78, 0x01}, kmsv1.MaxRequestRecords+1))
+	for name, c := range map[string]struct {
+		req  proto.Message
+		want codes.Code
+	}{
+		"it is too large":         {&kmsv1.DecryptRequest{CiphertextBlob: make([]byte, kmsv1.MaxRequestSize)}, codes.ResourceExhausted},
+		"it has too many records": {many, codes.Internal},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := serve(t, settled(t)).Invoke(as(t, app), kmsv1.KeyService_Decrypt_FullMethodName, c.req, &kmsv1.DecryptResponse{})
+			if status.Code(err) != c.want {
+				t.Errorf("got %v, want %v", err, c.want)
+			}
+		})
+	}
+}
+
+// A pod has brought it upon itself.
+func TestARequestThatCannotBeReadCounts(t *testing.T) {
+	w := settled(t)
+	w.limits = kms.Limits{Calls: 1000, CallsBurst: 1000, Refusals: 1, RefusalsBurst: 2}
+	w = replica(t, w)
+	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer "+app))
+	for range 2 {
+		if _, refusal, ok := kms.Call(ctx, w.Service, w.log.logger(), kmsv1.KeyService_ServiceDesc.Methods[0], []byte{0xff}); ok || refusal == nil {
+			t.Fatalf("got %v", refusal)
+		}
+	}
+	if _, err := w.Authenticate(t.Context(), app); kms.CodeOf(err) != kms.CodeThrottled {
+		t.Errorf("after two of two that are allowed: got %v, want Throttled", err)
 	}
 }
 
