@@ -65,8 +65,6 @@ func openFileRoot(path string) (seal.RootKey, error) {
 
 func (r *fileRoot) ID() string { return r.name }
 
-func (r *fileRoot) Embedded() bool { return false }
-
 // readKeyFile returns the key in a file, or the problem with what the file is or holds.
 func readKeyFile(path string) (m envelope.Material, problem string, err error) {
 	// O_NONBLOCK: opening a named pipe would wait for somebody to write to it. Symbolic links are followed, because the

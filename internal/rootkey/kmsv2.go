@@ -68,8 +68,6 @@ func openKMSv2RootBy(
 
 func (r *kmsv2Root) ID() string { return schemeKMSv2 + "://" + r.socket }
 
-func (r *kmsv2Root) Embedded() bool { return false }
-
 // Close ends the polling and the connection. What is called afterwards fails.
 func (r *kmsv2Root) Close() error {
 	r.stop()

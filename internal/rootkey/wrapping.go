@@ -95,8 +95,6 @@ func openWrappingRoot(_ context.Context, u *url.URL) (seal.RootKey, error) {
 
 func (r *wrappingRoot) ID() string { return r.id }
 
-func (r *wrappingRoot) Embedded() bool { return false }
-
 // Close has nothing to do: what a call needs ends with it.
 func (r *wrappingRoot) Close() error { return nil }
 

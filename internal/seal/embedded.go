@@ -95,5 +95,3 @@ func embeddedID(secret string, id envelope.KeyID) string {
 }
 
 func (r *embeddedRoot) ID() string { return r.name }
-
-func (r *embeddedRoot) Embedded() bool { return true }

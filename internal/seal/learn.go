@@ -196,7 +196,7 @@ func (k *Keyring) CheckStored(ctx context.Context) error {
 	if err := k.checkNewest(l); err != nil {
 		return err
 	}
-	if k.current == nil || !k.current.Embedded() || !l.lists(tagOf(k.current.ID())) {
+	if _, embedded := k.current.(*embeddedRoot); !embedded || !l.lists(tagOf(k.current.ID())) {
 		return nil
 	}
 	root, err := k.config.openRootKey(ctx, k.config.RootKey, false)

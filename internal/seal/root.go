@@ -15,14 +15,12 @@ const DefaultRootKey = embeddedPrefix + "datakeys-root-key"
 // ErrOtherRootKey is what Unwrap returns for bytes that another root key wrapped.
 var ErrOtherRootKey = errors.New("wrapped by another root key")
 
-// RootKey wraps sealing keys. The embedded one is this package's, all others are of package rootkey. It is safe for concurrent
+// RootKey wraps sealing keys. The embedded one is of this package, all others are of package rootkey. It is safe for concurrent
 // use.
 type RootKey interface {
 	// ID names the key for ever, for errors, logs and the entries of the Secret with the sealing keys; it is not secret.
 	// What ID wrapped, a root key of the same ID unwraps.
 	ID() string
-	// Embedded reports whether the key lies in the cluster beside what it protects.
-	Embedded() bool
 	// Wrap encrypts p and binds ad to it. What it returns says by itself which key and version has to unwrap it. A
 	// provider that knows no associated data puts ad into what it encrypts.
 	Wrap(ctx context.Context, p envelope.Plaintext, ad []byte) ([]byte, error)

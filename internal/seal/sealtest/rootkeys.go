@@ -117,8 +117,6 @@ func (f *fakeRoot) call(ctx context.Context, method string) error {
 
 func (f *fakeRoot) ID() string { return f.uri }
 
-func (f *fakeRoot) Embedded() bool { return false }
-
 func (f *fakeRoot) Close() error { return nil }
 
 func (f *fakeRoot) header(version uint32) envelope.Header {
