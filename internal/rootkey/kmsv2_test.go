@@ -3,6 +3,7 @@ package rootkey
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
@@ -142,6 +143,16 @@ func TestAPluginThatLiesAtEncrypt(t *testing.T) {
 		"the plaintext in an annotation": {
 			func(in []byte, out *answer) error { out.Annotations["a.b"] = in; return nil },
 			ErrPluginAnswer, "holds the plaintext in clear",
+		},
+		"the plaintext in base64": {
+			func(in []byte, out *answer) error {
+				out.Ciphertext = []byte(base64.StdEncoding.EncodeToString(in))
+				return nil
+			}, ErrPluginAnswer, "holds the plaintext in base64",
+		},
+		"the plaintext in hexadecimal": {
+			func(in []byte, out *answer) error { out.Ciphertext = fmt.Appendf(nil, "%x", in); return nil },
+			ErrPluginAnswer, "holds the plaintext in hexadecimal",
 		},
 		"an empty key_id": {func(_ []byte, out *answer) error { out.KeyId = ""; return nil }, ErrPluginAnswer, "key_id: must not be empty"},
 		"a key_id that is too long": {
