@@ -54,7 +54,7 @@ func TestTransitRootHeedsNoOtherVariables(t *testing.T) {
 		"VAULT_HTTP_PROXY":              "http://" + nowhere,
 		"VAULT_PROXY_ADDR":              "http://" + nowhere,
 		"VAULT_SRV_LOOKUP":              "true",
-		"VAULT_CACERT":                  writeFile(t, string(sealtestCertificateOf(t))),
+		"VAULT_CACERT":                  writeFile(t, string(certificateOf(t))),
 		"VAULT_WRAP_TTL":                "1m",
 		"TRANSIT_WRAPPER_MOUNT_PATH":    "elsewhere",
 		"TRANSIT_WRAPPER_KEY_NAME":      "other",
@@ -74,8 +74,8 @@ func TestTransitRootHeedsNoOtherVariables(t *testing.T) {
 	fails(t, r, wrap2(t, b), "VAULT_AGENT_ADDR")
 }
 
-// sealtestCertificateOf returns a certificate that a fake has.
-func sealtestCertificateOf(t *testing.T) []byte {
+// certificateOf returns a certificate that a fake has.
+func certificateOf(t *testing.T) []byte {
 	t.Helper()
 	s := rootkeytest.NewTransit("")
 	defer s.Close()
