@@ -159,4 +159,4 @@ func bindingOf(plaintext, ad []byte) (binding [sha256.Size]byte) {
 
 const pluginBindingLabel = "datakeys.io/kmsv2/binding/v1\x00"
 
-var _ seal.RootKey = (*kmsv2Root)(nil)
+var _ seal.Staler = (*kmsv2Root)(nil)

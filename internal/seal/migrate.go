@@ -202,7 +202,7 @@ func (k *Keyring) checkAll(ctx context.Context, l *layout, tag string) (*step, e
 
 // rewrapStale wraps anew what the root key calls stale.
 func (k *Keyring) rewrapStale(ctx context.Context, l *layout, tag string) (*step, error) {
-	root, ok := k.current.(staler)
+	root, ok := k.current.(Staler)
 	if !ok || k.config.Clock.Since(k.rewrapped) < rewrapInterval {
 		return nil, nil
 	}

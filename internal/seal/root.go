@@ -15,8 +15,8 @@ const DefaultRootKey = embeddedPrefix + "datakeys-root-key"
 // ErrOtherRootKey is what Unwrap returns for bytes that another root key wrapped.
 var ErrOtherRootKey = errors.New("wrapped by another root key")
 
-// RootKey wraps sealing keys. The embedded one is of this package, all others are of package rootkey. It is safe for concurrent
-// use.
+// RootKey wraps sealing keys. The embedded one is of this package, all others are of package rootkey. It is safe for
+// concurrent use.
 type RootKey interface {
 	// ID names the key for ever, for errors, logs and the entries of the Secret with the sealing keys; it is not secret.
 	// What ID wrapped, a root key of the same ID unwraps.
@@ -31,9 +31,11 @@ type RootKey interface {
 	Close() error
 }
 
-// staler is a RootKey that can tell that what it wrapped still opens but should be wrapped anew, because the key behind
+// Staler is a RootKey that can tell that what it wrapped still opens but should be wrapped anew, because the key behind
 // its ID was rotated.
-type staler interface {
+type Staler interface {
+	RootKey
+	// Stale reports whether wrapped was wrapped under an earlier key.
 	Stale(wrapped []byte) bool
 }
 

@@ -98,7 +98,7 @@ type fakeRoot struct {
 	quiet bool
 }
 
-var _ seal.RootKey = (*fakeRoot)(nil)
+var _ seal.Staler = (*fakeRoot)(nil)
 
 func (f *fakeRoot) call(ctx context.Context, method string) error {
 	if f.quiet {
