@@ -62,20 +62,29 @@ func (g *gate) method(name string, behind handler) handler {
 	}
 }
 
-// enter returns who calls once it is the caller's turn. The caller calls leave in the end.
+// enter returns who calls once it is the call's turn. The caller calls leave in the end.
 func (g *gate) enter(ctx context.Context, name string) (c Caller, leave func(), err error) {
 	start := g.service.now()
 	conn := connectionOf(ctx)
 	if err := conn.admit(); err != nil {
 		return Caller{}, nil, err
 	}
-	c, err = g.service.Authenticate(ctx, bearer(ctx))
-	if err == nil {
-		leave, err = conn.enter(ctx, c.PodUID)
+	defer func() {
+		if err != nil {
+			g.service.metrics.observe(name, g.service.clock.Since(start), err)
+			conn.refused(err)
+		}
+	}()
+	if c, err = g.service.Authenticate(ctx, bearer(ctx)); err != nil {
+		return Caller{}, nil, err
 	}
-	if err != nil {
-		g.service.metrics.observe(name, g.service.clock.Since(start), err)
-		conn.refused(err)
+	if leave, err = conn.enter(ctx, c.PodUID); err != nil {
+		return Caller{}, nil, err
 	}
-	return c, leave, err
+	// Only now, when those before it are counted as what became of them.
+	if err = g.service.admit(ctx, c); err != nil {
+		leave()
+		return Caller{}, nil, err
+	}
+	return c, leave, nil
 }

@@ -3,11 +3,14 @@ package kms_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -287,6 +290,45 @@ func TestHonestPodsAreNotThrottled(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+	}
+}
+
+// Calls that wait for their turn are counted when it comes: otherwise all that come at once get past the limit. And a pod that is
+// throttled from its first call on is told so, however much it sends.
+func TestManyCallsAtOnceDoNotGetPastTheLimit(t *testing.T) {
+	l := newLimited(t, kms.Limits{Calls: 1e6, CallsBurst: 1e6, Refusals: 1, RefusalsBurst: 500})
+	item := &kmsv1.DecryptRequest{CiphertextBlob: l.blob, EncryptionContext: map[string]string{"another": strings.Repeat("x", 500)}, Door: kmsv1.Door_DOOR_AWS}
+	batch := &kmsv1.BatchDecryptRequest{Requests: slices.Repeat([]*kmsv1.DecryptRequest{item}, 100)}
+	for _, c := range []struct {
+		connection  string
+		least, most int64
+	}{
+		{"the first", 5, 5 + 8}, // what is allowed, and what had its turn when that was used up
+		{"another, throttled from its start", 0, 0},
+	} {
+		t.Run(c.connection, func(t *testing.T) {
+			client := kmsv1.NewKeyServiceClient(serve(t, l.world))
+			var answered atomic.Int64
+			var g errgroup.Group
+			for range 64 {
+				g.Go(func() error {
+					_, err := client.BatchDecrypt(as(t, app), batch)
+					if err == nil {
+						answered.Add(1)
+					}
+					if status.Code(err) == codes.ResourceExhausted {
+						return nil
+					}
+					return err
+				})
+			}
+			if err := g.Wait(); err != nil {
+				t.Error(err)
+			}
+			if got := answered.Load(); got < c.least || got > c.most {
+				t.Errorf("%d batches of 100 refusals were answered, want %d to %d: 500 refusals are allowed", got, c.least, c.most)
+			}
+		})
 	}
 }
 
