@@ -6,6 +6,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -13,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
@@ -76,6 +79,56 @@ func TestClientOpensEachForItself(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"Bearer first", "Bearer second"}, service.Tokens()); diff != "" {
 		t.Errorf("the token is read for every call (-want +got):\n%s", diff)
+	}
+}
+
+// What the key service takes in one request is limited. Whoever has much to open asks several times, and gets one answer each.
+func TestClientAsksInBatches(t *testing.T) {
+	service := sidecartest.NewKeyService(t)
+	token := filepath.Join(t.TempDir(), "token")
+	writeToken(t, token, "token")
+	client := newTestClient(t, service.Address, service.Roots, token)
+	context := map[string]string{}
+	for i := range 1000 {
+		context[strconv.Itoa(i)] = "four"
+	}
+	large := Sealed{CiphertextBlob: service.Seal(t, "large", 1, testPlaintext, context), EncryptionContext: context}
+	small := Sealed{CiphertextBlob: service.Seal(t, "small", 1, []byte("another plaintext"), nil)}
+
+	for name, c := range map[string]struct {
+		sealed  []Sealed
+		batches int
+	}{
+		"one":                     {[]Sealed{small}, 1},
+		"as many as there may be": {slices.Repeat([]Sealed{small}, MaxDataKeys), 1},
+		"a large one":             {[]Sealed{small, large}, 1},
+		"many large ones":         {append(slices.Repeat([]Sealed{large}, 9), small), 3},
+		"as many large ones":      {slices.Repeat([]Sealed{large}, MaxDataKeys), 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked := len(service.Tokens())
+			opened, err := client.Open(t.Context(), c.sealed)
+			if err != nil || len(opened) != len(c.sealed) {
+				t.Fatalf("got %d answers to %d and %v", len(opened), len(c.sealed), err)
+			}
+			for i, o := range opened {
+				want := len(testPlaintext)
+				if len(c.sealed[i].EncryptionContext) == 0 {
+					want = len("another plaintext")
+				}
+				if o.Err != nil || o.Plaintext.Len() != want {
+					t.Errorf("answer %d: got %d bytes and %v, want %d", i, o.Plaintext.Len(), o.Err, want)
+				}
+			}
+			if got := len(service.Tokens()) - asked; got != c.batches {
+				t.Errorf("got %d batches, want %d", got, c.batches)
+			}
+			for _, batch := range batches(c.sealed) {
+				if n := proto.Size(batch); n > kmsv1.MaxRequestSize {
+					t.Errorf("a batch has %d bytes", n)
+				}
+			}
+		})
 	}
 }
 
