@@ -10,12 +10,17 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 
 	"github.com/datakeys/datakeys/internal/version"
 )
+
+// memoryShare is how much of its container's memory the manager's Go memory may take before garbage is collected more often than
+// usual. GOMEMLIMIT has the last word.
+const memoryShare = 0.9
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -44,5 +49,8 @@ func command(ctx context.Context, args []string) error {
 	log := zap.New(zap.UseFlagOptions(&o.zap))
 	ctrl.SetLogger(log)
 	klog.SetLogger(log)
+	if _, err := memlimit.Set(memlimit.WithRatio(memoryShare)); err != nil && !errors.Is(err, memlimit.ErrNoCgroup) {
+		log.Error(err, "The limit of the container's memory is not known: Go collects garbage as if there were none")
+	}
 	return run(ctx, o, log)
 }
