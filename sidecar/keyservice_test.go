@@ -102,7 +102,7 @@ func TestClientAsksInBatches(t *testing.T) {
 		"one":                     {[]Sealed{small}, 1},
 		"as many as there may be": {slices.Repeat([]Sealed{small}, MaxDataKeys), 1},
 		"a large one":             {[]Sealed{small, large}, 1},
-		"many large ones":         {append(slices.Repeat([]Sealed{large}, 9), small), 3},
+		"many large ones":         {append(slices.Repeat([]Sealed{large}, 9), small), 2},
 		"as many large ones":      {slices.Repeat([]Sealed{large}, MaxDataKeys), 20},
 	} {
 		t.Run(name, func(t *testing.T) {
