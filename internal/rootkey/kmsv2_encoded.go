@@ -30,9 +30,11 @@ func plainForm(answer, secret []byte) string {
 	}, answer)
 	lower := bytes.ToLower(text)
 	encoded := make([]byte, hex.EncodedLen(len(secret))) // base64 is shorter
-	for _, b := range [][]byte{text, lower, encoded} {
-		defer clear(b)
-	}
+	defer func() {
+		clear(text)
+		clear(lower)
+		clear(encoded)
+	}()
 	hex.Encode(encoded, secret)
 	if bytes.Contains(lower, encoded) {
 		return "in hexadecimal"
