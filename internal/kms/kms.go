@@ -5,7 +5,8 @@
 // only. Callers in pods call GenerateDataKey, Decrypt and BatchDecrypt, over gRPC. What a caller is told depends on
 // nothing that its permissions do not already show:
 //
-//  1. The call is checked by itself, and the token reviewed, once. Whoever is not a pod learns nothing else.
+//  1. The token is reviewed, before a byte of the request is read. Whoever is not a pod learns nothing else. Then the request is
+//     checked by itself.
 //  2. A blob with a scope in another namespace is refused. Its header says so in clear.
 //  3. The key is looked up, to know which MasterKey to ask about, and RBAC is asked. Without a permission the answer is
 //     the same whether or not there is such a key. So is what the call takes from the limits of the pod: they count

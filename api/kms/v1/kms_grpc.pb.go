@@ -51,7 +51,7 @@ const (
 //
 // Associated data is an encryption context (at most 8192 bytes of keys and values) or aad (at most 8192 bytes), not both.
 //
-// The order of checks: each field by itself, fields against each other, the token, the permission, the key, its state, the
+// The order of checks: the token, each field by itself, fields against each other, the permission, the key, its state, the
 // blob, and last the dry run.
 type KeyServiceClient interface {
 	// GenerateDataKey makes a data key and returns it encrypted and in plaintext.
@@ -226,7 +226,7 @@ func (c *keyServiceClient) ListAliases(ctx context.Context, in *ListAliasesReque
 //
 // Associated data is an encryption context (at most 8192 bytes of keys and values) or aad (at most 8192 bytes), not both.
 //
-// The order of checks: each field by itself, fields against each other, the token, the permission, the key, its state, the
+// The order of checks: the token, each field by itself, fields against each other, the permission, the key, its state, the
 // blob, and last the dry run.
 type KeyServiceServer interface {
 	// GenerateDataKey makes a data key and returns it encrypted and in plaintext.
