@@ -62,8 +62,8 @@ func TestAStrangerIsNotReadForLong(t *testing.T) {
 	}{
 		"and no longer":                      {then: func(*testing.T, *connection) { time.Sleep(callTimeout) }, want: maxStrangeBytes, err: errStrange},
 		"but on, once a token was valid":     {then: func(t *testing.T, c *connection) { enter(t, c, "pod")() }, want: 1 << 20, err: io.EOF},
-		"and ends with what is waited for":   {then: func(t *testing.T, c *connection) { _ = c.Close() }, want: maxStrangeBytes, err: net.ErrClosed},
-		"and makes way while it is not read": {then: func(t *testing.T, c *connection) { c.all.mu.Lock(); c.makeWay(); c.all.mu.Unlock() }, want: maxStrangeBytes, err: net.ErrClosed},
+		"and ends with what is waited for":   {then: func(_ *testing.T, c *connection) { _ = c.Close() }, want: maxStrangeBytes, err: net.ErrClosed},
+		"and makes way while it is not read": {then: func(_ *testing.T, c *connection) { c.all.mu.Lock(); c.makeWay(); c.all.mu.Unlock() }, want: maxStrangeBytes, err: net.ErrClosed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
