@@ -5,8 +5,8 @@ import (
 
 	"github.com/go-logr/logr"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 )
@@ -16,7 +16,7 @@ import (
 func Call(ctx context.Context, s *Service, log logr.Logger, method grpc.MethodDesc, req []byte) (resp any, refusal *status.Status, ok bool) {
 	ok = true
 	decode := func(into any) error {
-		err := proto.Unmarshal(req, into.(proto.Message))
+		err := newSecretCodec().Unmarshal(mem.BufferSlice{mem.SliceBuffer(req)}, into)
 		ok = err == nil
 		return err
 	}
