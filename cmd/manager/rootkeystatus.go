@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -106,14 +108,49 @@ func writeReport(out io.Writer, r seal.Report) error {
 		if c.key.URI == "" {
 			continue
 		}
-		says := c.key.URI + " opens " + versions(c.key.Opens, r.Newest)
+		says := cmp.Or(c.key.ID, c.key.URI) + " opens " + versions(c.key.Opens, r.Newest)
 		if c.key.Problem != "" {
 			says += ": " + c.key.Problem
 		}
 		line(c.flag, says)
+		for _, key := range keysOf(c.key) {
+			line("", key.says(r.Newest))
+		}
 	}
 	line("verdict", string(r.Verdict)+": "+r.Advice)
 	return w.Flush()
+}
+
+// serviceKey is a key of a root key's service, and the versions that it wrapped.
+type serviceKey struct {
+	name     string
+	stale    bool
+	versions []uint32
+}
+
+// keysOf are the keys of the service behind a root key, the one of the oldest version first.
+func keysOf(c seal.ConfiguredRootKey) []serviceKey {
+	var keys []serviceKey
+	for _, v := range c.Opens {
+		name, stale := c.Keys[v], slices.Contains(c.Stale, v)
+		if name == "" {
+			continue
+		}
+		at := slices.IndexFunc(keys, func(k serviceKey) bool { return k.name == name && k.stale == stale })
+		if at < 0 {
+			at, keys = len(keys), append(keys, serviceKey{name: name, stale: stale})
+		}
+		keys[at].versions = append(keys[at].versions, v)
+	}
+	return keys
+}
+
+func (k serviceKey) says(newest uint32) string {
+	says := versions(k.versions, newest) + " by its key " + k.name
+	if k.stale {
+		says += ", which it needs until the leader has wrapped anew by the newer one"
+	}
+	return says
 }
 
 func versions(some []uint32, newest uint32) string {

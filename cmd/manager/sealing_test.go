@@ -178,7 +178,7 @@ verdict       Settled: nothing to do
 					{ID: "secret://old#id", Settled: true, Wraps: []uint32{1, 2, 3}}, {ID: "file:///new#id", Wraps: []uint32{1, 3}},
 				},
 				Current:  seal.ConfiguredRootKey{URI: "file:///new", Problem: "no such file"},
-				Previous: seal.ConfiguredRootKey{URI: "secret://old", Opens: []uint32{1, 2, 3}},
+				Previous: seal.ConfiguredRootKey{URI: "secret://old", ID: "secret://old#id", Opens: []uint32{1, 2, 3}},
 				Verdict:  seal.VerdictChanging, Advice: "wait",
 			},
 			`installation         0123456789ab
@@ -187,8 +187,27 @@ sealing key          version 2, since 2026-11-22T01:02:03Z
 wrapped by           secret://old#id: all 3 versions, the installation relies on it
 wrapped by           file:///new#id: v1, v3
 --root-key           file:///new opens no version: no such file
---previous-root-key  secret://old opens all 3 versions
+--previous-root-key  secret://old#id opens all 3 versions
 verdict              Changing: wait
+`,
+		},
+		"a key that was rotated behind its name": {
+			seal.Report{
+				InstallID: "0123456789ab", Primary: 3, Newest: 3, PrimarySince: since,
+				RootKeys: []seal.ListedRootKey{{ID: "kmsv2:///s", Settled: true, Wraps: []uint32{1, 2, 3}}},
+				Current: seal.ConfiguredRootKey{
+					URI: "kmsv2:///s", ID: "kmsv2:///s", Opens: []uint32{1, 2, 3},
+					Keys: map[uint32]string{1: `"kek-1"`, 2: `"kek-2"`, 3: `"kek-1"`}, Stale: []uint32{1, 3},
+				},
+				Verdict: seal.VerdictSettled, Advice: "nothing to do",
+			},
+			`installation  0123456789ab
+sealing key   version 3, since 2026-11-22T01:02:03Z
+wrapped by    kmsv2:///s: all 3 versions, the installation relies on it
+--root-key    kmsv2:///s opens all 3 versions
+              v1, v3 by its key "kek-1", which it needs until the leader has wrapped anew by the newer one
+              v2 by its key "kek-2"
+verdict       Settled: nothing to do
 `,
 		},
 	} {

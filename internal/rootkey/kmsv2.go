@@ -131,6 +131,15 @@ func (r *kmsv2Root) Stale(wrapped []byte) bool {
 	return err == nil && w.keyID != r.status.current()
 }
 
+// KeyOf returns the key_id under which the plugin wrapped it.
+func (r *kmsv2Root) KeyOf(wrapped []byte) string {
+	w, err := parsePluginWrapped(wrapped)
+	if err != nil {
+		return ""
+	}
+	return quote(w.keyID)
+}
+
 func (r *kmsv2Root) failed(err error) error { return fmt.Errorf("root key %s: %w", r.ID(), err) }
 
 // bindingOf is what stands in front of a plaintext that a plugin encrypts. The protocol knows no associated data, and plugins
@@ -159,4 +168,7 @@ func bindingOf(plaintext, ad []byte) (binding [sha256.Size]byte) {
 
 const pluginBindingLabel = "datakeys.io/kmsv2/binding/v1\x00"
 
-var _ seal.Staler = (*kmsv2Root)(nil)
+var (
+	_ seal.Staler    = (*kmsv2Root)(nil)
+	_ seal.KeyTeller = (*kmsv2Root)(nil)
+)

@@ -2,6 +2,7 @@ package rootkey_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/go-logr/logr"
@@ -78,6 +79,10 @@ func wrapsSealingKeys(t *testing.T, hsm *rootkeytest.SoftHSM) {
 	second := wrap() // asks for the Status, and so learns of the new key
 	wantStale(first, true)
 	wantStale(second, false)
+	keyOf := root.(seal.KeyTeller).KeyOf
+	if old, newer := keyOf(first), keyOf(second); !strings.HasPrefix(old, `"kek-000001-`) || !strings.HasPrefix(newer, `"kek-000002-`) {
+		t.Errorf("got keys %s and %s, want the first and the second of the token", old, newer)
+	}
 	unwraps(root, first)
 	unwraps(root, second)
 

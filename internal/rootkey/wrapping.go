@@ -185,6 +185,17 @@ func (r *wrappingRoot) Unwrap(ctx context.Context, wrapped, ad []byte) (envelope
 	return p, nil
 }
 
+// KeyOf returns the service's name of the key that wrapped it: an ARN or a key ID, or of a transit key the version.
+func (r *wrappingRoot) KeyOf(wrapped []byte) string {
+	_, b, err := parseWrapped(wrapped)
+	if err != nil {
+		return ""
+	}
+	return quote(b.GetKeyInfo().GetKeyId())
+}
+
+var _ seal.KeyTeller = (*wrappingRoot)(nil)
+
 // binding is what ties a wrapped key to this root key and to ad: a digest, so that its length says nothing and any ad fits.
 func (r *wrappingRoot) binding(ad []byte) []byte {
 	h := sha256.New()

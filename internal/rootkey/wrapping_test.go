@@ -33,7 +33,8 @@ type wrappingBackend struct {
 	service          *rootkeytest.Service
 	uri, otherURI    string
 	id               string
-	encrypt, decrypt string // operations
+	encrypt, decrypt string    // operations
+	keys             [2]string // the service's names of the key before and after rotate
 	rotate           func()
 	remove           func()
 	// hidesOtherKeys: what names another key inside the service's own ciphertext fails as a missing key does.
@@ -57,6 +58,7 @@ func transitBackend(t *testing.T) (*rootkeytest.Transit, wrappingBackend) {
 		id:       id,
 		encrypt:  rootkeytest.TransitEncrypt + "root",
 		decrypt:  rootkeytest.TransitDecrypt + "root",
+		keys:     [...]string{`"v1"`, `"v2"`},
 		rotate:   func() { s.RotateKey("root") },
 		remove:   func() { s.DeleteKey("root") },
 
@@ -77,6 +79,7 @@ func awsBackend(t *testing.T) (*rootkeytest.AWSKMS, wrappingBackend) {
 		id:       "awskms://eu-west-1/" + keyOne,
 		encrypt:  "Encrypt",
 		decrypt:  "Decrypt",
+		keys:     [...]string{keyOne, keyOne},
 		rotate:   func() { s.RotateKey(arn) },
 		remove:   func() { s.DeleteKey(arn) },
 	}
@@ -95,6 +98,7 @@ func alicloudBackend(t *testing.T) (*rootkeytest.AlicloudKMS, wrappingBackend) {
 		id:             "alicloudkms://eu-central-1/" + keyOne,
 		encrypt:        "Encrypt",
 		decrypt:        "Decrypt",
+		keys:           [...]string{keyOne, keyOne},
 		rotate:         func() { s.RotateKey(keyOne) },
 		remove:         func() { s.DeleteKey(keyOne) },
 		hidesOtherKeys: true,
@@ -251,6 +255,11 @@ var wrappingBehaviours = map[string]func(*testing.T, wrappingBackend){
 		after := wrap(t, r, p)
 		unwraps(t, r, before, p)
 		unwraps(t, r, after, p)
+		for i, wrapped := range [][]byte{before, after} {
+			if got := r.(seal.KeyTeller).KeyOf(wrapped); !strings.Contains(got, b.keys[i]) {
+				t.Errorf("wrapped by key %s, want %s", got, b.keys[i])
+			}
+		}
 	},
 	"another key of the same service opens nothing": func(t *testing.T, b wrappingBackend) {
 		r, other, p := openWrapping(t, b.uri), openWrapping(t, b.otherURI), sealingKey(t)

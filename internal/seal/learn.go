@@ -68,17 +68,17 @@ func (k *Keyring) read(ctx context.Context) (*layout, error) {
 func (k *Keyring) learn(ctx context.Context, l *layout) error {
 	errCurrent := k.openCurrent(ctx, false)
 	if errCurrent == nil {
-		errCurrent = k.learnBy(ctx, k.current, l)
+		errCurrent = k.learnBy(ctx, k.current, k.config.RootKey, l)
 	} else if !l.listsURI(k.config.RootKey) {
 		// That it cannot be opened is not what matters.
-		errCurrent = errors.Join(l.notWrappedBy(k.config.RootKey), errCurrent)
+		errCurrent = errors.Join(l.notWrappedBy(k.config.RootKey, k.config.RootKey), errCurrent)
 	}
 	if errCurrent == nil || k.config.PreviousRootKey == "" {
 		return errCurrent
 	}
 	errPrevious := k.openPrevious(ctx)
 	if errPrevious == nil {
-		errPrevious = k.learnBy(ctx, k.previous, l)
+		errPrevious = k.learnBy(ctx, k.previous, k.config.PreviousRootKey, l)
 	}
 	if errPrevious == nil {
 		return nil
@@ -86,10 +86,10 @@ func (k *Keyring) learn(ctx context.Context, l *layout) error {
 	return errors.Join(errCurrent, errPrevious)
 }
 
-func (k *Keyring) learnBy(ctx context.Context, root RootKey, l *layout) error {
+func (k *Keyring) learnBy(ctx context.Context, root RootKey, uri string, l *layout) error {
 	tag := tagOf(root.ID())
 	if !l.lists(tag) {
-		return l.notWrappedBy(root.ID())
+		return l.notWrappedBy(root.ID(), uri)
 	}
 	known := k.keys.Load()
 	learned := &sealingKeys{versions: map[uint32]sealingKey{}, primary: l.index.Primary}
@@ -151,14 +151,18 @@ func (k *Keyring) open(ctx context.Context, root RootKey, l *layout, version uin
 	return sk, nil
 }
 
-// notWrappedBy is the error for a root key that wraps nothing here.
-func (l *layout) notWrappedBy(root string) error {
+// notWrappedBy is the error for a root key, opened by that URI, that wraps nothing here.
+func (l *layout) notWrappedBy(root, uri string) error {
 	settled := l.settledOn()
+	remedy := fmt.Sprintf("set --root-key=%s again; to change the root key, set the new one as --root-key and %s as --previous-root-key",
+		settled.URI, settled.URI)
+	if l.listsURI(uri) {
+		remedy = fmt.Sprintf("another key is in %s than before: bring the right one back", uri)
+	}
 	return &SecretError{
 		Secret:  SealingKeysSecret,
 		Problem: fmt.Sprintf("is wrapped by root key %s and not by %s", settled.ID, root),
-		Remedy: fmt.Sprintf("set --root-key=%s again, or restore that root key; to change the root key, "+
-			"set the new one as --root-key and %s as --previous-root-key", settled.URI, settled.URI),
+		Remedy:  remedy,
 	}
 }
 
@@ -206,7 +210,7 @@ func (k *Keyring) CheckStored(ctx context.Context) error {
 	defer func() { _ = root.Close() }()
 	fresh := &Keyring{config: k.config, opened: map[string][]byte{}}
 	fresh.keys.Store(k.keys.Load()) // to compare with
-	return fresh.learnBy(ctx, root, l)
+	return fresh.learnBy(ctx, root, k.config.RootKey, l)
 }
 
 // checkNewest returns a *SecretError where the Secret is an older one: it lacks a sealing key that this manager seals by.

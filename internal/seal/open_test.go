@@ -207,7 +207,7 @@ func TestALostOrAlteredSecretIsNamedAndNothingIsMadeInItsPlace(t *testing.T) {
 		},
 		"the root key is another installation's": {
 			damage: func(s *sealtest.Store) { s.Put(other.Secrets()[rootSecret]) },
-			secret: seal.SealingKeysSecret, says: "and not by secret://datakeys-root-key#",
+			secret: seal.SealingKeysSecret, says: "another key is in secret://datakeys-root-key than before: bring the right one back",
 		},
 		"a byte of the root key is changed": {
 			damage: flip(rootSecret, "key"),

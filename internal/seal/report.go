@@ -61,6 +61,10 @@ type ConfiguredRootKey struct {
 	ID string
 	// Opens are the versions that it opened.
 	Opens []uint32
+	// Keys are the names of the service's keys that wrapped them, where a report was asked for that asks the root keys, and where
+	// they can be told; Stale are those of them that the service has replaced by a newer key since.
+	Keys  map[uint32]string
+	Stale []uint32
 	// Problem says why it opens no more.
 	Problem string
 }
@@ -122,8 +126,7 @@ func (l *layout) verdict(r Report) (Verdict, string) {
 	fromPrevious := r.Previous.URI != "" && (r.Previous.URI == settled.URI || r.Previous.ID == settled.ID)
 	switch {
 	case !byCurrent && !byPrevious:
-		return VerdictSealed, fmt.Sprintf("the sealing keys are wrapped by root key %s: set --root-key=%s, or bring that root key back",
-			settled.ID, settled.URI)
+		return VerdictSealed, l.unsealing(r.Current, r.Previous) + "; managers that run keep serving, and none that starts becomes ready"
 	case settledHere && byCurrent && len(r.RootKeys) == 1 && r.Previous.URI != "":
 		return VerdictSettled, "--previous-root-key is not needed any more: remove it"
 	case settledHere && byCurrent && len(r.RootKeys) == 1:
@@ -140,6 +143,25 @@ func (l *layout) verdict(r Report) (Verdict, string) {
 		return VerdictElsewhere, fmt.Sprintf("the installation relies on root key %s: set --root-key=%s; to change the root key, "+
 			"set the new one as --root-key and %s as --previous-root-key", settled.ID, settled.URI, settled.URI)
 	}
+}
+
+// unsealing says how a manager comes to a root key that opens the sealing keys, where it has none.
+func (l *layout) unsealing(configured ...ConfiguredRootKey) string {
+	for _, c := range configured {
+		for _, tag := range l.tags() {
+			switch root := l.index.RootKeys[tag]; {
+			case c.ID == root.ID:
+				return fmt.Sprintf("root key %s is the right one by its name, and does not open all of them: see its problem", c.ID)
+			case c.URI == root.URI && c.ID == "":
+				return fmt.Sprintf("root key %s is the right one, and cannot be opened: bring it back", root.ID)
+			case c.URI == root.URI:
+				return fmt.Sprintf("another key is in %s: the sealing keys are wrapped by %s, and %s was found: bring the right key back",
+					c.URI, root.ID, c.ID)
+			}
+		}
+	}
+	settled := l.settledOn()
+	return fmt.Sprintf("the sealing keys are wrapped by root key %s: set --root-key=%s", settled.ID, settled.URI)
 }
 
 // Inspect reads the Secret with the sealing keys and tries the root keys on every version of them. It writes nothing and makes
@@ -179,10 +201,26 @@ func (c Config) inspect(ctx context.Context, l *layout, uri string) ConfiguredRo
 			continue
 		}
 		sk.material.Destroy()
-		configured.Opens = append(configured.Opens, v)
+		configured.opened(v, root, l.wrapped(v, tag))
 	}
 	if len(problems) > 0 {
 		configured.Problem = strings.Join(slices.Compact(problems), "; ")
 	}
 	return configured
+}
+
+// opened notes that a root key has opened a version.
+func (c *ConfiguredRootKey) opened(version uint32, root RootKey, wrapped []byte) {
+	c.Opens = append(c.Opens, version)
+	if teller, ok := root.(KeyTeller); ok {
+		if key := teller.KeyOf(wrapped); key != "" {
+			if c.Keys == nil {
+				c.Keys = map[uint32]string{}
+			}
+			c.Keys[version] = key
+		}
+	}
+	if staler, ok := root.(Staler); ok && staler.Stale(wrapped) {
+		c.Stale = append(c.Stale, version)
+	}
 }

@@ -39,6 +39,14 @@ type Staler interface {
 	Stale(wrapped []byte) bool
 }
 
+// KeyTeller is a RootKey that can tell by which key of its service something was wrapped.
+type KeyTeller interface {
+	RootKey
+	// KeyOf returns the service's name of the key, or key version, that wrapped it, in quotes and fit for one line; empty where
+	// that cannot be told.
+	KeyOf(wrapped []byte) string
+}
+
 // openRootKey opens the root key that uri names. It makes one only where create says so, and only where the root key lies in
 // the cluster. ctx bounds the opening.
 func (c Config) openRootKey(ctx context.Context, uri string, create bool) (RootKey, error) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 
 	"github.com/go-logr/logr"
@@ -98,7 +99,10 @@ type fakeRoot struct {
 	quiet bool
 }
 
-var _ seal.Staler = (*fakeRoot)(nil)
+var (
+	_ seal.Staler    = (*fakeRoot)(nil)
+	_ seal.KeyTeller = (*fakeRoot)(nil)
+)
 
 func (f *fakeRoot) call(ctx context.Context, method string) error {
 	if f.quiet {
@@ -161,4 +165,13 @@ func (f *fakeRoot) Stale(wrapped []byte) bool {
 	f.keys.mu.Lock()
 	defer f.keys.mu.Unlock()
 	return err == nil && b.Header.KeyVersion < k.version
+}
+
+// KeyOf names the version of the key that wrapped it.
+func (f *fakeRoot) KeyOf(wrapped []byte) string {
+	b, err := envelope.Parse(wrapped)
+	if err != nil {
+		return ""
+	}
+	return strconv.Quote("version " + strconv.FormatUint(uint64(b.Header.KeyVersion), 10))
 }
