@@ -1,13 +1,8 @@
 //go:build cgo
 
-// Command softhsm-plugin is a Kubernetes KMS v2 plugin whose keys lie in a token of SoftHSM2, behind PKCS#11. It is for tests:
-// they start it as they would start the plugin of an HSM, and rotate, stop and kill it.
-//
-//	softhsm-plugin init   -module SO -token LABEL -pin-file FILE    makes the token and its first key
-//	softhsm-plugin rotate -module SO -token LABEL -pin-file FILE    makes another key; the newest encrypts
-//	softhsm-plugin serve  -module SO -token LABEL -pin-file FILE -socket PATH
-//
-// Where the tokens lie, SoftHSM2 reads from the file that SOFTHSM2_CONF names.
+// Command softhsm-plugin is a Kubernetes KMS v2 plugin whose keys lie in a token of SoftHSM2, behind PKCS#11. It is for tests,
+// which start it as they would start the plugin of an HSM, and rotate, stop and kill it, and for trying one out
+// (docs/root-keys.md).
 package main
 
 import (
@@ -15,10 +10,12 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -27,24 +24,54 @@ import (
 	"k8s.io/kms/pkg/service"
 )
 
+const usage = `softhsm-plugin: a Kubernetes KMS v2 plugin whose keys lie in a token of SoftHSM2, for trials and tests
+
+usage: softhsm-plugin VERB -module SO -token LABEL -pin-file FILE [-socket PATH]
+
+  init      make the token and its first key
+  rotate    make another key: the newest encrypts, all of them decrypt
+  serve     answer on a unix socket until SIGTERM
+
+  -module SO         the PKCS#11 module, such as /usr/lib/softhsm/libsofthsm2.so
+  -token LABEL       the label of the token
+  -pin-file FILE     a file with the token's PIN
+  -socket PATH       of serve: the socket to listen on; its mode comes from the umask
+
+SoftHSM2 reads from the file that SOFTHSM2_CONF names where its tokens lie.
+`
+
 func main() {
-	if err := run(os.Args[1:]); err != nil {
+	err := run(os.Args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Print(usage)
+		return
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "softhsm-plugin:", err)
 		os.Exit(1)
 	}
 }
 
 func run(args []string) error {
-	if len(args) == 0 {
-		return errors.New("say init, rotate or serve")
+	if len(args) == 0 || args[0] == "help" || strings.HasPrefix(args[0], "-") {
+		return flag.ErrHelp
 	}
 	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
-	module := flags.String("module", "", "the PKCS#11 module: libsofthsm2.so")
-	label := flags.String("token", "", "the label of the token")
-	pinFile := flags.String("pin-file", "", "the file with the token's PIN")
-	socket := flags.String("socket", "", "the unix socket to listen on")
+	flags.SetOutput(io.Discard) // the caller says it
+	module := flags.String("module", "", "")
+	label := flags.String("token", "", "")
+	pinFile := flags.String("pin-file", "", "")
+	socket := flags.String("socket", "", "")
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
+	}
+	for name, value := range map[string]string{"module": *module, "token": *label, "pin-file": *pinFile} {
+		if value == "" {
+			return fmt.Errorf("-%s: must not be empty; --help says more", name)
+		}
+	}
+	if args[0] == "serve" && *socket == "" {
+		return errors.New("-socket: must not be empty; --help says more")
 	}
 	pin, err := os.ReadFile(*pinFile)
 	if err != nil {
