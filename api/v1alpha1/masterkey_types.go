@@ -56,7 +56,7 @@ type MasterKeySpec struct {
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="keySpec is immutable: make another MasterKey instead"
 	KeySpec MasterKeyKeySpec `json:"keySpec,omitempty"`
 
-	// aliases are other names of the key: the alias orders is named alias/orders at the front doors. At most 50, each of 1 to
+	// aliases are other names of the key: the alias orders is named alias/orders in calls of the key service. At most 50, each of 1 to
 	// 250 letters, digits, slashes, underscores and dashes, without the "alias/" in front (AWS KMS, CreateAlias and its
 	// quotas), and not beginning with "aws/", which AWS KMS keeps for itself. A colon, which the pattern of AWS KMS allows,
 	// would end the field of an ARN. They may change at any time: what a key made opens under its every name.
@@ -96,7 +96,7 @@ type MasterKeyStatus struct {
 	// +kubebuilder:validation:MaxLength=36
 	KeyID string `json:"keyID,omitempty"`
 
-	// arn is the full name of the key at the front doors, arn:datakeys:kms:<install>:<namespace>:key/<key ID>.
+	// arn is the full name of the key in calls of the key service, arn:datakeys:kms:<install>:<namespace>:key/<key ID>.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=2048

@@ -15,7 +15,7 @@ type MasterKeySpecApplyConfiguration struct {
 	Description *string `json:"description,omitempty"`
 	// keySpec is the kind of the key's material. The default is AES_256, a symmetric key of 256 bits. It cannot be changed.
 	KeySpec *apiv1alpha1.MasterKeyKeySpec `json:"keySpec,omitempty"`
-	// aliases are other names of the key: the alias orders is named alias/orders at the front doors. At most 50, each of 1 to
+	// aliases are other names of the key: the alias orders is named alias/orders in calls of the key service. At most 50, each of 1 to
 	// 250 letters, digits, slashes, underscores and dashes, without the "alias/" in front (AWS KMS, CreateAlias and its
 	// quotas), and not beginning with "aws/", which AWS KMS keeps for itself. A colon, which the pattern of AWS KMS allows,
 	// would end the field of an ARN. They may change at any time: what a key made opens under its every name.

@@ -17,7 +17,7 @@ type MasterKeyStatusApplyConfiguration struct {
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
 	// keyID is the key ID: the UUID by which blobs name this key. It survives a restore of the object.
 	KeyID *string `json:"keyID,omitempty"`
-	// arn is the full name of the key at the front doors, arn:datakeys:kms:<install>:<namespace>:key/<key ID>.
+	// arn is the full name of the key in calls of the key service, arn:datakeys:kms:<install>:<namespace>:key/<key ID>.
 	ARN *string `json:"arn,omitempty"`
 	// primaryVersion is the version that wraps new data keys.
 	PrimaryVersion *int32 `json:"primaryVersion,omitempty"`
