@@ -22,6 +22,7 @@ import (
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/inject"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/version"
 )
 
 // options is everything that the manager is told from outside.
@@ -54,6 +55,15 @@ type options struct {
 	tendPeriod time.Duration
 }
 
+// usage comes before the flags.
+const usage = `usage: manager [FLAGS]                    run
+       manager ` + rootKeyStatusCommand + ` [FLAGS]    print which root keys wrap the sealing keys, and what to do; --help has its flags
+       manager ` + version.Command + `                    print the version
+
+The flags of a manager that runs:
+
+`
+
 // namespaceEnv is the environment variable with the manager's namespace, from the downward API.
 const namespaceEnv = "POD_NAMESPACE"
 
@@ -61,6 +71,10 @@ func parseOptions(args []string, env func(string) string, stderr io.Writer) (*op
 	o := &options{zap: zap.Options{DestWriter: os.Stderr}, registerer: metrics.Registry}
 	flags := flag.NewFlagSet("manager", flag.ContinueOnError)
 	flags.SetOutput(stderr)
+	flags.Usage = func() {
+		_, _ = fmt.Fprint(stderr, usage)
+		flags.PrintDefaults()
+	}
 	namespaceFlag(flags, env, &o.namespace)
 	rootKeyFlags(flags, env, &o.rootKey, &o.previousRootKey)
 	flags.DurationVar(&o.sealingKeyRotationInterval, "sealing-key-rotation-interval", 90*24*time.Hour,
@@ -91,8 +105,15 @@ func parseOptions(args []string, env func(string) string, stderr io.Writer) (*op
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
+	// An error names its cause and the way out, and comes again with each try: where in the code it came from helps nobody then.
+	if !o.zap.Development && o.zap.StacktraceLevel == nil {
+		if err := flags.Set("zap-stacktrace-level", "panic"); err != nil {
+			return nil, err
+		}
+	}
 	if flags.NArg() > 0 {
-		return nil, fmt.Errorf("%q: the manager takes flags only", flags.Arg(0))
+		return nil, fmt.Errorf("%q is no command: there are %s and %s, and without a command the manager runs", flags.Arg(0),
+			rootKeyStatusCommand, version.Command)
 	}
 	if err := o.validate(); err != nil {
 		return nil, err

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"flag"
 	"io"
 	"os"
 	"path/filepath"
@@ -9,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 
 	"github.com/datakeys/datakeys/internal/inject"
 	"github.com/datakeys/datakeys/internal/kms"
@@ -24,13 +27,55 @@ func TestWrongOptionsAreRefused(t *testing.T) {
 		"an empty root key":              {[]string{"--namespace=n", "--sidecar-image=i", "--root-key="}, "--root-key"},
 		"a pull policy of none":          {[]string{"--namespace=n", "--sidecar-image=i", "--sidecar-image-pull-policy=Sometimes"}, "--sidecar-image-pull-policy"},
 		"an address without a port":      {[]string{"--namespace=n", "--sidecar-image=i", "--key-service-bind=localhost"}, "--key-service-bind"},
-		"a word that is no flag":         {[]string{"--namespace=n", "--sidecar-image=i", "serve"}, `"serve"`},
+		"a word that is no flag":         {[]string{"--namespace=n", "--sidecar-image=i", "serve"}, `"serve" is no command: there are root-key-status and version`},
 		"a kubeconfig that is not there": {[]string{"--namespace=n", "--sidecar-image=i", "--kubeconfig=/does/not/exist"}, "--kubeconfig"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := parseOptions(test.args, func(string) string { return "" }, io.Discard)
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want an error that names %s", err, test.want)
+			}
+		})
+	}
+}
+
+func TestHelpNamesTheCommands(t *testing.T) {
+	var out strings.Builder
+	if _, err := parseOptions([]string{"--help"}, func(string) string { return "" }, &out); !errors.Is(err, flag.ErrHelp) {
+		t.Errorf("got %v, want flag.ErrHelp", err)
+	}
+	for _, want := range []string{"manager root-key-status", "manager version", "-root-key URI"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the help lacks %q:\n%s", want, out.String())
+		}
+	}
+}
+
+// What is tried again and again, and expected, fills no log with stack traces.
+func TestErrorsAreLoggedWithAStackTraceOnRequestOnly(t *testing.T) {
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(kubeconfig, []byte(`{"apiVersion":"v1","kind":"Config","clusters":[{"name":"c","cluster":{"server":"https://c"}}],"contexts":[{"name":"c","context":{"cluster":"c"}}],"current-context":"c"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		args []string
+		want bool
+	}{
+		"by default":        {nil, false},
+		"on request":        {[]string{"--zap-stacktrace-level=error"}, true},
+		"while it is built": {[]string{"--zap-devel"}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			args := append([]string{"--namespace=n", "--sidecar-image=i", "--kubeconfig=" + kubeconfig}, c.args...)
+			o, err := parseOptions(args, func(string) string { return "" }, io.Discard)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var out strings.Builder
+			o.zap.DestWriter = &out
+			zap.New(zap.UseFlagOptions(&o.zap)).Error(errors.New("the root key is down"), "Trying again")
+			if got := strings.Contains(out.String(), "options_test.go:") && strings.Contains(out.String(), "tRunner"); got != c.want {
+				t.Errorf("a stack trace: %t, want %t:\n%s", got, c.want, out.String())
 			}
 		})
 	}
