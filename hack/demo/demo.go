@@ -32,7 +32,7 @@ type demo struct {
 	kubeconfig string
 	local      bool
 
-	kubectlPath string
+	kubectlPath, helmPath string
 	// sha256 of the data key, as the first pod saw it.
 	sha256 string
 }
@@ -63,11 +63,13 @@ func (d *demo) prepare(ctx context.Context) error {
 	if err := d.stream(ctx, "go", "run", "./hack/cluster", "bin", "helm"); err != nil {
 		return err
 	}
-	path, err := output(ctx, "", "go", "run", "./hack/cluster", "bin", "kubectl")
-	if err != nil {
-		return err
+	for name, path := range map[string]*string{"kubectl": &d.kubectlPath, "helm": &d.helmPath} {
+		printed, err := output(ctx, "", "go", "run", "./hack/cluster", "bin", name)
+		if err != nil {
+			return err
+		}
+		*path = strings.TrimSpace(printed)
 	}
-	d.kubectlPath = strings.TrimSpace(path)
 	version, err := d.kubectl(ctx, "version")
 	if err != nil {
 		return err
@@ -121,19 +123,19 @@ func (d *demo) farewell() {
 	if err != nil {
 		kubeconfig = d.kubeconfig
 	}
-	kubectl := d.kubectlPath + " --kubeconfig " + kubeconfig
-	d.print(`What stays: the cluster, with namespace %s: MasterKey orders, DataKeyRequest orders and its Secret, pod reader (and pod
+	d.print(`What stays: the cluster, with namespace %[1]s: MasterKey orders, DataKeyRequest orders and its Secret, pod reader (and pod
 stranger, which gets no key). To look further:
 
-  alias kubectl='%s'
+  alias kubectl='%[2]s --kubeconfig %[4]s' helm='%[3]s --kubeconfig %[4]s'
   kubectl -n demo get masterkeys,datakeyrequests,secrets,pods
   kubectl -n demo get secret orders -o yaml
   kubectl -n demo exec reader -c app -- /reader get /v1/data-keys
   kubectl -n demo get pod reader -o yaml             # what was injected
   kubectl -n datakeys-system logs -l app.kubernetes.io/name=datakeys --tail=-1 | grep '"operation"'   # the audit records
 
-`, namespace, kubectl)
+`, namespace, d.kubectlPath, d.helmPath, kubeconfig)
 	if d.local {
+		d.print("An image of your own (an OCI or Docker archive): go run ./hack/cluster load FILE.tar\n")
 		d.print("Take it all down with: make demo-down\n")
 	} else {
 		d.print("Take it down with: kubectl delete namespace demo; helm uninstall datakeys -n datakeys-system\n")
