@@ -311,7 +311,7 @@ func usableMasterKey(ctx context.Context, reader client.Reader, request *v1alpha
 			namespace, request.Namespace)}
 	}
 	pending := func(reason, format string, args ...any) error {
-		return pendingError{reason, fmt.Sprintf("MasterKey %s/%s ", namespace, name) + fmt.Sprintf(format, args...)}
+		return pendingError{Reason: reason, Message: fmt.Sprintf("MasterKey %s/%s ", namespace, name) + fmt.Sprintf(format, args...)}
 	}
 	key := &v1alpha1.MasterKey{}
 	if err := reader.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, key); err != nil {
@@ -339,7 +339,7 @@ func usableMasterKey(ctx context.Context, reader client.Reader, request *v1alpha
 
 // notLookedAt is what a request waits for when its MasterKey, or the key ID in its annotation, is newer than its status.
 func notLookedAt(namespace, name string) error {
-	return pendingError{v1alpha1.ReasonMasterKeyNotReady, fmt.Sprintf("MasterKey %s/%s has a change that the manager has not worked on yet", namespace, name)}
+	return pendingError{v1alpha1.ReasonMasterKeyNotReady, fmt.Sprintf("MasterKey %s/%s has a change that the manager has not worked on yet", namespace, name), true}
 }
 
 // masterKeyName is the namespace and name of the MasterKey that a request refers to.

@@ -249,7 +249,7 @@ func TestDataKeyRequest(t *testing.T) {
 		"a MasterKey that nobody looked at yet is waited for": {
 			objects:    []client.Object{request(), masterKey()},
 			wantPatch:  notReady("MasterKeyNotReady", notLookedAt),
-			wantEvents: []string{"Warning MasterKeyNotReady " + notLookedAt},
+			wantEvents: []string{"Normal MasterKeyNotReady " + notLookedAt},
 		},
 		"a MasterKey that is not Ready is waited for": {
 			objects: []client.Object{request(), masterKey(readyKey, func(k *v1alpha1.MasterKey) {
@@ -268,7 +268,7 @@ func TestDataKeyRequest(t *testing.T) {
 		"a MasterKey that says Ready of an older spec makes no data key": {
 			objects:    []client.Object{request(), masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Generation = 2 }), ownMaterial},
 			wantPatch:  notReady("MasterKeyNotReady", notLookedAt),
-			wantEvents: []string{"Warning MasterKeyNotReady " + notLookedAt},
+			wantEvents: []string{"Normal MasterKeyNotReady " + notLookedAt},
 		},
 		"a MasterKey that says Ready of an older spec unsettles no data key": {
 			objects: []client.Object{
@@ -280,13 +280,13 @@ func TestDataKeyRequest(t *testing.T) {
 		"a MasterKey that says Ready of another key ID is waited for": {
 			objects:    []client.Object{request(), masterKey(readyKey, withKeyID(otherUID)), ownMaterial},
 			wantPatch:  notReady("MasterKeyNotReady", notLookedAt),
-			wantEvents: []string{"Warning MasterKeyNotReady " + notLookedAt},
+			wantEvents: []string{"Normal MasterKeyNotReady " + notLookedAt},
 		},
 		"a cache that does not know yet that the MasterKey is another key makes no data key": {
 			objects:    []client.Object{request(), masterKey(withKeyID(otherUID), readyKey), ownMaterial},
 			stale:      []client.Object{masterKey(readyKey)},
 			wantPatch:  notReady("MasterKeyNotReady", notLookedAt),
-			wantEvents: []string{"Warning MasterKeyNotReady " + notLookedAt},
+			wantEvents: []string{"Normal MasterKeyNotReady " + notLookedAt},
 		},
 		"a cache that does not know the status yet makes no second data key": {
 			objects:    []client.Object{request(withBlob(keyUID, first)), masterKey(readyKey), ownMaterial},

@@ -26,6 +26,8 @@ type pendingError struct {
 	Reason string
 	// Message names what is waited for.
 	Message string
+	// Passing says that the other object was not looked at yet, as where both are made at once.
+	Passing bool
 }
 
 var _ error = pendingError{}
@@ -51,19 +53,21 @@ func (e keyServiceError) Unwrap() error { return e.Err }
 // problem is what the Ready condition says of an error.
 type problem struct {
 	reason, message string
+	// passing: it is part of every beginning, and warns of nothing.
+	passing bool
 }
 
 // explain sorts an error by its fate. The problem is nil where the error says nothing of the object, as when the API server
 // does not answer; the returned error is what Reconcile is to return.
 func explain(err error) (*problem, error) {
 	if permanent, ok := errors.AsType[permanentError](err); ok {
-		return &problem{permanent.Reason, permanent.Message}, reconcile.TerminalError(err) // apply patch, done
+		return &problem{reason: permanent.Reason, message: permanent.Message}, reconcile.TerminalError(err) // apply patch, done
 	}
 	if pending, ok := errors.AsType[pendingError](err); ok {
-		return &problem{pending.Reason, pending.Message}, nil // apply patch, wait for the watch
+		return &problem{pending.Reason, pending.Message, pending.Passing}, nil // apply patch, wait for the watch
 	}
 	if service, ok := errors.AsType[keyServiceError](err); ok {
-		return &problem{service.Reason, service.Message}, err // apply patch, requeue with back-off
+		return &problem{reason: service.Reason, message: service.Message}, err // apply patch, requeue with back-off
 	}
 	return nil, err // requeue with back-off
 }

@@ -77,7 +77,11 @@ func newNotice(object runtime.Object, kind, reason, format string, args ...any) 
 // readyEvent tells of a change of the Ready condition.
 func readyEvent(object runtime.Object, problem *problem, readyMessage string) notice {
 	if problem != nil {
-		return newNotice(object, corev1.EventTypeWarning, problem.reason, "%s", problem.message)
+		kind := corev1.EventTypeWarning
+		if problem.passing {
+			kind = corev1.EventTypeNormal
+		}
+		return newNotice(object, kind, problem.reason, "%s", problem.message)
 	}
 	return newNotice(object, corev1.EventTypeNormal, v1alpha1.ReasonReady, "%s", readyMessage)
 }
