@@ -73,7 +73,8 @@ func (r *tokenReviewer) Authenticate(ctx context.Context, token string) (kms.Cal
 		return kms.Caller{}, err
 	}
 	asked := r.cache.clock.Now()
-	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
+	// A review that was begun is ended and remembered: who hangs up and asks again shall not cost another.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reviewTimeout)
 	defer cancel()
 	review, err := r.client.Create(ctx, &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{
 		Token:     token,

@@ -23,7 +23,7 @@ type BatchDecryptResult struct {
 // BatchDecrypt opens 1 to 100 blobs, each as Decrypt would. About the same access RBAC is asked once. Only what concerns the whole call is returned as an error.
 func (s *Service) BatchDecrypt(ctx context.Context, caller Caller, reqs []DecryptRequest) (results []BatchDecryptResult, err error) {
 	start := s.now()
-	defer func() { s.done(OperationBatchDecrypt, start, caller, err) }()
+	defer func() { s.done(ctx, OperationBatchDecrypt, start, caller, err) }()
 	if len(reqs) < 1 || len(reqs) > maxBatch {
 		return nil, invalid("requests", fmt.Errorf("must be 1 to %d, not %d", maxBatch, len(reqs)))
 	}
@@ -48,7 +48,7 @@ func (s *Service) decryptItem(ctx context.Context, review *reviewer, req Decrypt
 		if p := recover(); p != nil { // in a goroutine of its own, where it would end the process
 			result = BatchDecryptResult{Err: panicError(p)}
 		}
-		s.done(OperationDecrypt, start, review.caller, result.Err)
+		s.done(ctx, OperationDecrypt, start, review.caller, result.Err)
 	}()
 	src, err := s.checkDecrypt(req)
 	if err != nil {

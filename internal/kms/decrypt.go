@@ -34,7 +34,7 @@ type DecryptResponse struct {
 // and for a blob with a scope a caller in the scope's namespace.
 func (s *Service) Decrypt(ctx context.Context, caller Caller, req DecryptRequest) (resp DecryptResponse, err error) {
 	start := s.now()
-	defer func() { s.done(OperationDecrypt, start, caller, err) }()
+	defer func() { s.done(ctx, OperationDecrypt, start, caller, err) }()
 	src, err := s.checkDecrypt(req)
 	if err != nil {
 		return DecryptResponse{}, err

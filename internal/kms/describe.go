@@ -38,7 +38,7 @@ type KeyMetadata struct {
 // on the master key.
 func (s *Service) DescribeKey(ctx context.Context, caller Caller, keyID string) (metadata KeyMetadata, err error) {
 	start := s.now()
-	defer func() { s.done(OperationDescribeKey, start, caller, err) }()
+	defer func() { s.done(ctx, OperationDescribeKey, start, caller, err) }()
 	name, err := s.parseKeyName("key_id", keyID)
 	if err != nil {
 		return KeyMetadata{}, err

@@ -40,7 +40,7 @@ func (s *Service) GenerateDataKey(ctx context.Context, caller Caller, req Genera
 		operation, verb = OperationGenerateDataKeyWithoutPlaintext, v1alpha1.VerbGenerateDataKeyWithoutPlaintext
 	}
 	start := s.now()
-	defer func() { s.done(operation, start, caller, err) }()
+	defer func() { s.done(ctx, operation, start, caller, err) }()
 	t, length, err := s.checkGenerate(req)
 	if err != nil {
 		return GenerateDataKeyResponse{}, err

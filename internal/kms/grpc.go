@@ -26,10 +26,11 @@ import (
 const (
 	// maxSend fits a batch of 100 plaintexts of 4096 bytes with their ARNs.
 	maxSend = 1 << 20
-	// maxHeaders fits a token, usually 1 to 2 KiB, with room for one that names many groups.
-	maxHeaders = 16 << 10
-	// maxStreams is the most calls of one connection at once. Each may have sent streamWindow bytes before anybody looks at it.
-	maxStreams   = 32
+	// maxHeaders fits a token, usually 1 to 2 KiB, with room for one that names many groups. They may be compressed to next to nothing.
+	maxHeaders = 8 << 10
+	// maxStreams is the most calls of one connection at once. Each may have sent streamWindow bytes before anybody looks at it, which
+	// gRPC may keep in four times as much memory, or not take its answer.
+	maxStreams   = 8
 	streamWindow = 64 << 10 // the least that gRPC knows
 	// readBuffer is smaller than gRPC's 32 KiB: TLS has a buffer of its own, and most connections wait.
 	readBuffer = 4 << 10
@@ -112,8 +113,8 @@ func refusal(log logr.Logger, err error) (codes.Code, string) {
 	case CodeNotFound:
 		log.Info("Refused a call", "error", err.Error())
 		return codes.NotFound, e.Message
-	case CodeUnauthenticated:
-		log.Info("Refused a call", "error", err.Error())
+	case CodeUnauthenticated: // the log is not for strangers to fill
+		log.V(1).Info("Refused a call", "error", err.Error())
 		return codes.Unauthenticated, messageUnauthenticated
 	case CodeThrottled:
 		log.V(1).Info("Refused a call", "error", err.Error())

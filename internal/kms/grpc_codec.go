@@ -4,9 +4,10 @@ import (
 	"fmt"
 
 	"google.golang.org/grpc/encoding"
-	"google.golang.org/grpc/encoding/proto"
+	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 )
@@ -17,12 +18,18 @@ import (
 // It decodes no request with more records than one can have: each costs memory once it is decoded, an empty one of two bytes too.
 type secretCodec struct{ encoding.CodecV2 }
 
-func newSecretCodec() secretCodec { return secretCodec{encoding.GetCodecV2(proto.Name)} }
+func newSecretCodec() secretCodec { return secretCodec{encoding.GetCodecV2(grpcproto.Name)} }
 
 // Marshal implements encoding.CodecV2.
 func (c secretCodec) Marshal(v any) (mem.BufferSlice, error) {
 	defer clearPlaintext(v)
-	return c.CodecV2.Marshal(v)
+	m, ok := v.(proto.Message)
+	if !ok {
+		return c.CodecV2.Marshal(v)
+	}
+	// gRPC's buffer may be 30 times as large, and is held for as long as a caller does not read the answer.
+	b, err := proto.Marshal(m)
+	return mem.BufferSlice{mem.SliceBuffer(b)}, err
 }
 
 // Unmarshal implements encoding.CodecV2.

@@ -13,17 +13,19 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
-// Limits of connections. Whoever may connect can make as many as he likes, and each costs some 30 KiB: so of each pod there are a
+// Limits of connections. Whoever may connect can make as many as he likes, and each costs some 50 KiB: so of each pod there are a
 // few, and of those who have not shown a valid token a number that anybody else gets past in the time of one call.
 const (
 	// maxPodConnections is how many connections one pod has. A sidecar has one, and for a moment a second when that grows old.
-	maxPodConnections = 4
+	maxPodConnections = 2
 	// maxPodCalls is how many calls of one pod are worked on at once. More wait for their turn, their requests unread.
 	maxPodCalls = 8
 	// maxStrangers is how many connections there are that have not shown a valid token yet.
 	maxStrangers = 256
-	// maxStrangeBytes is what a connection may send until it has shown one: the headers and the requests of a few calls.
-	maxStrangeBytes = 64 << 10
+	// maxStrangeBytes is what a connection may send until it has shown one: the headers of a few calls.
+	maxStrangeBytes = 24 << 10
+	// maxStrangeReviews is how many of their tokens are reviewed at once, of each connection one.
+	maxStrangeReviews = 32
 )
 
 // errStrange ends a connection that sends and sends, and shows no valid token.
@@ -40,13 +42,18 @@ type connections struct {
 	credentials.TransportCredentials
 	now func() time.Time
 
+	reviews chan struct{} // holds one for each token of a stranger that is reviewed
+
 	mu        sync.Mutex
 	strangers *house
 	pods      map[string]*house // by UID
 }
 
 func newConnections(tls credentials.TransportCredentials, now func() time.Time) *connections {
-	return &connections{TransportCredentials: tls, now: now, strangers: newHouse("", maxStrangers), pods: map[string]*house{}}
+	return &connections{
+		TransportCredentials: tls, now: now,
+		reviews: make(chan struct{}, maxStrangeReviews), strangers: newHouse("", maxStrangers), pods: map[string]*house{},
+	}
 }
 
 // house is who has connections: a pod, or all strangers together. Where it has more than it holds, the oldest makes way: those of
@@ -108,7 +115,7 @@ func (s *connections) welcome(c *connection, pod string) *house {
 func (s *connections) ServerHandshake(tcp net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	c := &connection{
 		all: s, tcp: tcp, now: s.now, left: maxStrangeBytes, known: make(chan struct{}), closed: make(chan struct{}),
-		strange: strangerRule.full(s.now()),
+		review: make(chan struct{}, 1), strange: strangerRule.full(s.now()),
 	}
 	c.end = sync.OnceFunc(func() { close(c.closed) })
 	s.move(c, s.strangers)
@@ -144,6 +151,8 @@ type connection struct {
 	// known is closed once a pod has shown a valid token, closed when the connection is.
 	known, closed chan struct{}
 	end           func() // closes closed
+	// review holds one while a token is reviewed that nobody has shown to be valid.
+	review chan struct{}
 
 	mu      sync.Mutex
 	strange budget // of calls without a valid token
@@ -197,25 +206,54 @@ func (c *connection) makeWay() {
 	_ = c.tcp.Close()
 }
 
-// admit returns an error where too many calls of the connection had no valid token.
-func (c *connection) admit() error {
+// admit waits until the token of a call may be reviewed, and returns an error where too many calls of the connection had no valid
+// token. The caller calls reviewed afterwards.
+func (c *connection) admit(ctx context.Context) (reviewed func(), err error) {
 	if c == nil {
-		return nil
+		return func() {}, nil
+	}
+	reviewed, err = c.turn(ctx)
+	if err != nil {
+		return nil, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.strange.tokens >= 1 { // time takes none away
-		return nil
+		return reviewed, nil
 	}
 	if c.strange = strangerRule.now(c.strange, c.now()); c.strange.tokens >= 1 {
-		return nil
+		return reviewed, nil
 	}
-	return &Error{Code: CodeThrottled, Message: "too many calls without a valid token on this connection: one a second is answered"}
+	reviewed()
+	return nil, &Error{Code: CodeThrottled, Message: "too many calls without a valid token on this connection: one a second is answered"}
 }
 
-// refused counts a call whose token was refused.
-func (c *connection) refused(err error) {
-	if c == nil || CodeOf(err) != CodeUnauthenticated {
+// turn waits for the turn of a stranger's token. Calls of a connection that has shown a valid one do not wait.
+func (c *connection) turn(ctx context.Context) (done func(), err error) {
+	give := func() {}
+	for _, turns := range []chan struct{}{c.review, c.all.reviews} {
+		select {
+		case <-c.known:
+			return give, nil
+		default:
+		}
+		before := give
+		select {
+		case turns <- struct{}{}:
+			give = func() { <-turns; before() }
+		case <-c.known:
+			return give, nil
+		case <-ctx.Done():
+			give()
+			return nil, unavailable(ctx.Err(), "the token could not be reviewed in time")
+		}
+	}
+	return give, nil
+}
+
+// refused counts a call whose token was refused, or whose caller did not wait for that.
+func (c *connection) refused(ctx context.Context, err error) {
+	if c == nil || CodeOf(err) != CodeUnauthenticated && ctx.Err() == nil {
 		return
 	}
 	now := c.now()

@@ -158,6 +158,78 @@ func TestConnectionsThatEndAreForgotten(t *testing.T) {
 	}
 }
 
+// Each token of a stranger may cost a review, and nobody knows yet who has to answer for it.
+func TestTokensOfStrangersAreReviewedInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newConnections(plain{}, time.Now)
+		c, _ := connect(t, s)
+		in := make(chan func(), 3)
+		ask := func(ctx context.Context, c *connection) {
+			if reviewed, err := c.admit(ctx); err == nil {
+				in <- reviewed
+			}
+		}
+		for range 3 {
+			go ask(t.Context(), c)
+		}
+		synctest.Wait()
+		if len(in) != 1 {
+			t.Fatalf("%d tokens of one connection are reviewed at once", len(in))
+		}
+		(<-in)()
+		synctest.Wait()
+		reviewed := <-in
+		if len(in) > 0 {
+			t.Error("when one was reviewed, more than one more is")
+		}
+		enter(t, c, "pod")()
+		synctest.Wait()
+		if len(in) != 1 {
+			t.Error("who waits goes on waiting when a token was valid")
+		}
+		reviewed()
+		(<-in)()
+
+		var all []func()
+		for range maxStrangeReviews {
+			c, _ := connect(t, s)
+			reviewed, err := c.admit(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, reviewed)
+		}
+		late, _ := connect(t, s)
+		ctx, cancel := context.WithTimeout(t.Context(), callTimeout)
+		defer cancel()
+		if _, err := late.admit(ctx); CodeOf(err) != CodeUnavailable {
+			t.Errorf("one too many of all connections: got %v, want that it waits", err)
+		}
+		known, err := c.admit(t.Context())
+		if err != nil {
+			t.Errorf("a connection that has shown a valid token waits for strangers: %v", err)
+		}
+		known()
+		all[0]()
+		if _, err := late.admit(t.Context()); err != nil {
+			t.Errorf("when one was reviewed: %v", err)
+		}
+	})
+}
+
+func TestAStrangerWhoDoesNotWaitIsCounted(t *testing.T) {
+	c, _ := connect(t, newConnections(plain{}, func() time.Time { return time.Unix(0, 0) }))
+	gone, hangUp := context.WithCancel(t.Context())
+	hangUp()
+	for range int(strangerRule.burst) {
+		c.refused(t.Context(), unavailable(nil, "an outage")) // is not the caller's
+		c.refused(gone, unavailable(gone.Err(), "the token could not be reviewed"))
+	}
+	if _, err := c.admit(t.Context()); CodeOf(err) != CodeThrottled {
+		t.Errorf("got %v, want Throttled", err)
+	}
+}
+
 func TestCallsOfAPodTakeTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newConnections(plain{}, time.Now)

@@ -55,7 +55,7 @@ func (g *gate) method(name string, behind handler) handler {
 			unread = decode(req)
 			if code := status.Code(unread); unread != nil && code != codes.Canceled && code != codes.DeadlineExceeded {
 				g.log.V(1).Info("Refused a request that cannot be read", "method", name, "error", unread.Error())
-				g.service.done(name, g.service.now(), caller, invalid("request", unread))
+				g.service.done(ctx, name, g.service.now(), caller, invalid("request", unread))
 			}
 			return unread
 		}, nil)
@@ -66,16 +66,21 @@ func (g *gate) method(name string, behind handler) handler {
 func (g *gate) enter(ctx context.Context, name string) (c Caller, leave func(), err error) {
 	start := g.service.now()
 	conn := connectionOf(ctx)
-	if err := conn.admit(); err != nil {
+	reviewed, err := conn.admit(ctx)
+	if err != nil {
 		return Caller{}, nil, err
 	}
 	defer func() {
 		if err != nil {
 			g.service.metrics.observe(name, g.service.clock.Since(start), err)
-			conn.refused(err)
 		}
 	}()
-	if c, err = g.service.Authenticate(ctx, bearer(ctx)); err != nil {
+	c, err = g.service.Authenticate(ctx, bearer(ctx))
+	if err != nil {
+		conn.refused(ctx, err)
+	}
+	reviewed()
+	if err != nil {
 		return Caller{}, nil, err
 	}
 	if leave, err = conn.enter(ctx, c.PodUID); err != nil {

@@ -95,7 +95,7 @@ func (s *Service) admit(ctx context.Context, c Caller) error {
 	case !l.refusals.left(c.PodUID, now):
 		message = fmt.Sprintf("too many requests of this pod were refused: %.0f a second are answered, so ask for less that is not allowed or not there", l.refusals.rate)
 	case !l.calls.spend(c.PodUID, 1, now):
-		message = fmt.Sprintf("too many calls of this pod: %.0f a second are answered, so try again later", l.calls.rate)
+		message = s.tooManyCalls()
 	default:
 		return nil
 	}
@@ -110,6 +110,19 @@ func (s *Service) admit(ctx context.Context, c Caller) error {
 	return &Error{Code: CodeThrottled, Message: message}
 }
 
+// reserve counts what a call is going to cost beyond one, and returns an error where the pod has nothing left: calls that were let in
+// at once are not all as dear as the first.
+func (s *Service) reserve(c Caller, calls int) error {
+	if calls == 0 || s.limits.calls.spend(c.PodUID, float64(calls), s.now()) {
+		return nil
+	}
+	return &Error{Code: CodeThrottled, Message: s.tooManyCalls()}
+}
+
+func (s *Service) tooManyCalls() string {
+	return fmt.Sprintf("too many calls of this pod: %.0f a second are answered, so try again later", s.limits.calls.rate)
+}
+
 // charge counts what a call costs beyond one.
 func (s *Service) charge(c Caller, calls int) {
 	if calls > 0 {
@@ -117,21 +130,22 @@ func (s *Service) charge(c Caller, calls int) {
 	}
 }
 
-// done counts an operation that came to an end, and its refusal if the pod has brought that upon itself.
-func (s *Service) done(operation string, start time.Time, c Caller, err error) {
+// done counts an operation that came to an end, and its refusal if the pod has brought that upon itself. A caller who does not wait
+// for the answer counts as refused: what it cost was done.
+func (s *Service) done(ctx context.Context, operation string, start time.Time, c Caller, err error) {
 	s.metrics.observe(operation, s.clock.Since(start), err)
-	if err != nil {
-		s.chargeRefusal(c, err)
+	if err == nil {
+		return
 	}
-}
-
-// chargeRefusal counts a refused request of a pod, if the pod has brought it upon itself.
-func (s *Service) chargeRefusal(c Caller, cause error) {
-	switch CodeOf(cause) {
+	switch CodeOf(err) {
 	case CodeInvalidArgument, CodeDenied, CodeNotFound, CodeFailedPrecondition:
-		if ReasonOf(cause) != kmsv1.ReasonDryRun {
-			s.limits.refusals.take(c.PodUID, 1, s.now())
+		if ReasonOf(err) == kmsv1.ReasonDryRun {
+			return
 		}
 	default: // an outage, or a fault of ours
+		if ctx.Err() == nil {
+			return
+		}
 	}
+	s.limits.refusals.take(c.PodUID, 1, s.now())
 }

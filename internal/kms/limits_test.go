@@ -1,6 +1,7 @@
 package kms_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -153,6 +154,20 @@ func TestOnlyRefusalsThatAPodBroughtUponItselfCount(t *testing.T) {
 			_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{Door: kms.DoorAWS})
 			return err
 		}},
+		"a caller who does not wait": {
+			counts: true,
+			change: func(w *world) { w.rbac.Err = context.Canceled },
+			call: func(w *world) error {
+				caller, err := w.Enter(t.Context(), app)
+				if err != nil {
+					return err
+				}
+				gone, hangUp := context.WithCancel(t.Context())
+				hangUp()
+				_, err = w.Service.Decrypt(gone, caller, kms.DecryptRequest{CiphertextBlob: b["scoped"], Door: kms.DoorAWS})
+				return err
+			},
+		},
 		"permissions that cannot be reviewed": {
 			change: func(w *world) { w.rbac.Err = errors.New("no connection") },
 			call: func(w *world) error {
@@ -290,6 +305,34 @@ func TestHonestPodsAreNotThrottled(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+	}
+}
+
+// Key pairs that were asked for at once are paid for one by one.
+func TestDearCallsAtOnceAreNotAllLetIn(t *testing.T) {
+	l := newLimited(t, kms.Limits{Calls: 1000, CallsBurst: 2000, Refusals: 1000, RefusalsBurst: 1000})
+	var callers []kms.Caller
+	for range 3 {
+		caller, err := l.Enter(t.Context(), allKeys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		callers = append(callers, caller)
+	}
+	pair := func(spec string) error {
+		_, err := l.Service.GenerateDataKeyPair(t.Context(), callers[0], kms.GenerateDataKeyPairRequest{
+			KeyID: "orders", KeyPairSpec: spec, Door: kms.DoorAWS, WithoutPlaintext: true,
+		})
+		return err
+	}
+	if err := pair("RSA_2048"); err != nil { // costs 2,500 of 2,000
+		t.Fatal(err)
+	}
+	if err := pair("RSA_2048"); kms.CodeOf(err) != kms.CodeThrottled {
+		t.Errorf("the second of two at once: got %v, want Throttled", err)
+	}
+	if err := pair("ECC_NIST_P256"); err != nil {
+		t.Errorf("one that costs no more than the call: %v", err)
 	}
 }
 

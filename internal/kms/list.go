@@ -52,7 +52,7 @@ type AliasEntry struct {
 // goes in between.
 func (s *Service) ListKeys(ctx context.Context, caller Caller, limit int, marker string) (keys []KeyEntry, next string, err error) {
 	start := s.now()
-	defer func() { s.done(OperationListKeys, start, caller, err) }()
+	defer func() { s.done(ctx, OperationListKeys, start, caller, err) }()
 	page, err := newPage(pagesOfKeys, limit, defaultKeys, marker)
 	if err != nil {
 		return nil, "", err
@@ -82,7 +82,7 @@ func (s *Service) ListKeys(ctx context.Context, caller Caller, limit int, marker
 // those of ListKeys.
 func (s *Service) ListAliases(ctx context.Context, caller Caller, keyID string, limit int, marker string) (aliases []AliasEntry, next string, err error) {
 	start := s.now()
-	defer func() { s.done(OperationListAliases, start, caller, err) }()
+	defer func() { s.done(ctx, OperationListAliases, start, caller, err) }()
 	var name *keyName
 	if keyID != "" {
 		n, err := s.parseKeyName("key_id", keyID)

@@ -39,7 +39,7 @@ func (s *Service) GenerateDataKeyPair(ctx context.Context, caller Caller, req Ge
 		operation, verb = OperationGenerateDataKeyPairWithoutPlaintext, v1alpha1.VerbGenerateDataKeyPairWithoutPlaintext
 	}
 	start := s.now()
-	defer func() { s.done(operation, start, caller, err) }()
+	defer func() { s.done(ctx, operation, start, caller, err) }()
 	t, err := s.checkGeneratePair(req)
 	if err != nil {
 		return GenerateDataKeyPairResponse{}, err
@@ -66,7 +66,9 @@ func (s *Service) generatePair(
 	if record.DryRun {
 		return GenerateDataKeyPairResponse{}, errDryRun()
 	}
-	s.charge(review.caller, costOfKeyPair(spec))
+	if err := s.reserve(review.caller, costOfKeyPair(spec)); err != nil {
+		return GenerateDataKeyPairResponse{}, err
+	}
 	private, public, err := newKeyPair(ctx, spec)
 	if err != nil {
 		return GenerateDataKeyPairResponse{}, err

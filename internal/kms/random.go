@@ -18,7 +18,7 @@ const maxRandom = 1024
 // namespace. Whoever takes the bytes destroys them.
 func (s *Service) GenerateRandom(ctx context.Context, caller Caller, numberOfBytes int) (random envelope.Plaintext, err error) {
 	start := s.now()
-	defer func() { s.done(OperationGenerateRandom, start, caller, err) }()
+	defer func() { s.done(ctx, OperationGenerateRandom, start, caller, err) }()
 	if numberOfBytes < 1 || numberOfBytes > maxRandom {
 		return envelope.Plaintext{}, invalid("number_of_bytes", fmt.Errorf("must be 1 to %d", maxRandom))
 	}

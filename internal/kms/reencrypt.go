@@ -40,7 +40,7 @@ type ReEncryptResponse struct {
 // destination. The new blob has no scope.
 func (s *Service) ReEncrypt(ctx context.Context, caller Caller, req ReEncryptRequest) (resp ReEncryptResponse, err error) {
 	start := s.now()
-	defer func() { s.done(OperationReEncrypt, start, caller, err) }()
+	defer func() { s.done(ctx, OperationReEncrypt, start, caller, err) }()
 	src, dst, err := s.checkReEncrypt(req)
 	if err != nil {
 		return ReEncryptResponse{}, err
