@@ -28,6 +28,9 @@ func (n *node) down(ctx context.Context) error {
 	if err := n.clear(ctx); err != nil {
 		return fmt.Errorf("%w; some of the cluster is left: try down again", err)
 	}
+	if err := os.Remove(n.lockFile()); err != nil {
+		return err
+	}
 	n.say("the cluster is down; the built binaries stay in %s", n.cache)
 	return nil
 }

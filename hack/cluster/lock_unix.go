@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"time"
 
@@ -16,19 +17,19 @@ import (
 const lockPoll = 200 * time.Millisecond
 
 // lock takes the exclusive lock of a file, which it makes if need be. It calls busy once if somebody else holds it, and
-// waits. The lock ends with unlock or with the process; the file stays, as removing it would let two hold it.
+// waits. The lock ends with unlock or with the process; the file stays, unless its holder removes it.
 func lock(ctx context.Context, path string, busy func()) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, err
-	}
 	for waited := false; ; waited = true {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+		if err != nil {
+			return nil, err
+		}
+		held, err := holds(f, path)
+		if held {
 			return func() { _ = f.Close() }, nil
 		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			_ = f.Close()
+		_ = f.Close()
+		if err != nil {
 			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
 		if !waited {
@@ -36,9 +37,28 @@ func lock(ctx context.Context, path string, busy func()) (unlock func(), err err
 		}
 		select {
 		case <-ctx.Done():
-			_ = f.Close()
 			return nil, fmt.Errorf("lock %s: %w", path, ctx.Err())
 		case <-time.After(lockPoll):
 		}
 	}
+}
+
+// holds takes the lock of a file, and reports whether it is had, and is the lock of that path: who held it before may have
+// removed the file since it was opened, and then the next one locks another.
+func holds(f *os.File, path string) (bool, error) {
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, unix.EINTR) {
+			return false, nil
+		}
+		return false, err
+	}
+	mine, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	current, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(mine, current), err
 }

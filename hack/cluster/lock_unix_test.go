@@ -41,3 +41,31 @@ func TestLockIsHeldByOne(t *testing.T) {
 		t.Errorf("the lock file is gone: %v", err)
 	}
 }
+
+func TestALockWhoseFileWasRemovedIsNone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	unlock, err := lock(t.Context(), path, func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	waiter, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = waiter.Close() }()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	if held, err := holds(waiter, path); held || err != nil {
+		t.Errorf("who waited has the lock of a file that is gone (%v)", err)
+	}
+	unlock, err = lock(t.Context(), path, func() { t.Error("the lock of a new file is busy") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	if held, err := holds(waiter, path); held || err != nil {
+		t.Errorf("two have the lock (%v)", err)
+	}
+}

@@ -42,9 +42,12 @@ const runPrefix = "/run/datakeys-"
 // records is the folder of the process records.
 func (n *node) records() string { return filepath.Join(n.run, "processes") }
 
-// lockSite lets one verb at a time change the cluster. The lock file is outside of what down removes.
+// lockFile is outside of the cluster's folder, which down removes while it holds the lock.
+func (n *node) lockFile() string { return filepath.Join(n.cache, "cluster-"+n.id+".lock") }
+
+// lockSite lets one verb at a time change the cluster.
 func (n *node) lockSite(ctx context.Context) (unlock func(), err error) {
-	return lock(ctx, filepath.Join(n.cache, "cluster-"+n.id+".lock"), func() {
+	return lock(ctx, n.lockFile(), func() {
 		n.say("another up, down or load of this cluster is at work: waiting for it")
 	})
 }
