@@ -89,6 +89,11 @@ var chartCases = map[string]chartCase{
 			"--sidecar-memory-request=32Mi\n", "--sidecar-memory-limit=48Mi\n",
 		},
 	},
+	"a rotation interval that the manager refuses is refused": {
+		arguments: []string{"--set=sealingKeyRotationInterval=30m"},
+		contains:  []string{"sealingKeyRotationInterval"},
+		refused:   true,
+	},
 	"a limit that would hold back an honest pod is refused": {
 		arguments: []string{"--set=podLimits.callsPerSecond=10"},
 		contains:  []string{"callsPerSecond"},
