@@ -23,7 +23,7 @@ import (
 )
 
 // rootKeyIsChanged takes the installation from the embedded root key to an HSM behind a KMS v2 plugin, on to a file, and back,
-// with the commands of docs/operations.md. At each root key the managers are restarted, and new data keys are made. A pod reads
+// in the steps of docs/operations.md. At each root key the managers are restarted, and new data keys are made. A pod reads
 // its data key all the time, and at the end a new one reads all of them. While the plugin is down, what runs makes and opens
 // keys as before, and a manager that starts becomes ready when the plugin is back.
 func rootKeyIsChanged(t *testing.T) {
