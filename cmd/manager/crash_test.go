@@ -151,8 +151,9 @@ func freeAddress(t *testing.T) string {
 }
 
 // end reads the history, and returns how many different things of each kind there ever were: by the type of Secret every sealed
-// master key version, root key, sealing key and blob of the tenant, and as "status" the blobs in the status of DataKeyRequests.
-func (p *place) end(t *testing.T) map[string]int {
+// master key version, root key, sealing key and blob of the tenant, and as "status" the blobs in the status of DataKeyRequests. Who
+// looks is shown every state too.
+func (p *place) end(t *testing.T, look ...func(client.Object)) map[string]int {
 	t.Helper()
 	seen := map[string]map[string]bool{}
 	add := func(kind, what string) {
@@ -162,6 +163,9 @@ func (p *place) end(t *testing.T) map[string]int {
 		seen[kind][what] = true
 	}
 	p.history.End(t, func(object client.Object) {
+		for _, look := range look {
+			look(object)
+		}
 		switch o := object.(type) {
 		case *corev1.Secret:
 			add(string(o.Type), fmt.Sprint(o.Data))
@@ -249,20 +253,20 @@ func (p *place) waitForRequest(t *testing.T, name string) *v1alpha1.DataKeyReque
 		})
 }
 
-// durable is a key service that has nothing but what is durable and the flags of config, and lets its callers do everything: what a manager would be after everything was restarted.
+// durable is a key service that has nothing but what is durable, which is what the store of config holds if it has one, and the flags
+// of config, and lets its callers do everything: what a manager would be after everything was restarted.
 func (p *place) durable(t *testing.T, config seal.Config) (service *kms.Service, done func()) {
 	t.Helper()
 	config.OpenRootKey = rootkey.Open
-	store := secretStore{reader: p.client, writer: p.client, namespace: p.system}
 	if config.Store == nil {
-		config.Store = store
+		config.Store = secretStore{reader: p.client, writer: p.client, namespace: p.system}
 	}
 	keyring, err := config.Open(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	service, err = kms.New(kms.Config{
-		Seal: keyring, Keys: store, MasterKeys: masterKeys{cache: p.client, live: p.client},
+		Seal: keyring, Keys: config.Store, MasterKeys: masterKeys{cache: p.client, live: p.client},
 		Authenticator: anyPod{}, Authorizer: anyPod{}, Auditor: kms.NewJSONAuditor(io.Discard),
 	})
 	if err != nil {

@@ -26,6 +26,7 @@ import (
 	"github.com/datakeys/datakeys/internal/rootkey"
 	"github.com/datakeys/datakeys/internal/rootkey/rootkeytest"
 	"github.com/datakeys/datakeys/internal/seal"
+	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
 
 // awsKey and awsKeyToLose are keys of AWS KMS.
@@ -156,6 +157,8 @@ type journey struct {
 	pod  *pod
 	// notResealed tells that the material of the master key could not be written.
 	notResealed <-chan struct{}
+	// states is how many states were opened, each by every root key that was listed in it.
+	states int
 
 	mu      sync.Mutex // held while the pod asks
 	kept    []keptKey
@@ -172,7 +175,7 @@ func newJourney(t *testing.T, others ...string) *journey {
 }
 
 // readOnly is for those who only look: they must not go on with a change that the managers under test have to make.
-type readOnly struct{ secretStore }
+type readOnly struct{ seal.Store }
 
 var errReadOnly = errors.New("a look changes nothing")
 
@@ -212,7 +215,11 @@ func (j *journey) travel(t *testing.T) (met []int) {
 	}
 	stop()
 
-	counts := j.end(t)
+	counts := j.end(t, j.checkState(t))
+	// Each change has two to settle on the new root key, two to rotate the sealing key, and one without the old root key.
+	if least := 5 * len(j.roots[1:]); j.left == nil && j.states < least {
+		t.Errorf("only %d states were opened: the story is not told", j.states)
+	}
 	for _, kind := range []string{v1alpha1.SecretTypeDataKey, "status"} {
 		if counts[kind] != len(j.kept) {
 			t.Errorf("there were %d data keys in %s, ever; want %d", counts[kind], kind, len(j.kept))
@@ -411,17 +418,51 @@ func (j *journey) keep(t *testing.T, config seal.Config, names ...string) {
 // checkKept opens all data keys with what is durable and these flags.
 func (j *journey) checkKept(t *testing.T, config seal.Config) {
 	t.Helper()
-	service, done := j.durable(t, j.look(config))
-	defer done()
 	for _, k := range j.kept {
 		if !bytes.Equal(k.blob, j.blob(t, k.name)) {
 			t.Errorf("the Secret of %s holds another blob than before", k.name)
 		}
+	}
+	j.checkOpensAll(t, j.look(config))
+}
+
+// checkOpensAll opens all data keys, as they were first, with nothing but the store and the flags of config.
+func (j *journey) checkOpensAll(t *testing.T, config seal.Config) {
+	t.Helper()
+	service, done := j.durable(t, config)
+	defer done()
+	for _, k := range j.kept {
 		opened, err := service.Decrypt(t.Context(), j.caller(), kms.DecryptRequest{CiphertextBlob: k.blob, AAD: k.aad})
 		if err != nil || !opened.Plaintext.Equal(k.plaintext) {
 			t.Errorf("with %s: %s does not open as what it was first: %v", config.RootKey, k.name, err)
 		}
 		opened.Plaintext.Destroy()
+	}
+}
+
+// checkState returns what looks at every state that the Secrets of the managers were ever in, one after the other. It says that a
+// manager that finds that state opens all data keys, with any one of the root keys that are listed in it, the one that is relied
+// upon among them. Data keys that were made later open too: what opens them was there before the first. Where root keys were
+// destroyed nobody can say that any more.
+func (j *journey) checkState(t *testing.T) (see func(client.Object)) {
+	state := &sealtest.Store{}
+	return func(object client.Object) {
+		secret, ok := object.(*corev1.Secret)
+		if !ok || secret.Namespace != j.system || j.left != nil {
+			return
+		}
+		before := state.Secrets()
+		state.Put(seal.Secret{Name: secret.Name, Type: string(secret.Type), Data: secret.Data})
+		if maps.EqualFunc(before[secret.Name].Data, secret.Data, bytes.Equal) {
+			return
+		}
+		if used, err := state.Any(t.Context(), v1alpha1.SecretTypeMasterKey); !used || err != nil {
+			return // nothing is to be opened yet
+		}
+		for _, listed := range indexOf(t, &corev1.Secret{Data: state.Secrets()[seal.SealingKeysSecret].Data}).RootKeys {
+			j.checkOpensAll(t, seal.Config{RootKey: uriOf(t, listed), Store: readOnly{state}})
+		}
+		j.states++
 	}
 }
 
@@ -449,15 +490,21 @@ func (j *journey) leaving(t *testing.T) leftRoot {
 	i := indexOf(t, &secret)
 	for tag, listed := range i.RootKeys {
 		if tag != i.Settled {
-			var root struct{ URI string }
-			if err := json.Unmarshal(listed, &root); err != nil {
-				t.Fatal(err)
-			}
-			return leftRoot{uri: root.URI, tag: tag, listed: listed}
+			return leftRoot{uri: uriOf(t, listed), tag: tag, listed: listed}
 		}
 	}
 	t.Fatal("no root key is being left")
 	return leftRoot{}
+}
+
+// uriOf is the URI of a root key that the index lists.
+func uriOf(t *testing.T, listed json.RawMessage) string {
+	t.Helper()
+	var root struct{ URI string }
+	if err := json.Unmarshal(listed, &root); err != nil {
+		t.Fatal(err)
+	}
+	return root.URI
 }
 
 // checkLeft says that a root key that was left opens nothing of what is durable, not even where the Secret with the sealing keys

@@ -57,10 +57,11 @@ func (h *History) End(t testing.TB, see func(client.Object)) {
 		}
 	}
 	for _, w := range h.watches {
-		for e := range w.ResultChan() {
+		for {
+			e, open := <-w.ResultChan()
 			object, ok := e.Object.(client.Object)
-			if !ok {
-				t.Fatalf("the watch ended: %+v", e.Object)
+			if !open || !ok { // an API server ends the watch of whom it cannot tell of every state
+				t.Fatalf("the watch ended, and with it the history: %+v", e.Object)
 			}
 			if object.GetName() == last {
 				break
