@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
 	clocktesting "k8s.io/utils/clock/testing"
 
@@ -94,6 +96,29 @@ func (i *installation) opens(ctx context.Context, k *seal.Keyring) error {
 		}
 	}
 	return nil
+}
+
+// failUpdate lets the update with that number fail and all after it, from 1; 0: none.
+func (i *installation) failUpdate(at int) {
+	updates := 0
+	i.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+		if c.Method == sealtest.Update {
+			if updates++; at > 0 && updates >= at {
+				return sealtest.Fail
+			}
+		}
+		return sealtest.None
+	}
+}
+
+// copied is the installation with a store of its own that holds what is durable now.
+func (i *installation) copied() *installation {
+	c := *i
+	c.store = &sealtest.Store{}
+	for _, secret := range i.store.Secrets() {
+		c.store.Put(secret)
+	}
+	return &c
 }
 
 // life is what a manager does with the flags of a stage, until there is nothing left to do.
@@ -223,7 +248,8 @@ func (s stage) verdict() seal.Verdict {
 }
 
 // Whatever was durable at any moment must open everything that was sealed until then: for a manager with the flags of the
-// stage, and, until the old root key is dropped, for one that was left behind with those of the stage before and starts again.
+// stage, and, until the old root key is dropped, for one that was left behind with those of the stage before and starts again. So does
+// every root key that is listed, by itself.
 func TestAtEveryMomentTheOldAndTheNewFlagsOpenEverything(t *testing.T) {
 	stages := story()
 	i := newInstallation()
@@ -237,20 +263,20 @@ func TestAtEveryMomentTheOldAndTheNewFlagsOpenEverything(t *testing.T) {
 			i.clock.SetTime(i.clock.Now().Add(24 * time.Hour))
 		}
 		check := func() {
-			then := &sealtest.Store{}
-			for _, secret := range i.store.Secrets() {
-				then.Put(secret)
-			}
+			then := i.copied()
 			behind := []stage{{root: s.root, previous: s.previous}}
 			if n > 0 && s.previous != "" {
 				behind = append(behind, stages[n-1], stage{root: s.previous})
 			}
+			report, err := then.config(s).Inspect(t.Context())
+			if err != nil {
+				t.Error(err)
+			}
+			for _, root := range report.RootKeys {
+				behind = append(behind, stage{root: root.URI})
+			}
 			for _, b := range behind {
-				at := *i
-				at.store = &sealtest.Store{}
-				for _, secret := range then.Secrets() {
-					at.store.Put(secret)
-				}
+				at := then.copied()
 				k, err := at.config(b).Open(t.Context())
 				if err == nil {
 					err = at.opens(t.Context(), k)
@@ -286,6 +312,35 @@ func TestAtEveryMomentTheOldAndTheNewFlagsOpenEverything(t *testing.T) {
 	}
 	if moments < 25 {
 		t.Errorf("there were only %d moments: the story is not told", moments)
+	}
+}
+
+// Where the verdict is Settled, nothing that another root key wrapped is left, and nothing that was to take a place.
+func TestASettledRootKeyIsTheOnlyOneThatWrapsAnything(t *testing.T) {
+	i := newInstallation()
+	for n, s := range story() {
+		if s.rotate {
+			i.request(fmt.Sprint(n))
+		}
+		if s.stale {
+			i.roots.Rotate(s.root)
+			i.clock.SetTime(i.clock.Now().Add(24 * time.Hour))
+		}
+		k, err := i.life(t.Context(), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		report := k.Report()
+		if report.Verdict != seal.VerdictSettled {
+			continue
+		}
+		want := []string{"index", "installID", "keyID"}
+		for v := range report.Primary {
+			want = append(want, seal.VersionEntry(v+1)+"."+seal.TagOf(report.Current.ID))
+		}
+		if diff := cmp.Diff(want, slices.Sorted(maps.Keys(i.store.Secrets()[seal.SealingKeysSecret].Data))); diff != "" {
+			t.Errorf("stage %d: entries (-want +got):\n%s", n, diff)
+		}
 	}
 }
 
@@ -342,15 +397,7 @@ func TestAManagerWithOldFlagsDoesNotUndoAChange(t *testing.T) {
 	const oldKey, newKey = "fake://old", "fake://new"
 	i := newInstallation()
 	behind := i.start(t, stage{root: oldKey})
-	updates := 0
-	i.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
-		if c.Method == sealtest.Update {
-			if updates++; updates > 1 { // the new root key is added, and not settled on
-				return sealtest.Fail
-			}
-		}
-		return sealtest.None
-	}
+	i.failUpdate(2) // the new root key is added, and not settled on
 	i.start(t, stage{root: newKey, previous: oldKey})
 	i.store.Hook = nil
 	wrappedBy := func(want ...string) {
@@ -521,21 +568,54 @@ func TestARootKeyThatCannotBeReliedUponIsNot(t *testing.T) {
 	}
 }
 
+// A confusedRoot wraps another key than it was given.
+type confusedRoot struct{ seal.RootKey }
+
+func (r confusedRoot) Wrap(ctx context.Context, _ envelope.Plaintext, ad []byte) ([]byte, error) {
+	other, err := envelope.PlaintextOfMaterial(envelope.NewMaterialID(), envelope.NewMaterial())
+	if err != nil {
+		return nil, err
+	}
+	defer other.Destroy()
+	return r.RootKey.Wrap(ctx, other, ad)
+}
+
+func TestARootKeyThatWrapsAnotherKeyIsNotReliedUpon(t *testing.T) {
+	const oldKey, newKey = "fake://old", "fake://new"
+	i := newInstallation()
+	i.seal(t, i.start(t, stage{root: oldKey}))
+	before := i.store.Secrets()
+	config := i.config(stage{root: newKey, previous: oldKey})
+	config.OpenRootKey = func(ctx context.Context, uri string, log logr.Logger) (seal.RootKey, error) {
+		root, err := i.roots.Open(ctx, uri, log)
+		if uri == newKey && err == nil {
+			root = confusedRoot{root}
+		}
+		return root, err
+	}
+	k, err := config.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	if err := k.Tend(t.Context(), true); err == nil || !strings.Contains(err.Error(), "opens what it has just wrapped as something else") {
+		t.Errorf("got %v, want an error that says that it wraps another key", err)
+	}
+	if diff := cmp.Diff(before, i.store.Secrets()); diff != "" {
+		t.Errorf("Secrets were changed: %s", diff)
+	}
+	if err := i.opens(t.Context(), k); err != nil {
+		t.Error(err)
+	}
+}
+
 // A root key is replaced by another one of its name after it wrapped the keys and before anybody relied upon it.
 func TestARootKeyThatIsLostBeforeItIsReliedUponIsWrappedByAnew(t *testing.T) {
 	const oldKey, newKey = "fake://old", "fake://new"
 	i := newInstallation()
 	k := i.start(t, stage{root: oldKey})
 	i.seal(t, k)
-	updates := 0
-	i.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
-		if c.Method == sealtest.Update {
-			if updates++; updates == 2 {
-				return sealtest.Fail // it is not settled on the new root key
-			}
-		}
-		return sealtest.None
-	}
+	i.failUpdate(2) // it is not settled on the new root key
 	i.start(t, stage{root: newKey, previous: oldKey})
 	i.store.Hook = nil
 	i.roots.Lose(newKey)
@@ -685,6 +765,84 @@ func TestStaleWrappingsAreReplacedOnceAnHour(t *testing.T) {
 	}
 }
 
+// What was wrapped anew takes the place of the old only where it opens, as the same key: else the old one stays.
+func TestWhatWasWrappedAnewDoesNotReplaceTheOldBeforeItWasReadBack(t *testing.T) {
+	s := stage{root: "fake://kms"}
+	v1 := "v1." + seal.TagOf(s.root)
+	for name, damage := range map[string]func(s, another *seal.Secret){
+		"it does not open":  func(s, _ *seal.Secret) { s.Data[v1+".next"][90] ^= 1 },
+		"it is another key": func(s, another *seal.Secret) { s.Data[v1+".next"] = another.Data[v1] },
+		"it is empty":       func(s, _ *seal.Secret) { s.Data[v1+".next"] = nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			i := newInstallation()
+			i.seal(t, i.start(t, s))
+			before := i.store.Secrets()[seal.SealingKeysSecret]
+			another := i.withAnotherSealingKey(t, s)
+			i.roots.Rotate(s.root)
+			k := i.start(t, s)
+			i.failUpdate(2)
+			if err := k.Tend(t.Context(), true); !errors.Is(err, sealtest.ErrInjected) {
+				t.Fatalf("got %v", err)
+			}
+			i.store.Hook = nil
+			i.store.Edit(seal.SealingKeysSecret, func(s *seal.Secret) { damage(s, &another) })
+			if err := k.Tend(t.Context(), false); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(before.Data, i.store.Secrets()[seal.SealingKeysSecret].Data); diff != "" {
+				t.Errorf("the Secret is not as it was: %s", diff)
+			}
+			if err := i.opens(t.Context(), i.start(t, s)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// withAnotherSealingKey returns the Secret of somebody who runs with another first sealing key in this very installation.
+func (i *installation) withAnotherSealingKey(t *testing.T, s stage) seal.Secret {
+	t.Helper()
+	secret := i.store.Secrets()[seal.SealingKeysSecret]
+	root, err := i.roots.OpenQuietly(t.Context(), s.root, logr.Discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := envelope.ParseKeyID(string(secret.Data["keyID"]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v1 := "v1." + seal.TagOf(s.root)
+	secret.Data[v1], err = confusedRoot{root}.Wrap(t.Context(), envelope.Plaintext{}, seal.Binding(id, 1, string(secret.Data["installID"])))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return secret
+}
+
+// An embedded root key that wraps sealing keys is not made anew where it was lost.
+func TestANewEmbeddedRootKeyThatIsLostIsNotMadeAnew(t *testing.T) {
+	flags := stage{root: "secret://new", previous: "fake://old"}
+	i := newInstallation()
+	i.seal(t, i.start(t, stage{root: flags.previous}))
+	i.seal(t, i.start(t, flags))
+	i.store.Delete("new")
+	before := i.store.Secrets()
+	k := i.start(t, flags)
+	if err := k.Tend(t.Context(), true); err == nil || !strings.Contains(err.Error(), "no new root key is made") {
+		t.Errorf("got %v", err)
+	}
+	if diff := cmp.Diff(before, i.store.Secrets()); diff != "" {
+		t.Errorf("Secrets were changed: %s", diff)
+	}
+	if err := i.opens(t.Context(), k); err != nil {
+		t.Errorf("the previous root key is there: %v", err)
+	}
+	if got := k.Report().Verdict; got != seal.VerdictChanging {
+		t.Errorf("verdict %s", got)
+	}
+}
+
 func TestTheSealingKeyIsRotatedInTimeAndOnDemand(t *testing.T) {
 	const interval = 2160 * time.Hour
 	i := newInstallation()
@@ -800,23 +958,98 @@ func TestAnOldBackupIsNotBuiltUpon(t *testing.T) {
 	}
 }
 
+// While the root key is being changed, whoever lacks one of the two must not rotate: the new sealing key would be wrapped by the
+// other alone.
+func TestARotationWaitsForEveryRootKey(t *testing.T) {
+	const oldKey, newKey = "fake://old", "fake://new"
+	both := stage{root: newKey, previous: oldKey}
+	for name, c := range map[string]struct {
+		flags stage
+		down  string
+	}{
+		"a leader with the old flags":                 {stage{root: oldKey}, ""},
+		"the previous root key of the leader is down": {both, oldKey},
+		"the root key of the leader is down":          {both, newKey},
+	} {
+		t.Run(name, func(t *testing.T) {
+			i := newInstallation()
+			i.seal(t, i.start(t, stage{root: oldKey}))
+			i.seal(t, i.start(t, both))
+			i.request("now")
+			i.roots.Hook = func(_ context.Context, method, uri string) error {
+				if uri == c.down && method == sealtest.Open {
+					return sealtest.ErrDown
+				}
+				return nil
+			}
+			k := i.start(t, c.flags)
+			before := i.store.Secrets()
+			if err := k.Rotate(t.Context(), 0); !errors.Is(err, seal.ErrRotationWaits) {
+				t.Errorf("got %v, want %v", err, seal.ErrRotationWaits)
+			}
+			if diff := cmp.Diff(before, i.store.Secrets()); diff != "" {
+				t.Errorf("Secrets were changed: %s", diff)
+			}
+			i.roots.Hook = nil
+			if err := i.start(t, both).Rotate(t.Context(), 0); err != nil {
+				t.Fatal(err)
+			}
+			for _, flags := range []stage{{root: oldKey}, both, {root: newKey}} {
+				if got := i.start(t, flags).Primary(); got != 2 {
+					t.Errorf("--root-key=%s --previous-root-key=%s: version %d", flags.root, flags.previous, got)
+				}
+			}
+		})
+	}
+}
+
+// A root key that is down says nothing about what it wrapped.
+func TestANewSealingKeyIsNotMadeAnewWhileTheRootKeyIsDown(t *testing.T) {
+	i := newInstallation()
+	k := i.start(t, stage{root: "fake://kms"})
+	i.request("now")
+	var made seal.Secret
+	i.roots.Hook = func(_ context.Context, method, _ string) error {
+		if s := i.store.Secrets()[seal.SealingKeysSecret]; method == sealtest.Unwrap && len(s.Data["v2."+seal.TagOf("fake://kms")]) > 0 && made.Data == nil {
+			made = s
+			return sealtest.ErrDown
+		}
+		return nil
+	}
+	if err := k.Rotate(t.Context(), 0); !errors.Is(err, sealtest.ErrDown) {
+		t.Errorf("got %v", err)
+	}
+	if diff := cmp.Diff(made.Data, i.store.Secrets()[seal.SealingKeysSecret].Data); diff != "" {
+		t.Errorf("the Secret was changed: %s", diff)
+	}
+	if err := k.Rotate(t.Context(), 0); err != nil || k.Primary() != 2 {
+		t.Errorf("once it answers: %v, and version %d seals", err, k.Primary())
+	}
+}
+
 // What lies in the Secret of a new sealing key that has sealed nothing yet keeps nobody from starting, and does not seal unless it
 // opens by every root key as the same key.
 func TestANewSealingKeyDoesNotSealBeforeItWasReadBack(t *testing.T) {
 	const oldKey, newKey = "fake://old", "fake://new"
 	s := stage{root: newKey, previous: oldKey}
 	entry := func(version, root string) string { return version + "." + seal.TagOf(root) }
-	for name, damage := range map[string]func(*seal.Secret){
-		"it does not open by the root key":          func(s *seal.Secret) { s.Data[entry("v2", newKey)][90] ^= 1 },
-		"it does not open by the previous root key": func(s *seal.Secret) { s.Data[entry("v2", oldKey)][90] ^= 1 },
-		"it is missing under one root key":          func(s *seal.Secret) { delete(s.Data, entry("v2", oldKey)) },
-		"it is another version":                     func(s *seal.Secret) { s.Data[entry("v2", oldKey)] = s.Data[entry("v1", oldKey)] },
+	for name, damage := range map[string]func(s, another *seal.Secret){
+		"it does not open by the root key":          func(s, _ *seal.Secret) { s.Data[entry("v2", newKey)][90] ^= 1 },
+		"it does not open by the previous root key": func(s, _ *seal.Secret) { s.Data[entry("v2", oldKey)][90] ^= 1 },
+		"it is missing under one root key":          func(s, _ *seal.Secret) { delete(s.Data, entry("v2", oldKey)) },
+		"it is another version":                     func(s, _ *seal.Secret) { s.Data[entry("v2", oldKey)] = s.Data[entry("v1", oldKey)] },
+		"it is another key under each root key":     func(s, another *seal.Secret) { s.Data[entry("v2", oldKey)] = another.Data[entry("v2", oldKey)] },
 	} {
 		t.Run(name, func(t *testing.T) {
 			i := newInstallation()
 			i.seal(t, i.start(t, stage{root: oldKey}))
 			k := i.start(t, s)
 			i.request("now")
+			elsewhere := i.copied() // where it was rotated too
+			if err := elsewhere.start(t, s).Rotate(t.Context(), 0); err != nil {
+				t.Fatal(err)
+			}
+			another := elsewhere.store.Secrets()[seal.SealingKeysSecret]
 			updates := 0
 			i.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
 				if c.Method == sealtest.Update {
@@ -824,7 +1057,7 @@ func TestANewSealingKeyDoesNotSealBeforeItWasReadBack(t *testing.T) {
 				}
 				if c.Method == sealtest.Get && updates == 1 {
 					updates++
-					i.store.Edit(seal.SealingKeysSecret, damage)
+					i.store.Edit(seal.SealingKeysSecret, func(s *seal.Secret) { damage(s, &another) })
 					return sealtest.Fail
 				}
 				return sealtest.None

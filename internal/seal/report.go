@@ -69,6 +69,11 @@ type ConfiguredRootKey struct {
 	Problem string
 }
 
+// is reports whether it is a listed root key. One that cannot be opened is known by its URI.
+func (c *ConfiguredRootKey) is(root listedRootKey) bool {
+	return c.ID == root.ID || c.ID == "" && c.URI == root.URI
+}
+
 // Report returns what is known since the Secret was last read. It asks nobody.
 func (k *Keyring) Report() Report { return *k.report.Load() }
 
@@ -122,7 +127,7 @@ func (l *layout) verdict(r Report) (Verdict, string) {
 		return len(opens) == int(l.index.Primary)
 	}
 	byCurrent, byPrevious := opensAll(r.Current), opensAll(r.Previous)
-	settledHere := r.Current.ID == settled.ID
+	settledHere := r.Current.is(settled)
 	fromPrevious := r.Previous.URI != "" && (r.Previous.URI == settled.URI || r.Previous.ID == settled.ID)
 	switch {
 	case !byCurrent && !byPrevious:

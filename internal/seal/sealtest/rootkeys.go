@@ -46,7 +46,10 @@ type fakeKey struct {
 // Open opens a root key, as seal.Config.OpenRootKey.
 func (r *RootKeys) Open(ctx context.Context, uri string, _ logr.Logger) (seal.RootKey, error) {
 	root := &fakeRoot{keys: r, uri: uri}
-	return root, root.call(ctx, Open)
+	if err := root.call(ctx, Open); err != nil {
+		return nil, err // and no root key that was not opened
+	}
+	return root, nil
 }
 
 // OpenQuietly opens a root key whose calls the Hook is not asked about and nobody counts.
