@@ -245,27 +245,37 @@ func TestTwoLeadersThatResealAtOnce(t *testing.T) {
 
 // Somebody else writes to the Secret of a master key while it is sealed anew: what they wrote stays.
 func TestResealingOverwritesNothingThatItHasNotRead(t *testing.T) {
-	w := settled(t)
-	w.requestRotation("now")
-	added := false
-	w.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
-		if c.Method == sealtest.Update && c.Name == ordersKey.KeyID && !added {
-			added = true
-			w.addVersion(t, ordersKey, 2)
-		}
-		return sealtest.None
-	}
-	if err := w.TendSeal(t.Context(), true, never); err != nil {
-		t.Fatal(err)
-	}
-	w.store.Hook = nil
-	by := w.sealedBy(t)
-	if by[ordersKey.KeyID+" v1"] != 2 || by[ordersKey.KeyID+" v2"] != 2 {
-		t.Errorf("sealed by %v", by)
-	}
-	info, err := replica(t, w).MasterKey(t.Context(), ordersKey)
-	if err != nil || info.PrimaryVersion != 2 {
-		t.Errorf("got %+v, %v", info, err)
+	for name, call := range map[string]sealtest.Call{
+		"another version is made as the Secret is written":          {Method: sealtest.Update, Name: ordersKey.KeyID},
+		"another version is made between the reading and the write": {Method: sealtest.Get, Name: seal.SealingKeysSecret},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := settled(t)
+			w.requestRotation("now")
+			reads, added := 0, false
+			w.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+				if c == (sealtest.Call{Method: sealtest.Get, Name: ordersKey.KeyID}) {
+					reads++ // once before the rotation, once after it
+				}
+				if c == call && reads == 2 && !added {
+					added = true
+					w.addVersion(t, ordersKey, 2)
+				}
+				return sealtest.None
+			}
+			if err := w.TendSeal(t.Context(), true, never); err != nil {
+				t.Fatal(err)
+			}
+			w.store.Hook = nil
+			by := w.sealedBy(t)
+			if by[ordersKey.KeyID+" v1"] != 2 || by[ordersKey.KeyID+" v2"] != 2 {
+				t.Errorf("sealed by %v", by)
+			}
+			info, err := replica(t, w).MasterKey(t.Context(), ordersKey)
+			if err != nil || info.PrimaryVersion != 2 {
+				t.Errorf("got %+v, %v", info, err)
+			}
+		})
 	}
 }
 
