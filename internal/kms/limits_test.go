@@ -156,7 +156,13 @@ func TestOnlyRefusalsThatAPodBroughtUponItselfCount(t *testing.T) {
 		}},
 		"a caller who does not wait": {
 			counts: true,
-			change: func(w *world) { w.rbac.Err = context.Canceled },
+			change: func(w *world) {
+				// The key is loaded: nothing goes on when the caller is gone.
+				if _, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: b["scoped"], EncryptionContext: orders().EncryptionContext, Door: kms.DoorAWS}); err != nil {
+					t.Fatal(err)
+				}
+				w.rbac.Err = context.Canceled
+			},
 			call: func(w *world) error {
 				caller, err := w.Enter(t.Context(), app)
 				if err != nil {
