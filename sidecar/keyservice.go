@@ -97,28 +97,38 @@ func (c *Client) Close() error { return c.conn.Close() }
 
 // Open asks for up to MaxDataKeys plaintexts and returns one answer each, in order, or the gRPC status error of the call
 // as a whole. Destroying the plaintexts is up to the caller.
-func (c *Client) Open(ctx context.Context, sealed []Sealed) (opened []Opened, err error) {
+func (c *Client) Open(ctx context.Context, sealed []Sealed) ([]Opened, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	all := make([]Opened, 0, len(sealed))
 	for _, batch := range batches(sealed) {
-		// Waiting for the connection makes the first try at a key service that comes up just now the one that succeeds.
-		response, err := c.kms.BatchDecrypt(ctx, batch, grpc.WaitForReady(true))
-		results := response.GetResults()
-		if err == nil && len(results) != len(batch.GetRequests()) {
-			err = status.Errorf(codes.Internal, "the key service gave %d answers to %d requests", len(results), len(batch.GetRequests()))
-		}
-		if err == nil {
-			for _, result := range results {
-				opened = append(opened, newOpened(result))
-			}
-		}
-		wipe(results)
+		opened, err := c.open(ctx, batch)
 		if err != nil {
-			for _, o := range opened {
+			for _, o := range all {
 				o.Plaintext.Destroy()
 			}
 			return nil, err
 		}
+		all = append(all, opened...)
+	}
+	return all, nil
+}
+
+// open asks for the plaintexts of one batch.
+func (c *Client) open(ctx context.Context, batch *kmsv1.BatchDecryptRequest) ([]Opened, error) {
+	// Waiting for the connection makes the first try at a key service that comes up just now the one that succeeds.
+	response, err := c.kms.BatchDecrypt(ctx, batch, grpc.WaitForReady(true))
+	if err != nil {
+		return nil, err
+	}
+	results := response.GetResults()
+	defer wipe(results)
+	if len(results) != len(batch.GetRequests()) {
+		return nil, status.Errorf(codes.Internal, "the key service gave %d answers to %d requests", len(results), len(batch.GetRequests()))
+	}
+	opened := make([]Opened, len(results))
+	for i, result := range results {
+		opened[i] = newOpened(result)
 	}
 	return opened, nil
 }
@@ -132,10 +142,12 @@ func batches(sealed []Sealed) (all []*kmsv1.BatchDecryptRequest) {
 	size := 0
 	for _, s := range sealed {
 		request := &kmsv1.DecryptRequest{CiphertextBlob: s.CiphertextBlob, EncryptionContext: s.EncryptionContext, Aad: s.AAD}
-		if size += proto.Size(request); last == nil || size > maxBatchSize {
-			last, size = &kmsv1.BatchDecryptRequest{}, proto.Size(request)
+		n := proto.Size(request)
+		if last == nil || size+n > maxBatchSize {
+			last, size = &kmsv1.BatchDecryptRequest{}, 0
 			all = append(all, last)
 		}
+		size += n
 		last.Requests = append(last.Requests, request)
 	}
 	return all
