@@ -20,7 +20,8 @@ type BatchDecryptResult struct {
 	Err      error
 }
 
-// BatchDecrypt opens 1 to 100 blobs, each as Decrypt would. About the same access RBAC is asked once. Only what concerns the whole call is returned as an error.
+// BatchDecrypt opens 1 to 100 blobs, each as Decrypt would. About the same access RBAC is asked once. Only what concerns the
+// whole call is returned as an error.
 func (s *Service) BatchDecrypt(ctx context.Context, caller Caller, reqs []DecryptRequest) (results []BatchDecryptResult, err error) {
 	start := s.now()
 	defer func() { s.done(ctx, OperationBatchDecrypt, start, caller, err) }()

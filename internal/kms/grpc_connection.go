@@ -114,7 +114,7 @@ func (s *connections) welcome(c *connection, pod string) *house {
 // ServerHandshake implements credentials.TransportCredentials.
 func (s *connections) ServerHandshake(tcp net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	c := &connection{
-		all: s, tcp: tcp, now: s.now, left: maxStrangeBytes, known: make(chan struct{}), closed: make(chan struct{}),
+		all: s, tcp: tcp, left: maxStrangeBytes, known: make(chan struct{}), closed: make(chan struct{}),
 		review: make(chan struct{}, 1), strange: strangerRule.full(s.now()),
 	}
 	c.end = sync.OnceFunc(func() { close(c.closed) })
@@ -144,8 +144,7 @@ type connection struct {
 	net.Conn
 	credentials.TLSInfo
 	all   *connections
-	tcp   net.Conn // below TLS
-	now   func() time.Time
+	tcp   net.Conn              // below TLS
 	house atomic.Pointer[house] // set under all.mu
 	left  int                   // what a stranger may still send; for the reader of the connection alone
 	// known is closed once a pod has shown a valid token, closed when the connection is.
@@ -221,7 +220,7 @@ func (c *connection) admit(ctx context.Context) (reviewed func(), err error) {
 	if c.strange.tokens >= 1 { // time takes none away
 		return reviewed, nil
 	}
-	if c.strange = strangerRule.now(c.strange, c.now()); c.strange.tokens >= 1 {
+	if c.strange = strangerRule.now(c.strange, c.all.now()); c.strange.tokens >= 1 {
 		return reviewed, nil
 	}
 	reviewed()
@@ -256,7 +255,7 @@ func (c *connection) refused(ctx context.Context, err error) {
 	if c == nil || CodeOf(err) != CodeUnauthenticated && ctx.Err() == nil {
 		return
 	}
-	now := c.now()
+	now := c.all.now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.strange = strangerRule.spent(strangerRule.now(c.strange, now), 1)

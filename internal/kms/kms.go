@@ -131,7 +131,8 @@ func (h AliasHolders) Add(k MasterKey) {
 type MasterKeys interface {
 	// ByName returns the MasterKey of that name, or an error that is ErrMasterKeyNotFound after a live read.
 	ByName(ctx context.Context, namespace, name string) (MasterKey, error)
-	// ByAlias returns the MasterKey of the namespace that has the alias, as AliasHolders tell. The error is ErrMasterKeyNotFound after a live read that is at most 2 seconds old.
+	// ByAlias returns the MasterKey of the namespace that has the alias, as AliasHolders tell. The error is
+	// ErrMasterKeyNotFound after a live read that is at most 2 seconds old.
 	ByAlias(ctx context.Context, namespace, alias string) (MasterKey, error)
 	// List returns every MasterKey of the namespace, sorted by name. It may lag behind the API server as a watch does.
 	List(ctx context.Context, namespace string) ([]MasterKey, error)
