@@ -37,20 +37,14 @@ func (p *place) newPod(t *testing.T) *pod {
 	object := &corev1.Pod{ObjectMeta: in, Spec: corev1.PodSpec{
 		ServiceAccountName: name, Containers: []corev1.Container{{Name: name, Image: "app"}},
 	}}
-	for _, o := range []client.Object{
-		account, object,
+	p.create(t, account, object,
 		&rbacv1.Role{ObjectMeta: in, Rules: []rbacv1.PolicyRule{{
 			Verbs: []string{v1alpha1.VerbDecrypt}, APIGroups: []string{v1alpha1.GroupName}, Resources: []string{v1alpha1.ResourceMasterKeys},
 		}}},
 		&rbacv1.RoleBinding{
 			ObjectMeta: in, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: name},
 			Subjects: []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: p.tenant, Name: name}},
-		},
-	} {
-		if err := p.client.Create(t.Context(), o); err != nil {
-			t.Fatal(err)
-		}
-	}
+		})
 	token := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
 		Audiences:      []string{v1alpha1.TokenAudience},
 		BoundObjectRef: &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: name, UID: object.UID},

@@ -317,16 +317,15 @@ func TestHonestPodsAreNotThrottled(t *testing.T) {
 // Key pairs that were asked for at once are paid for one by one.
 func TestDearCallsAtOnceAreNotAllLetIn(t *testing.T) {
 	l := newLimited(t, kms.Limits{Calls: 1000, CallsBurst: 2000, Refusals: 1000, RefusalsBurst: 1000})
-	var callers []kms.Caller
+	var caller kms.Caller
 	for range 3 {
-		caller, err := l.Enter(t.Context(), allKeys)
-		if err != nil {
+		var err error
+		if caller, err = l.Enter(t.Context(), allKeys); err != nil {
 			t.Fatal(err)
 		}
-		callers = append(callers, caller)
 	}
 	pair := func(spec string) error {
-		_, err := l.Service.GenerateDataKeyPair(t.Context(), callers[0], kms.GenerateDataKeyPairRequest{
+		_, err := l.Service.GenerateDataKeyPair(t.Context(), caller, kms.GenerateDataKeyPairRequest{
 			KeyID: "orders", KeyPairSpec: spec, Door: kms.DoorAWS, WithoutPlaintext: true,
 		})
 		return err

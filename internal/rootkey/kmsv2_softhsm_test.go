@@ -58,7 +58,7 @@ func wrapsSealingKeys(t *testing.T, hsm *rootkeytest.SoftHSM) {
 	}
 	wantStale := func(wrapped []byte, want bool) {
 		t.Helper()
-		if got := root.(interface{ Stale([]byte) bool }).Stale(wrapped); got != want {
+		if got := root.(seal.Staler).Stale(wrapped); got != want {
 			t.Errorf("stale: got %t, want %t", got, want)
 		}
 	}

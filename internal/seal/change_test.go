@@ -35,13 +35,7 @@ func (i *installation) recorded(t *testing.T, stages []stage) (changes []string,
 		return sealtest.None
 	}
 	for n, s := range stages {
-		if s.rotate {
-			i.request(fmt.Sprint(n))
-		}
-		if s.stale {
-			i.roots.Rotate(s.root)
-			i.clock.SetTime(i.clock.Now().Add(24 * time.Hour))
-		}
+		i.begin(n, s)
 		config := i.config(s)
 		config.Record = record
 		k, err := config.Open(t.Context())

@@ -143,6 +143,17 @@ func (i *installation) request(value string) {
 	})
 }
 
+// begin does what somebody does before stage n of a story.
+func (i *installation) begin(n int, s stage) {
+	if s.rotate {
+		i.request(fmt.Sprint(n))
+	}
+	if s.stale {
+		i.roots.Rotate(s.root)
+		i.clock.SetTime(i.clock.Now().Add(24 * time.Hour))
+	}
+}
+
 // story is a whole life: every way from one root key to another, with rotations before, in between and after.
 func story() []stage {
 	return []stage{
@@ -205,13 +216,7 @@ func survivesFaultAt(t *testing.T, stages []stage, at int, fault sealtest.Fault)
 		return nil
 	}
 	for n, s := range stages {
-		if s.rotate {
-			i.request(fmt.Sprint(n))
-		}
-		if s.stale {
-			i.roots.Rotate(s.root)
-			i.clock.SetTime(i.clock.Now().Add(24 * time.Hour))
-		}
+		i.begin(n, s)
 		k, err := i.life(t.Context(), s)
 		if err != nil {
 			// The process died of it, or waits for its next try: both begin again with what is durable.
@@ -255,13 +260,7 @@ func TestAtEveryMomentTheOldAndTheNewFlagsOpenEverything(t *testing.T) {
 	i := newInstallation()
 	moments := 0
 	for n, s := range stages {
-		if s.rotate {
-			i.request(fmt.Sprint(n))
-		}
-		if s.stale {
-			i.roots.Rotate(s.root)
-			i.clock.SetTime(i.clock.Now().Add(24 * time.Hour))
-		}
+		i.begin(n, s)
 		check := func() {
 			then := i.copied()
 			behind := []stage{{root: s.root, previous: s.previous}}
@@ -319,13 +318,7 @@ func TestAtEveryMomentTheOldAndTheNewFlagsOpenEverything(t *testing.T) {
 func TestASettledRootKeyIsTheOnlyOneThatWrapsAnything(t *testing.T) {
 	i := newInstallation()
 	for n, s := range story() {
-		if s.rotate {
-			i.request(fmt.Sprint(n))
-		}
-		if s.stale {
-			i.roots.Rotate(s.root)
-			i.clock.SetTime(i.clock.Now().Add(24 * time.Hour))
-		}
+		i.begin(n, s)
 		k, err := i.life(t.Context(), s)
 		if err != nil {
 			t.Fatal(err)
