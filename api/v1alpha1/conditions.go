@@ -11,6 +11,13 @@ const (
 	// and opens; of a DataKeyRequest, that its Secret holds a blob that opens. It is always present once the object was
 	// looked at.
 	ConditionReady = "Ready"
+	// ConditionRotated, on both kinds, says that no rotation is due that was not done. It is not there where nobody asks for one.
+	ConditionRotated = "Rotated"
+	// ConditionRewrapped says that no data key is behind its master key: of a MasterKey, that its primary version wraps every
+	// generation of all its DataKeyRequests; of a DataKeyRequest, all of its own.
+	ConditionRewrapped = "Rewrapped"
+	// ConditionAliasesHeld, on a MasterKey that claims aliases, says that it has all of them.
+	ConditionAliasesHeld = "AliasesHeld"
 )
 
 // Reasons of ConditionReady on both kinds. An event has the reason of the condition that it tells of.
@@ -33,6 +40,52 @@ const (
 	ReasonMaterialConflict = "MaterialConflict"
 	// ReasonMaterialBroken: the material does not open under the sealing keys of this installation.
 	ReasonMaterialBroken = "MaterialBroken"
+	// ReasonDisabled: spec.state is Disabled.
+	ReasonDisabled = "Disabled"
+	// ReasonPendingDeletion: the deletion of the key began, by its spec.state; the message says when the material is destroyed.
+	ReasonPendingDeletion = "PendingDeletion"
+	// ReasonDeletionBlocked: the waiting period is over, and what the message names still refers to the key.
+	ReasonDeletionBlocked = "DeletionBlocked"
+	// ReasonDestroyed: the material is destroyed. Nothing brings it back.
+	ReasonDestroyed = "Destroyed"
+)
+
+// Reasons of ConditionRotated.
+const (
+	// ReasonRotated: the last rotation that was due is done.
+	ReasonRotated = "Rotated"
+	// ReasonSuspended: spec.rotation.suspend leaves out rotations by time.
+	ReasonSuspended = "Suspended"
+	// ReasonNotEnabled: a rotation is asked for that waits until the key is Enabled.
+	ReasonNotEnabled = "NotEnabled"
+	// ReasonInvalidSchedule: spec.rotation.schedule or timeZone is not what it has to be, as the message says.
+	ReasonInvalidSchedule = "InvalidSchedule"
+	// ReasonTooManyVersions: the key has as many versions as it may have.
+	ReasonTooManyVersions = "TooManyVersions"
+	// ReasonTooManyGenerations: the data key has as many generations as it may have.
+	ReasonTooManyGenerations = "TooManyGenerations"
+	// ReasonClocksDisagree: the clocks of the manager and of the API server are apart, so nothing is done by time.
+	ReasonClocksDisagree = "ClocksDisagree"
+	// ReasonRotationFailed: the rotation failed, and is tried again.
+	ReasonRotationFailed = "RotationFailed"
+)
+
+// Reasons of ConditionRewrapped.
+const (
+	// ReasonRewrapped: the primary version wraps everything.
+	ReasonRewrapped = "Rewrapped"
+	// ReasonRewrapping: what is behind is being wrapped anew.
+	ReasonRewrapping = "Rewrapping"
+	// ReasonManual: what is behind waits for the annotation datakeys.io/rewrap-requested-at.
+	ReasonManual = "Manual"
+)
+
+// Reasons of ConditionAliasesHeld.
+const (
+	// ReasonAliasesHeld: the key has all the aliases that it claims.
+	ReasonAliasesHeld = "AliasesHeld"
+	// ReasonAliasConflict: another MasterKey of the namespace has one of them.
+	ReasonAliasConflict = "AliasConflict"
 )
 
 // Reasons of ConditionReady on a DataKeyRequest.
@@ -50,6 +103,9 @@ const (
 	// ReasonSecretConflict: a Secret of the request's name exists that does not hold this request's data key. It is not
 	// touched.
 	ReasonSecretConflict = "SecretConflict"
+	// ReasonKeyVersionMissing: a generation is wrapped by a version of the master key that its material does not have, as after an
+	// older backup of it was restored. A newer one has to be.
+	ReasonKeyVersionMissing = "KeyVersionMissing"
 	// ReasonDataKeyBroken: neither the Secret nor the status holds a blob that opens. A new data key is never made in
 	// its place; the Secret or the status has to be restored.
 	ReasonDataKeyBroken = "DataKeyBroken"
@@ -63,6 +119,12 @@ const (
 	ReasonAdopted = "Adopted"
 	// ReasonRepaired: a Secret that was deleted or edited was written again from what is durable.
 	ReasonRepaired = "Repaired"
+	// ReasonDropped: a generation of a data key was dropped, as spec.rotation.keep says.
+	ReasonDropped = "Dropped"
+	// ReasonDeletionCancelled: the material of a master key is no longer to be destroyed.
+	ReasonDeletionCancelled = "DeletionCancelled"
+	// ReasonOrphaned, on a Secret with material: its MasterKey is gone, and the waiting period began.
+	ReasonOrphaned = "Orphaned"
 	// ReasonWaitingForDataKeys, on a pod: a DataKeyRequest that the pod names is missing or not Ready.
 	ReasonWaitingForDataKeys = "WaitingForDataKeys"
 	// ReasonDataKeyDenied, on a pod: the key service refused a data key to the pod.

@@ -47,6 +47,17 @@ const (
 	DeletionPolicyDelete DeletionPolicy = "Delete"
 )
 
+// Rewrap policies of a DataKeyRequest.
+const (
+	// RewrapPolicyAutomatic wraps the data key anew after each rotation of its master key.
+	RewrapPolicyAutomatic RewrapPolicy = "Automatic"
+	// RewrapPolicyManual does so on demand only.
+	RewrapPolicyManual RewrapPolicy = "Manual"
+)
+
+// MaxGenerations is the most generations that a data key may have.
+const MaxGenerations = 100
+
 // EncryptionContextValue is a value of an encryption context. It has a type so that the schema can bound it.
 //
 // +kubebuilder:validation:MaxLength=4096
@@ -56,6 +67,11 @@ type EncryptionContextValue string
 //
 // +kubebuilder:validation:Enum=Retain;Delete
 type DeletionPolicy string
+
+// RewrapPolicy says when a data key is wrapped anew.
+//
+// +kubebuilder:validation:Enum=Automatic;Manual
+type RewrapPolicy string
 
 // DataKeyRequest asks for a data key. It becomes a Secret of the same name that holds only ciphertext: the data key,
 // encrypted under the primary version of a master key.
@@ -67,7 +83,9 @@ type DeletionPolicy string
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Master Key",type=string,JSONPath=`.spec.masterKeyRef.name`
 // +kubebuilder:printcolumn:name="Version",type=integer,JSONPath=`.status.keyVersion`
-// +kubebuilder:printcolumn:name="Generation",type=integer,JSONPath=`.status.generation`,priority=1
+// +kubebuilder:printcolumn:name="Generation",type=integer,JSONPath=`.status.generation`
+// +kubebuilder:printcolumn:name="Rotated",type=date,JSONPath=`.status.lastRotationTime`,priority=1
+// +kubebuilder:printcolumn:name="Next Rotation",type=string,JSONPath=`.status.nextRotationTime`,priority=1
 // +kubebuilder:printcolumn:name="Key Pair",type=string,JSONPath=`.spec.keyPairSpec`,priority=1
 // +kubebuilder:printcolumn:name="Key ID",type=string,JSONPath=`.status.keyID`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
@@ -152,6 +170,40 @@ type DataKeyRequestSpec struct {
 	// +optional
 	// +kubebuilder:default=Retain
 	DeletionPolicy DeletionPolicy `json:"deletionPolicy,omitempty"`
+
+	// rewrapPolicy says when the data key is wrapped anew, the same data key in a new blob, under the primary version of its master
+	// key. Automatic, the default, does so after each rotation of the master key; Manual waits for any new value of the annotation
+	// datakeys.io/rewrap-requested-at. Old blobs go on to open.
+	// +optional
+	// +kubebuilder:default=Automatic
+	RewrapPolicy RewrapPolicy `json:"rewrapPolicy,omitempty"`
+
+	// rotation says when a new generation of the data key is made, other random bytes than before. Without it that is done on demand
+	// only, by any new value of the annotation datakeys.io/rotate-requested-at, and all generations are kept, at most 100.
+	// +optional
+	Rotation DataKeyRotation `json:"rotation,omitzero"`
+}
+
+// DataKeyRotation says when a data key gets a new generation, and what becomes of the old ones.
+//
+// +kubebuilder:validation:MinProperties=1
+type DataKeyRotation struct {
+	// interval is the age at which the newest generation is superseded: 1h to 87600h in hours, minutes and seconds, plus up to a
+	// tenth of it and at most an hour, different for each data key. Without it that is done on demand only.
+	// +optional
+	// +kubebuilder:validation:MaxLength=16
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$`
+	// +kubebuilder:validation:XValidation:rule="self != '' && duration(self) >= duration('1h') && duration(self) <= duration('87600h')",message="interval is 1h to 87600h"
+	Interval *metav1.Duration `json:"interval,omitempty"`
+
+	// keep is how many generations are kept, the newest included, 2 to 100. A generation is dropped when keep newer ones are there,
+	// though not before it was superseded for 24 h. What is still encrypted with it is lost then. Without keep all are kept, and
+	// at 100 there is no further rotation.
+	// +optional
+	// +kubebuilder:validation:Minimum=2
+	// +kubebuilder:validation:Maximum=100
+	Keep *int32 `json:"keep,omitempty"`
 }
 
 // MasterKeyReference names a MasterKey.
@@ -204,6 +256,26 @@ type DataKeyRequestStatus struct {
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	Generation *int32 `json:"generation,omitempty"`
+
+	// lastRotationTime is when the newest generation was made, or adopted from a Secret.
+	// +optional
+	LastRotationTime metav1.Time `json:"lastRotationTime,omitzero"`
+
+	// nextRotationTime is when spec.rotation makes the next generation.
+	// +optional
+	NextRotationTime metav1.Time `json:"nextRotationTime,omitzero"`
+
+	// rotateRequestedAt is the value of the annotation datakeys.io/rotate-requested-at that was served last, cut to 256 bytes.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	RotateRequestedAt string `json:"rotateRequestedAt,omitempty"`
+
+	// rewrapRequestedAt is the value of the annotation datakeys.io/rewrap-requested-at that was served last, cut to 256 bytes.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	RewrapRequestedAt string `json:"rewrapRequestedAt,omitempty"`
 
 	// generations are the generations of the data key, the newest first: a second copy of the ciphertext, from which a
 	// Secret that was deleted or edited is repaired.

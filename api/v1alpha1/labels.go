@@ -18,8 +18,15 @@ const (
 	// AnnotationWait on a pod, with the value "false", starts the application without waiting for its data keys.
 	AnnotationWait = "datakeys.io/wait"
 
-	// AnnotationRotateRequestedAt, with any new value, asks for a rotation: on the Secret of the sealing keys, of these.
+	// AnnotationRotateRequestedAt, with any new value, asks for a rotation: on a MasterKey and on a DataKeyRequest of it, on the
+	// Secret of the sealing keys of these.
 	AnnotationRotateRequestedAt = "datakeys.io/rotate-requested-at"
+	// AnnotationRewrapRequestedAt on a DataKeyRequest, with any new value, asks that the data key be wrapped anew by the primary
+	// version of its master key. It is needed only where rewrapPolicy is Manual.
+	AnnotationRewrapRequestedAt = "datakeys.io/rewrap-requested-at"
+	// AnnotationAllowDeletion on a MasterKey, with the value "true", lets the object be deleted, alone or with its namespace,
+	// although its material is not destroyed. The material is kept for the waiting period, and the verb "restore" brings the key back.
+	AnnotationAllowDeletion = "datakeys.io/allow-deletion"
 
 	// LabelMasterKey on a sealed-material Secret holds the name of its MasterKey, shortened to the length of a label.
 	// It is for people: the binding that counts is authenticated inside the material.

@@ -24,10 +24,16 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.DataKeyRequestSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("DataKeyRequestStatus"):
 		return &apiv1alpha1.DataKeyRequestStatusApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("DataKeyRotation"):
+		return &apiv1alpha1.DataKeyRotationApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("MasterKey"):
 		return &apiv1alpha1.MasterKeyApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("MasterKeyDeletion"):
+		return &apiv1alpha1.MasterKeyDeletionApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("MasterKeyReference"):
 		return &apiv1alpha1.MasterKeyReferenceApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("MasterKeyRotation"):
+		return &apiv1alpha1.MasterKeyRotationApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("MasterKeySpec"):
 		return &apiv1alpha1.MasterKeySpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("MasterKeyStatus"):

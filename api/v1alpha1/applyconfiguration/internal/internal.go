@@ -83,6 +83,13 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: numberOfBytes
       type:
         scalar: numeric
+    - name: rewrapPolicy
+      type:
+        namedType: com.github.datakeys.datakeys.api.v1alpha1.RewrapPolicy
+      default: Automatic
+    - name: rotation
+      type:
+        namedType: com.github.datakeys.datakeys.api.v1alpha1.DataKeyRotation
 - name: com.github.datakeys.datakeys.api.v1alpha1.DataKeyRequestStatus
   map:
     fields:
@@ -109,7 +116,28 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: keyVersion
       type:
         scalar: numeric
+    - name: lastRotationTime
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+    - name: nextRotationTime
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
     - name: observedGeneration
+      type:
+        scalar: numeric
+    - name: rewrapRequestedAt
+      type:
+        scalar: string
+    - name: rotateRequestedAt
+      type:
+        scalar: string
+- name: com.github.datakeys.datakeys.api.v1alpha1.DataKeyRotation
+  map:
+    fields:
+    - name: interval
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Duration
+    - name: keep
       type:
         scalar: numeric
 - name: com.github.datakeys.datakeys.api.v1alpha1.DataKeySpec
@@ -140,6 +168,16 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: status
       type:
         namedType: com.github.datakeys.datakeys.api.v1alpha1.MasterKeyStatus
+- name: com.github.datakeys.datakeys.api.v1alpha1.MasterKeyDeletion
+  map:
+    fields:
+    - name: orphanDataKeys
+      type:
+        scalar: boolean
+    - name: waitingPeriod
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Duration
+      default: 720h
 - name: com.github.datakeys.datakeys.api.v1alpha1.MasterKeyKeySpec
   scalar: string
 - name: com.github.datakeys.datakeys.api.v1alpha1.MasterKeyReference
@@ -151,6 +189,21 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: namespace
       type:
         scalar: string
+- name: com.github.datakeys.datakeys.api.v1alpha1.MasterKeyRotation
+  map:
+    fields:
+    - name: interval
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Duration
+    - name: schedule
+      type:
+        scalar: string
+    - name: suspend
+      type:
+        scalar: boolean
+    - name: timeZone
+      type:
+        scalar: string
 - name: com.github.datakeys.datakeys.api.v1alpha1.MasterKeySpec
   map:
     fields:
@@ -160,6 +213,9 @@ var schemaYAML = typed.YAMLObject(`types:
           elementType:
             scalar: string
           elementRelationship: associative
+    - name: deletion
+      type:
+        namedType: com.github.datakeys.datakeys.api.v1alpha1.MasterKeyDeletion
     - name: description
       type:
         scalar: string
@@ -167,9 +223,24 @@ var schemaYAML = typed.YAMLObject(`types:
       type:
         namedType: com.github.datakeys.datakeys.api.v1alpha1.MasterKeyKeySpec
       default: AES_256
+    - name: rotation
+      type:
+        namedType: com.github.datakeys.datakeys.api.v1alpha1.MasterKeyRotation
+    - name: state
+      type:
+        namedType: com.github.datakeys.datakeys.api.v1alpha1.MasterKeyState
+      default: Enabled
+- name: com.github.datakeys.datakeys.api.v1alpha1.MasterKeyState
+  scalar: string
 - name: com.github.datakeys.datakeys.api.v1alpha1.MasterKeyStatus
   map:
     fields:
+    - name: aliases
+      type:
+        list:
+          elementType:
+            scalar: string
+          elementRelationship: associative
     - name: arn
       type:
         scalar: string
@@ -181,15 +252,36 @@ var schemaYAML = typed.YAMLObject(`types:
           elementRelationship: associative
           keys:
           - type
+    - name: dataKeys
+      type:
+        scalar: numeric
+    - name: dataKeysBehind
+      type:
+        scalar: numeric
+    - name: deletionTime
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
     - name: keyID
       type:
         scalar: string
+    - name: lastRotationTime
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+    - name: nextRotationTime
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
     - name: observedGeneration
       type:
         scalar: numeric
     - name: primaryVersion
       type:
         scalar: numeric
+    - name: rotateRequestedAt
+      type:
+        scalar: string
+    - name: state
+      type:
+        namedType: com.github.datakeys.datakeys.api.v1alpha1.MasterKeyState
     - name: versionCount
       type:
         scalar: numeric
@@ -205,9 +297,19 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: createdAt
       type:
         namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+    - name: dataKeys
+      type:
+        scalar: numeric
+    - name: state
+      type:
+        namedType: com.github.datakeys.datakeys.api.v1alpha1.MasterKeyVersionState
     - name: version
       type:
         scalar: numeric
+- name: com.github.datakeys.datakeys.api.v1alpha1.MasterKeyVersionState
+  scalar: string
+- name: com.github.datakeys.datakeys.api.v1alpha1.RewrapPolicy
+  scalar: string
 - name: io.k8s.apimachinery.pkg.apis.meta.v1.Condition
   map:
     fields:
@@ -230,6 +332,8 @@ var schemaYAML = typed.YAMLObject(`types:
       type:
         scalar: string
 - name: io.k8s.apimachinery.pkg.apis.meta.v1.ConditionStatus
+  scalar: string
+- name: io.k8s.apimachinery.pkg.apis.meta.v1.Duration
   scalar: string
 - name: io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1
   map:

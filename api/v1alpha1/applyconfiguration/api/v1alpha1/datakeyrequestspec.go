@@ -39,6 +39,13 @@ type DataKeyRequestSpecApplyConfiguration struct {
 	// deletionPolicy says what becomes of the Secret when this request is deleted. Retain, the default, keeps it, and the
 	// same request applied again adopts it; Delete deletes it, and what was encrypted with the data key is lost.
 	DeletionPolicy *apiv1alpha1.DeletionPolicy `json:"deletionPolicy,omitempty"`
+	// rewrapPolicy says when the data key is wrapped anew, the same data key in a new blob, under the primary version of its master
+	// key. Automatic, the default, does so after each rotation of the master key; Manual waits for any new value of the annotation
+	// datakeys.io/rewrap-requested-at. Old blobs go on to open.
+	RewrapPolicy *apiv1alpha1.RewrapPolicy `json:"rewrapPolicy,omitempty"`
+	// rotation says when a new generation of the data key is made, other random bytes than before. Without it that is done on demand
+	// only, by any new value of the annotation datakeys.io/rotate-requested-at, and all generations are kept, at most 100.
+	Rotation *DataKeyRotationApplyConfiguration `json:"rotation,omitempty"`
 }
 
 // DataKeyRequestSpecApplyConfiguration constructs a declarative configuration of the DataKeyRequestSpec type for use with
@@ -108,5 +115,21 @@ func (b *DataKeyRequestSpecApplyConfiguration) WithAAD(values ...byte) *DataKeyR
 // If called multiple times, the DeletionPolicy field is set to the value of the last call.
 func (b *DataKeyRequestSpecApplyConfiguration) WithDeletionPolicy(value apiv1alpha1.DeletionPolicy) *DataKeyRequestSpecApplyConfiguration {
 	b.DeletionPolicy = &value
+	return b
+}
+
+// WithRewrapPolicy sets the RewrapPolicy field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the RewrapPolicy field is set to the value of the last call.
+func (b *DataKeyRequestSpecApplyConfiguration) WithRewrapPolicy(value apiv1alpha1.RewrapPolicy) *DataKeyRequestSpecApplyConfiguration {
+	b.RewrapPolicy = &value
+	return b
+}
+
+// WithRotation sets the Rotation field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Rotation field is set to the value of the last call.
+func (b *DataKeyRequestSpecApplyConfiguration) WithRotation(value *DataKeyRotationApplyConfiguration) *DataKeyRequestSpecApplyConfiguration {
+	b.Rotation = value
 	return b
 }

@@ -3,6 +3,7 @@
 package v1alpha1
 
 import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	v1 "k8s.io/client-go/applyconfigurations/meta/v1"
 )
 
@@ -21,6 +22,14 @@ type DataKeyRequestStatusApplyConfiguration struct {
 	KeyVersion *int32 `json:"keyVersion,omitempty"`
 	// generation is the newest generation of the data key; the first is 1.
 	Generation *int32 `json:"generation,omitempty"`
+	// lastRotationTime is when the newest generation was made, or adopted from a Secret.
+	LastRotationTime *metav1.Time `json:"lastRotationTime,omitempty"`
+	// nextRotationTime is when spec.rotation makes the next generation.
+	NextRotationTime *metav1.Time `json:"nextRotationTime,omitempty"`
+	// rotateRequestedAt is the value of the annotation datakeys.io/rotate-requested-at that was served last, cut to 256 bytes.
+	RotateRequestedAt *string `json:"rotateRequestedAt,omitempty"`
+	// rewrapRequestedAt is the value of the annotation datakeys.io/rewrap-requested-at that was served last, cut to 256 bytes.
+	RewrapRequestedAt *string `json:"rewrapRequestedAt,omitempty"`
 	// generations are the generations of the data key, the newest first: a second copy of the ciphertext, from which a
 	// Secret that was deleted or edited is repaired.
 	Generations []DataKeyGenerationApplyConfiguration `json:"generations,omitempty"`
@@ -74,6 +83,38 @@ func (b *DataKeyRequestStatusApplyConfiguration) WithKeyVersion(value int32) *Da
 // If called multiple times, the Generation field is set to the value of the last call.
 func (b *DataKeyRequestStatusApplyConfiguration) WithGeneration(value int32) *DataKeyRequestStatusApplyConfiguration {
 	b.Generation = &value
+	return b
+}
+
+// WithLastRotationTime sets the LastRotationTime field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the LastRotationTime field is set to the value of the last call.
+func (b *DataKeyRequestStatusApplyConfiguration) WithLastRotationTime(value metav1.Time) *DataKeyRequestStatusApplyConfiguration {
+	b.LastRotationTime = &value
+	return b
+}
+
+// WithNextRotationTime sets the NextRotationTime field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the NextRotationTime field is set to the value of the last call.
+func (b *DataKeyRequestStatusApplyConfiguration) WithNextRotationTime(value metav1.Time) *DataKeyRequestStatusApplyConfiguration {
+	b.NextRotationTime = &value
+	return b
+}
+
+// WithRotateRequestedAt sets the RotateRequestedAt field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the RotateRequestedAt field is set to the value of the last call.
+func (b *DataKeyRequestStatusApplyConfiguration) WithRotateRequestedAt(value string) *DataKeyRequestStatusApplyConfiguration {
+	b.RotateRequestedAt = &value
+	return b
+}
+
+// WithRewrapRequestedAt sets the RewrapRequestedAt field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the RewrapRequestedAt field is set to the value of the last call.
+func (b *DataKeyRequestStatusApplyConfiguration) WithRewrapRequestedAt(value string) *DataKeyRequestStatusApplyConfiguration {
+	b.RewrapRequestedAt = &value
 	return b
 }
 

@@ -20,8 +20,19 @@ type MasterKeySpecApplyConfiguration struct {
 	// quotas), and not beginning with "aws/", which AWS KMS keeps for itself. A colon, which the pattern of AWS KMS allows,
 	// would end the field of an ARN. They may change at any time: what a key made opens under its every name.
 	//
-	// An alias names one key of its namespace. Of several MasterKeys that claim it, the oldest has it.
+	// An alias names one key of its namespace. Of several MasterKeys that claim it, the one that has it keeps it, as
+	// status.aliases shows; where none has it yet, the oldest gets it. The others say so by the condition AliasesHeld.
 	Aliases []string `json:"aliases,omitempty"`
+	// state says what the key may be used for. Enabled, the default, allows everything. Disabled refuses every use until it is
+	// Enabled again. PendingDeletion refuses every use too, and begins the waiting period after which the material is destroyed;
+	// any other state set before then cancels that.
+	State *apiv1alpha1.MasterKeyState `json:"state,omitempty"`
+	// deletion says how the material is destroyed, be it that state asks for it or that this object is gone.
+	Deletion *MasterKeyDeletionApplyConfiguration `json:"deletion,omitempty"`
+	// rotation says when a new primary version is made. Without it that is done on demand only: by any new value of the annotation
+	// datakeys.io/rotate-requested-at. Old versions stay, for what they wrapped. A key that is not Enabled is not rotated; what
+	// was missed is made up for once.
+	Rotation *MasterKeyRotationApplyConfiguration `json:"rotation,omitempty"`
 }
 
 // MasterKeySpecApplyConfiguration constructs a declarative configuration of the MasterKeySpec type for use with
@@ -53,5 +64,29 @@ func (b *MasterKeySpecApplyConfiguration) WithAliases(values ...string) *MasterK
 	for i := range values {
 		b.Aliases = append(b.Aliases, values[i])
 	}
+	return b
+}
+
+// WithState sets the State field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the State field is set to the value of the last call.
+func (b *MasterKeySpecApplyConfiguration) WithState(value apiv1alpha1.MasterKeyState) *MasterKeySpecApplyConfiguration {
+	b.State = &value
+	return b
+}
+
+// WithDeletion sets the Deletion field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Deletion field is set to the value of the last call.
+func (b *MasterKeySpecApplyConfiguration) WithDeletion(value *MasterKeyDeletionApplyConfiguration) *MasterKeySpecApplyConfiguration {
+	b.Deletion = value
+	return b
+}
+
+// WithRotation sets the Rotation field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Rotation field is set to the value of the last call.
+func (b *MasterKeySpecApplyConfiguration) WithRotation(value *MasterKeyRotationApplyConfiguration) *MasterKeySpecApplyConfiguration {
+	b.Rotation = value
 	return b
 }

@@ -3,6 +3,8 @@
 package v1alpha1
 
 import (
+	apiv1alpha1 "github.com/datakeys/datakeys/api/v1alpha1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	v1 "k8s.io/client-go/applyconfigurations/meta/v1"
 )
 
@@ -23,6 +25,23 @@ type MasterKeyStatusApplyConfiguration struct {
 	PrimaryVersion *int32 `json:"primaryVersion,omitempty"`
 	// versionCount is the number of versions of this key.
 	VersionCount *int32 `json:"versionCount,omitempty"`
+	// state is what the key may be used for now: Enabled, Disabled, PendingDeletion, or Destroyed, when its material is.
+	State *apiv1alpha1.MasterKeyState `json:"state,omitempty"`
+	// aliases are those of spec.aliases that name this key.
+	Aliases []string `json:"aliases,omitempty"`
+	// dataKeys is the number of DataKeyRequests whose data keys this key wraps.
+	DataKeys *int32 `json:"dataKeys,omitempty"`
+	// dataKeysBehind is how many of them have a generation that an older than the primary version wraps.
+	DataKeysBehind *int32 `json:"dataKeysBehind,omitempty"`
+	// lastRotationTime is when the primary version became the primary version.
+	LastRotationTime *metav1.Time `json:"lastRotationTime,omitempty"`
+	// nextRotationTime is when spec.rotation makes the next version. It is not set while there is nothing to wait for: no rotation
+	// by time, or one that is suspended, or a key that is not Enabled.
+	NextRotationTime *metav1.Time `json:"nextRotationTime,omitempty"`
+	// rotateRequestedAt is the value of the annotation datakeys.io/rotate-requested-at that was served last, cut to 256 bytes.
+	RotateRequestedAt *string `json:"rotateRequestedAt,omitempty"`
+	// deletionTime is when the waiting period ends, of a key whose deletion began.
+	DeletionTime *metav1.Time `json:"deletionTime,omitempty"`
 	// versions are the newest 20 versions, the newest first.
 	Versions []MasterKeyVersionApplyConfiguration `json:"versions,omitempty"`
 }
@@ -83,6 +102,72 @@ func (b *MasterKeyStatusApplyConfiguration) WithPrimaryVersion(value int32) *Mas
 // If called multiple times, the VersionCount field is set to the value of the last call.
 func (b *MasterKeyStatusApplyConfiguration) WithVersionCount(value int32) *MasterKeyStatusApplyConfiguration {
 	b.VersionCount = &value
+	return b
+}
+
+// WithState sets the State field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the State field is set to the value of the last call.
+func (b *MasterKeyStatusApplyConfiguration) WithState(value apiv1alpha1.MasterKeyState) *MasterKeyStatusApplyConfiguration {
+	b.State = &value
+	return b
+}
+
+// WithAliases adds the given value to the Aliases field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Aliases field.
+func (b *MasterKeyStatusApplyConfiguration) WithAliases(values ...string) *MasterKeyStatusApplyConfiguration {
+	for i := range values {
+		b.Aliases = append(b.Aliases, values[i])
+	}
+	return b
+}
+
+// WithDataKeys sets the DataKeys field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the DataKeys field is set to the value of the last call.
+func (b *MasterKeyStatusApplyConfiguration) WithDataKeys(value int32) *MasterKeyStatusApplyConfiguration {
+	b.DataKeys = &value
+	return b
+}
+
+// WithDataKeysBehind sets the DataKeysBehind field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the DataKeysBehind field is set to the value of the last call.
+func (b *MasterKeyStatusApplyConfiguration) WithDataKeysBehind(value int32) *MasterKeyStatusApplyConfiguration {
+	b.DataKeysBehind = &value
+	return b
+}
+
+// WithLastRotationTime sets the LastRotationTime field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the LastRotationTime field is set to the value of the last call.
+func (b *MasterKeyStatusApplyConfiguration) WithLastRotationTime(value metav1.Time) *MasterKeyStatusApplyConfiguration {
+	b.LastRotationTime = &value
+	return b
+}
+
+// WithNextRotationTime sets the NextRotationTime field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the NextRotationTime field is set to the value of the last call.
+func (b *MasterKeyStatusApplyConfiguration) WithNextRotationTime(value metav1.Time) *MasterKeyStatusApplyConfiguration {
+	b.NextRotationTime = &value
+	return b
+}
+
+// WithRotateRequestedAt sets the RotateRequestedAt field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the RotateRequestedAt field is set to the value of the last call.
+func (b *MasterKeyStatusApplyConfiguration) WithRotateRequestedAt(value string) *MasterKeyStatusApplyConfiguration {
+	b.RotateRequestedAt = &value
+	return b
+}
+
+// WithDeletionTime sets the DeletionTime field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the DeletionTime field is set to the value of the last call.
+func (b *MasterKeyStatusApplyConfiguration) WithDeletionTime(value metav1.Time) *MasterKeyStatusApplyConfiguration {
+	b.DeletionTime = &value
 	return b
 }
 

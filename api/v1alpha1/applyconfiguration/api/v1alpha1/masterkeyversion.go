@@ -3,6 +3,7 @@
 package v1alpha1
 
 import (
+	apiv1alpha1 "github.com/datakeys/datakeys/api/v1alpha1"
 	v1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -15,6 +16,11 @@ type MasterKeyVersionApplyConfiguration struct {
 	Version *int32 `json:"version,omitempty"`
 	// createdAt is when the version's material was made.
 	CreatedAt *v1.Time `json:"createdAt,omitempty"`
+	// state says what the version is for: Primary wraps new data keys, Previous opens what it wrapped, Pending was made and is not
+	// read back yet.
+	State *apiv1alpha1.MasterKeyVersionState `json:"state,omitempty"`
+	// dataKeys is the number of DataKeyRequests that have a generation wrapped by this version.
+	DataKeys *int32 `json:"dataKeys,omitempty"`
 }
 
 // MasterKeyVersionApplyConfiguration constructs a declarative configuration of the MasterKeyVersion type for use with
@@ -36,5 +42,21 @@ func (b *MasterKeyVersionApplyConfiguration) WithVersion(value int32) *MasterKey
 // If called multiple times, the CreatedAt field is set to the value of the last call.
 func (b *MasterKeyVersionApplyConfiguration) WithCreatedAt(value v1.Time) *MasterKeyVersionApplyConfiguration {
 	b.CreatedAt = &value
+	return b
+}
+
+// WithState sets the State field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the State field is set to the value of the last call.
+func (b *MasterKeyVersionApplyConfiguration) WithState(value apiv1alpha1.MasterKeyVersionState) *MasterKeyVersionApplyConfiguration {
+	b.State = &value
+	return b
+}
+
+// WithDataKeys sets the DataKeys field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the DataKeys field is set to the value of the last call.
+func (b *MasterKeyVersionApplyConfiguration) WithDataKeys(value int32) *MasterKeyVersionApplyConfiguration {
+	b.DataKeys = &value
 	return b
 }
