@@ -1,5 +1,7 @@
 package v1alpha1
 
+import "strconv"
+
 // Labels and annotations of the project. Every one that is read or written anywhere stands here.
 const (
 	// AnnotationKeyID on a MasterKey is its key ID: the object's first metadata.uid, written by the controller. It lets a
@@ -64,6 +66,13 @@ const (
 	SecretKeyKeyVersion        = "keyVersion"
 	SecretKeyGeneration        = "generation"
 )
+
+// SecretKeyOf is the entry of a generation that is not the newest one: ciphertextBlob.3 is the blob of generation 3. There is one for
+// each of SecretKeyCiphertextBlob, SecretKeyIV, SecretKeyKeyVersion and, of a key pair, SecretKeyPublicKey. The other entries are the
+// same for all generations. The number is in decimal, without leading zeros.
+func SecretKeyOf(entry string, generation int32) string {
+	return entry + "." + strconv.FormatInt(int64(generation), 10)
+}
 
 // AlgorithmAESGCM is the value of the entry "algorithm", in the words of Alibaba Cloud KMS.
 const AlgorithmAESGCM = "AES_GCM"
