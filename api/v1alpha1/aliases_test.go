@@ -13,10 +13,12 @@ func TestAliasHolder(t *testing.T) {
 	const alias = "orders"
 	begin := metav1.NewTime(time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC))
 	type change func(*MasterKey)
+	// The UIDs sort in another order than the names.
+	uids := map[string]types.UID{"a": "3", "b": "1", "c": "4", "d": "2"}
 	// key claims the alias, and is as many seconds younger than others.
 	key := func(name string, age int, changes ...change) MasterKey {
 		k := MasterKey{
-			ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID("uid-of-" + name), CreationTimestamp: metav1.NewTime(begin.Add(time.Duration(age) * time.Second))},
+			ObjectMeta: metav1.ObjectMeta{Name: name, UID: uids[name], CreationTimestamp: metav1.NewTime(begin.Add(time.Duration(age) * time.Second))},
 			Spec:       MasterKeySpec{Aliases: []string{"own-" + name, alias}},
 		}
 		for _, c := range changes {
@@ -40,7 +42,7 @@ func TestAliasHolder(t *testing.T) {
 		"no key claims it":                            {[]MasterKey{key("a", 0, drops), key("b", 1, drops)}, ""},
 		"one key claims it":                           {[]MasterKey{key("a", 0, drops), key("b", 1), key("c", 2, drops)}, "b"},
 		"nobody has it yet: the oldest":               {[]MasterKey{key("c", 1), key("b", 0), key("a", 2)}, "b"},
-		"of the same second: the first UID":           {[]MasterKey{key("c", 0), key("a", 0), key("b", 0)}, "a"},
+		"of the same second: the first UID":           {[]MasterKey{key("c", 0), key("a", 0), key("b", 0)}, "b"},
 		"an older key claims it later":                {[]MasterKey{key("a", 0), key("b", 1, has)}, "b"},
 		"an older key claims it, and one of the same": {[]MasterKey{key("a", 0), key("b", 1), key("c", 1, has)}, "c"},
 		"another alias that a key has does not count": {[]MasterKey{key("a", 1, hasOthers), key("b", 0)}, "b"},
