@@ -115,7 +115,7 @@ func TestRefusedAtCreation(t *testing.T) {
 		"a MasterKey of an unknown keySpec":          {"MasterKey", `{keySpec: RSA_2048}`, []string{"spec.keySpec", `Unsupported value: "RSA_2048"`, `"AES_256"`}},
 		"a MasterKey with an empty description":      {"MasterKey", `{description: ""}`, []string{"spec.description", "at least 1"}},
 		"a MasterKey with a long description":        {"MasterKey", `{description: ` + strings.Repeat("d", 8193) + `}`, []string{"spec.description", "8192"}},
-		"a MasterKey with an unknown field":          {"MasterKey", `{state: Disabled}`, []string{`unknown field "spec.state"`}},
+		"a MasterKey with an unknown field":          {"MasterKey", `{states: Disabled}`, []string{`unknown field "spec.states"`}},
 		"a MasterKey with a description of a number": {"MasterKey", `{description: 1}`, []string{"spec.description", "string"}},
 	}
 	for _, spec := range v1alpha1.KeyPairSpecs() {

@@ -188,13 +188,12 @@ type DataKeyRequestSpec struct {
 //
 // +kubebuilder:validation:MinProperties=1
 type DataKeyRotation struct {
-	// interval is the age at which the newest generation is superseded: 1h to 87600h in hours, minutes and seconds, plus up to a
-	// tenth of it and at most an hour, different for each data key. Without it that is done on demand only.
+	// interval is the age at which the newest generation is superseded: 1h to 87600h in whole hours, minutes and seconds, plus
+	// up to a tenth of it and at most an hour, different for each data key. Without it that is done on demand only.
 	// +optional
 	// +kubebuilder:validation:MaxLength=16
 	// +kubebuilder:validation:Type=string
-	// +kubebuilder:validation:Pattern=`^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$`
-	// +kubebuilder:validation:XValidation:rule="self != '' && duration(self) >= duration('1h') && duration(self) <= duration('87600h')",message="interval is 1h to 87600h"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$') && self != '' && duration(self) >= duration('1h') && duration(self) <= duration('87600h')",message="interval is 1h to 87600h, in whole hours, minutes and seconds, such as 2160h or 1h30m"
 	Interval *metav1.Duration `json:"interval,omitempty"`
 
 	// keep is how many generations are kept, the newest included, 2 to 100. A generation is dropped when keep newer ones are there,

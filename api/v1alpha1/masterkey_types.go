@@ -142,13 +142,13 @@ type MasterKeySpec struct {
 // +kubebuilder:validation:MinProperties=1
 type MasterKeyDeletion struct {
 	// waitingPeriod is how long the material is kept, and the key can be had back, after its deletion began: 168h to 8784h in
-	// hours, minutes and seconds, 720h (30 days) by default. A later, shorter period does not bring the end of one that has begun nearer.
+	// whole hours, minutes and seconds, 720h (30 days) by default. A later, shorter period does not bring the end of one that has
+	// begun nearer.
 	// +optional
 	// +kubebuilder:default="720h"
 	// +kubebuilder:validation:MaxLength=16
 	// +kubebuilder:validation:Type=string
-	// +kubebuilder:validation:Pattern=`^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$`
-	// +kubebuilder:validation:XValidation:rule="self != '' && duration(self) >= duration('168h') && duration(self) <= duration('8784h')",message="waitingPeriod is 168h to 8784h"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$') && self != '' && duration(self) >= duration('168h') && duration(self) <= duration('8784h')",message="waitingPeriod is 168h to 8784h, in whole hours, minutes and seconds, such as 720h"
 	WaitingPeriod *metav1.Duration `json:"waitingPeriod,omitempty"`
 
 	// orphanDataKeys, if true, destroys the material although DataKeyRequests or Secrets still refer to it. Their data keys are
@@ -163,29 +163,29 @@ type MasterKeyDeletion struct {
 // +kubebuilder:validation:XValidation:rule="has(self.interval) != has(self.schedule)",message="exactly one of interval and schedule is required"
 // +kubebuilder:validation:XValidation:rule="!has(self.timeZone) || has(self.schedule)",message="timeZone is for a schedule: leave it out, or use schedule in place of interval"
 type MasterKeyRotation struct {
-	// interval is the age at which the primary version is replaced: 1h to 87600h in hours, minutes and seconds, plus up to a tenth
-	// of it and at most an hour, different for each key, so that not all keys of a cluster rotate at once.
+	// interval is the age at which the primary version is replaced: 1h to 87600h in whole hours, minutes and seconds, plus up to
+	// a tenth of it and at most an hour, different for each key, so that not all keys of a cluster rotate at once.
 	// +optional
 	// +kubebuilder:validation:MaxLength=16
 	// +kubebuilder:validation:Type=string
-	// +kubebuilder:validation:Pattern=`^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$`
-	// +kubebuilder:validation:XValidation:rule="self != '' && duration(self) >= duration('1h') && duration(self) <= duration('87600h')",message="interval is 1h to 87600h"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$') && self != '' && duration(self) >= duration('1h') && duration(self) <= duration('87600h')",message="interval is 1h to 87600h, in whole hours, minutes and seconds, such as 2160h or 1h30m"
 	Interval *metav1.Duration `json:"interval,omitempty"`
 
 	// schedule is a cron schedule of five fields, as of a CronJob: minute, hour, day of the month, month and day of the week. At each of its
 	// times, or up to five minutes later, different for each key, a key is rotated that was not since. Two of its times must be an hour
 	// apart or more. Times that a change of the clocks leaves out are left out.
 	// +optional
-	// +kubebuilder:validation:MinLength=9
+	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=128
-	// +kubebuilder:validation:Pattern=`^[-0-9A-Za-z*/,?]+( +[-0-9A-Za-z*/,?]+){4}$`
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[-0-9A-Za-z*/,?]+( +[-0-9A-Za-z*/,?]+){4}$')",message="schedule has five fields (minute, hour, day of the month, month, day of the week), such as 0 3 1 */3 *; a time zone stands in timeZone"
 	Schedule string `json:"schedule,omitempty"`
 
-	// timeZone is the time zone of schedule, a name of the IANA database such as Europe/Berlin. The default is Etc/UTC.
+	// timeZone is the time zone of schedule, a name of the IANA database such as Europe/Berlin. The default is Etc/UTC. Local, the
+	// zone of whatever machine the manager runs on, is none.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=64
-	// +kubebuilder:validation:Pattern=`^[A-Za-z][-+_0-9A-Za-z]*(/[A-Za-z][-+_0-9A-Za-z]*)*$`
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[A-Za-z][-+_0-9A-Za-z]*(/[A-Za-z][-+_0-9A-Za-z]*)*$') && self.lowerAscii() != 'local'",message="timeZone is a name of the IANA time zone database, such as Europe/Berlin or Etc/UTC"
 	TimeZone string `json:"timeZone,omitempty"`
 
 	// suspend, if true, leaves out interval and schedule. What was missed is made up for once when it is taken away.

@@ -12,7 +12,8 @@ import (
 // MasterKeyDeletion says how the material of a master key is destroyed.
 type MasterKeyDeletionApplyConfiguration struct {
 	// waitingPeriod is how long the material is kept, and the key can be had back, after its deletion began: 168h to 8784h in
-	// hours, minutes and seconds, 720h (30 days) by default. A later, shorter period does not bring the end of one that has begun nearer.
+	// whole hours, minutes and seconds, 720h (30 days) by default. A later, shorter period does not bring the end of one that has
+	// begun nearer.
 	WaitingPeriod *v1.Duration `json:"waitingPeriod,omitempty"`
 	// orphanDataKeys, if true, destroys the material although DataKeyRequests or Secrets still refer to it. Their data keys are
 	// lost then, and whatever was encrypted with them. The default, false, waits until none is left.
