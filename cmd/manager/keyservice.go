@@ -143,43 +143,98 @@ func openAudit(path string) (io.WriteCloser, error) {
 // What follows is the controllers' view: their types, sealed bytes only.
 
 // EnsureMasterKey implements controllers.KeyService.
-func (k *keyService) EnsureMasterKey(ctx context.Context, key controllers.MasterKeyRef) (controllers.MasterKeyInfo, error) {
-	service, err := k.wait(ctx)
-	if err != nil {
-		return controllers.MasterKeyInfo{}, err
-	}
-	info, err := service.EnsureMasterKey(ctx, kms.MasterKeyRef(key))
-	return masterKeyInfo(info), controllersError(err)
+func (k *keyService) EnsureMasterKey(
+	ctx context.Context, key controllers.MasterKeyRef, terms controllers.DeletionTerms, rotateRequestedAt string,
+) (controllers.MasterKeyInfo, error) {
+	return ask(ctx, k, func(s *kms.Service) (controllers.MasterKeyInfo, error) {
+		info, err := s.EnsureMasterKey(ctx, kms.MasterKeyRef(key), kms.DeletionTerms(terms), rotateRequestedAt)
+		return masterKeyInfo(info), err
+	})
 }
 
 // MasterKey implements controllers.KeyService.
 func (k *keyService) MasterKey(ctx context.Context, key controllers.MasterKeyRef) (controllers.MasterKeyInfo, error) {
-	service, err := k.wait(ctx)
-	if err != nil {
-		return controllers.MasterKeyInfo{}, err
-	}
-	info, err := service.MasterKey(ctx, kms.MasterKeyRef(key))
-	return masterKeyInfo(info), controllersError(err)
+	return ask(ctx, k, func(s *kms.Service) (controllers.MasterKeyInfo, error) {
+		info, err := s.MasterKey(ctx, kms.MasterKeyRef(key))
+		return masterKeyInfo(info), err
+	})
+}
+
+// OwnerOf implements controllers.KeyService.
+func (k *keyService) OwnerOf(ctx context.Context, keyID string) (ref controllers.MasterKeyRef, info controllers.MasterKeyInfo, err error) {
+	info, err = ask(ctx, k, func(s *kms.Service) (controllers.MasterKeyInfo, error) {
+		owner, info, err := s.OwnerOf(ctx, keyID)
+		ref = controllers.MasterKeyRef(owner)
+		return masterKeyInfo(info), err
+	})
+	return ref, info, err
+}
+
+// RotateMasterKey implements controllers.KeyService.
+func (k *keyService) RotateMasterKey(ctx context.Context, key controllers.MasterKeyRef, from int32, requestedAt string) (controllers.MasterKeyInfo, error) {
+	return ask(ctx, k, func(s *kms.Service) (controllers.MasterKeyInfo, error) {
+		info, err := s.RotateMasterKey(ctx, kms.MasterKeyRef(key), from, requestedAt)
+		return masterKeyInfo(info), err
+	})
+}
+
+// RecordDeletion implements controllers.KeyService.
+func (k *keyService) RecordDeletion(
+	ctx context.Context, key controllers.MasterKeyRef, terms controllers.DeletionTerms, began time.Time,
+) (controllers.MasterKeyInfo, error) {
+	return ask(ctx, k, func(s *kms.Service) (controllers.MasterKeyInfo, error) {
+		info, err := s.RecordDeletion(ctx, kms.MasterKeyRef(key), kms.DeletionTerms(terms), began)
+		return masterKeyInfo(info), err
+	})
+}
+
+// DestroyMasterKey implements controllers.KeyService.
+func (k *keyService) DestroyMasterKey(ctx context.Context, key controllers.MasterKeyRef, now time.Time) error {
+	_, err := ask(ctx, k, func(s *kms.Service) (struct{}, error) {
+		return struct{}{}, s.DestroyMasterKey(ctx, kms.MasterKeyRef(key), now)
+	})
+	return err
+}
+
+// ForgetMasterKey implements controllers.KeyService.
+func (k *keyService) ForgetMasterKey(ctx context.Context, keyID string) error {
+	_, err := ask(ctx, k, func(s *kms.Service) (struct{}, error) { return struct{}{}, s.ForgetMasterKey(ctx, keyID) })
+	return err
 }
 
 // GenerateDataKeyWithoutPlaintext implements controllers.KeyService.
 func (k *keyService) GenerateDataKeyWithoutPlaintext(ctx context.Context, key controllers.DataKey) (controllers.SealedDataKey, error) {
-	service, err := k.wait(ctx)
-	if err != nil {
-		return controllers.SealedDataKey{}, err
-	}
-	sealed, err := service.GenerateDataKeyWithoutPlaintext(ctx, dataKey(key))
-	return controllers.SealedDataKey(sealed), controllersError(err)
+	return ask(ctx, k, func(s *kms.Service) (controllers.SealedDataKey, error) {
+		sealed, err := s.GenerateDataKeyWithoutPlaintext(ctx, dataKey(key))
+		return controllers.SealedDataKey(sealed), err
+	})
 }
 
 // OpenDataKey implements controllers.KeyService.
 func (k *keyService) OpenDataKey(ctx context.Context, key controllers.DataKey, blob []byte) (controllers.SealedDataKey, error) {
+	return ask(ctx, k, func(s *kms.Service) (controllers.SealedDataKey, error) {
+		sealed, err := s.OpenDataKey(ctx, dataKey(key), blob)
+		return controllers.SealedDataKey(sealed), err
+	})
+}
+
+// RewrapDataKey implements controllers.KeyService.
+func (k *keyService) RewrapDataKey(ctx context.Context, key controllers.DataKey, blob []byte) (controllers.SealedDataKey, error) {
+	return ask(ctx, k, func(s *kms.Service) (controllers.SealedDataKey, error) {
+		sealed, err := s.RewrapDataKey(ctx, dataKey(key), blob)
+		return controllers.SealedDataKey(sealed), err
+	})
+}
+
+// ask calls the key service once it is unsealed, and gives its error the name by which the controllers know it.
+func ask[T any](ctx context.Context, k *keyService, call func(*kms.Service) (T, error)) (T, error) {
 	service, err := k.wait(ctx)
 	if err != nil {
-		return controllers.SealedDataKey{}, err
+		var none T
+		return none, err
 	}
-	sealed, err := service.OpenDataKey(ctx, dataKey(key), blob)
-	return controllers.SealedDataKey(sealed), controllersError(err)
+	answer, err := call(service)
+	return answer, controllersError(err)
 }
 
 func dataKey(key controllers.DataKey) kms.DataKey {
@@ -200,17 +255,30 @@ func masterKeyInfo(info kms.MasterKeyInfo) controllers.MasterKeyInfo {
 	for i, v := range info.Versions {
 		versions[i] = controllers.MasterKeyVersion(v)
 	}
-	return controllers.MasterKeyInfo{ARN: info.ARN, PrimaryVersion: info.PrimaryVersion, Versions: versions, Created: info.Created}
+	return controllers.MasterKeyInfo{
+		ARN:               info.ARN,
+		PrimaryVersion:    info.PrimaryVersion,
+		PrimarySince:      info.PrimarySince,
+		Versions:          versions,
+		Created:           info.Created,
+		RotateRequestedAt: info.RotateRequestedAt,
+		Terms:             controllers.DeletionTerms(info.Terms),
+		DeletionTime:      info.DeletionTime,
+	}
 }
 
 // controllersError gives an error of the key service the sentinel by which the controllers know it.
 func controllersError(err error) error {
 	for ours, theirs := range map[error]error{
-		kms.ErrInvalidKeyID:     controllers.ErrInvalidKeyID,
-		kms.ErrMaterialMissing:  controllers.ErrMaterialMissing,
-		kms.ErrMaterialConflict: controllers.ErrMaterialConflict,
-		kms.ErrMaterialBroken:   controllers.ErrMaterialBroken,
-		kms.ErrBlobRefused:      controllers.ErrBlobRefused,
+		kms.ErrInvalidKeyID:      controllers.ErrInvalidKeyID,
+		kms.ErrMaterialMissing:   controllers.ErrMaterialMissing,
+		kms.ErrMaterialConflict:  controllers.ErrMaterialConflict,
+		kms.ErrMaterialBroken:    controllers.ErrMaterialBroken,
+		kms.ErrMaterialDestroyed: controllers.ErrMaterialDestroyed,
+		kms.ErrNotDue:            controllers.ErrNotDue,
+		kms.ErrTooManyVersions:   controllers.ErrTooManyVersions,
+		kms.ErrKeyVersionMissing: controllers.ErrKeyVersionMissing,
+		kms.ErrBlobRefused:       controllers.ErrBlobRefused,
 	} {
 		if errors.Is(err, ours) {
 			return fmt.Errorf("%w: %w", theirs, err)

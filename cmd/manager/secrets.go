@@ -84,6 +84,21 @@ func (s secretStore) Update(ctx context.Context, secret seal.Secret) error {
 	return err
 }
 
+func (s secretStore) Remove(ctx context.Context, secret seal.Secret) error {
+	if secret.ResourceVersion == "" {
+		return fmt.Errorf("%s/%s: %w", s.namespace, secret.Name, seal.ErrSecretChanged)
+	}
+	o := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: secret.Name}}
+	err := s.writer.Delete(ctx, o, client.Preconditions{ResourceVersion: &secret.ResourceVersion})
+	switch {
+	case apierrors.IsConflict(err):
+		return fmt.Errorf("%s/%s: %w", s.namespace, secret.Name, seal.ErrSecretChanged)
+	case apierrors.IsNotFound(err):
+		return fmt.Errorf("%s/%s: %w", s.namespace, secret.Name, seal.ErrSecretNotFound)
+	}
+	return err
+}
+
 // listPage is how many names of Secrets one request asks for.
 const listPage = 500
 

@@ -20,6 +20,17 @@ const (
 	OperationDecrypt                             = "Decrypt"
 	OperationBatchDecrypt                        = "BatchDecrypt"
 	OperationReEncrypt                           = "ReEncrypt"
+	OperationRewrapDataKey                       = "RewrapDataKey"
+	// OperationRotateMasterKey: a version of a master key that is durable becomes its primary version.
+	OperationRotateMasterKey = "RotateMasterKey"
+	// OperationScheduleMasterKeyDeletion: the waiting period of a master key begins, or has other terms; OperationCancelMasterKeyDeletion:
+	// it does not go on; OperationUpdateDeletionTerms: it would have other terms if it began.
+	OperationScheduleMasterKeyDeletion = "ScheduleMasterKeyDeletion"
+	OperationCancelMasterKeyDeletion   = "CancelMasterKeyDeletion"
+	OperationUpdateDeletionTerms       = "UpdateDeletionTerms"
+	// OperationDestroyMasterKey: all versions of a master key are destroyed. OperationForgetMasterKey: what that left is removed.
+	OperationDestroyMasterKey = "DestroyMasterKey"
+	OperationForgetMasterKey  = "ForgetMasterKey"
 	// OperationResealMasterKey: the material of a master key is sealed anew, by the SealingKey of the record. What else is done
 	// to the root of trust has the names of seal.Action.
 	OperationResealMasterKey = "ResealMasterKey"

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/datakeys/datakeys/internal/envelope"
 )
@@ -30,6 +31,8 @@ type DataKey struct {
 type SealedDataKey struct {
 	CiphertextBlob, IV []byte
 	KeyVersion         int32
+	// Generation is the one of the blob's scope.
+	Generation int32
 	// PublicKey, of a key pair, is SubjectPublicKeyInfo in DER (RFC 5280). The blob holds the private key, PKCS #8 in DER.
 	PublicKey []byte
 }
@@ -43,6 +46,9 @@ func (s *Service) GenerateDataKeyWithoutPlaintext(ctx context.Context, d DataKey
 		operation = OperationGenerateDataKeyPairWithoutPlaintext
 	}
 	defer func() { s.metrics.observe(operation, s.clock.Since(start), err) }()
+	if d.Generation < 1 {
+		return SealedDataKey{}, invalid("generation", errors.New("must be 1 or more"))
+	}
 	id, err := d.validate()
 	if err != nil {
 		return SealedDataKey{}, err
@@ -79,7 +85,9 @@ func (s *Service) GenerateDataKeyWithoutPlaintext(ctx context.Context, d DataKey
 	if err != nil {
 		return SealedDataKey{}, err
 	}
-	return SealedDataKey{CiphertextBlob: blob, IV: parsed.IV(), KeyVersion: int32(v.number), PublicKey: public}, nil
+	return SealedDataKey{
+		CiphertextBlob: blob, IV: parsed.IV(), KeyVersion: int32(v.number), Generation: d.Generation, PublicKey: public,
+	}, nil
 }
 
 // primary is the version that is to wrap a data key. The store is read each time: nothing may be wrapped by material that is no
@@ -97,56 +105,89 @@ func (s *Service) primary(ctx context.Context, id envelope.KeyID, ref MasterKeyR
 }
 
 // OpenDataKey proves that a blob opens as this data key: under its master key, in its scope, with its associated data and of
-// its length or spec. It returns no plaintext; the public key of a key pair comes out of the blob. The error may be
-// ErrBlobRefused, ErrInvalidKeyID, ErrMaterialMissing, ErrMaterialConflict or ErrMaterialBroken, and has the reason
-// kmsv1.ReasonUnsupported for a key pair that this build cannot read.
+// its length or spec. Generation 0 stands for any. It returns no plaintext; the public key of a key pair comes out of the blob. The
+// error may be ErrBlobRefused, ErrKeyVersionMissing, ErrInvalidKeyID, ErrMaterialMissing, ErrMaterialConflict, ErrMaterialBroken
+// or ErrMaterialDestroyed, and has the reason kmsv1.ReasonUnsupported for a key pair that this build cannot read.
 func (s *Service) OpenDataKey(ctx context.Context, d DataKey, blob []byte) (sealed SealedDataKey, err error) {
 	start := s.now()
 	defer func() { s.metrics.observe(OperationOpenDataKey, s.clock.Since(start), err) }()
-	id, err := d.validate()
+	o, err := s.openDataKey(ctx, d, blob, (*key).find)
 	if err != nil {
 		return SealedDataKey{}, err
+	}
+	defer o.plaintext.Destroy()
+	return o.sealed(), nil
+}
+
+// openedDataKey is a data key that was opened and proved.
+type openedDataKey struct {
+	DataKey // with its generation
+
+	blob      *envelope.Blob
+	bytes     []byte
+	plaintext envelope.Plaintext // to be destroyed
+	public    []byte
+}
+
+func (o *openedDataKey) sealed() SealedDataKey {
+	return SealedDataKey{
+		CiphertextBlob: bytes.Clone(o.bytes),
+		IV:             o.blob.IV(),
+		KeyVersion:     int32(o.blob.Header.KeyVersion),
+		Generation:     o.Generation,
+		PublicKey:      o.public,
+	}
+}
+
+// openDataKey opens and proves a data key, by the version that find finds.
+func (s *Service) openDataKey(ctx context.Context, d DataKey, blob []byte, find func(*key, envelope.Header) *version) (*openedDataKey, error) {
+	id, err := d.validate()
+	if err != nil {
+		return nil, err
 	}
 	b, err := envelope.Parse(blob)
 	if err != nil {
-		return SealedDataKey{}, fmt.Errorf("%w: %w", ErrBlobRefused, err)
+		return nil, fmt.Errorf("%w: %w", ErrBlobRefused, err)
 	}
-	switch h := b.Header; {
+	h := b.Header
+	if d.Generation == 0 && h.Scope.Generation <= math.MaxInt32 {
+		d.Generation = int32(h.Scope.Generation)
+	}
+	switch {
 	case h.Kind != envelope.KindDataKey:
-		return SealedDataKey{}, fmt.Errorf("%w: it is of kind %v", ErrBlobRefused, h.Kind)
+		return nil, fmt.Errorf("%w: it is of kind %v", ErrBlobRefused, h.Kind)
 	case h.KeyID != id:
-		return SealedDataKey{}, fmt.Errorf("%w: it is of key %s and not of key %s", ErrBlobRefused, h.KeyID, id)
+		return nil, fmt.Errorf("%w: it is of key %s and not of key %s", ErrBlobRefused, h.KeyID, id)
 	case h.Scope != d.scope():
-		return SealedDataKey{}, fmt.Errorf("%w: it belongs to %s/%s, generation %d", ErrBlobRefused,
-			h.Scope.Namespace, h.Scope.Name, h.Scope.Generation)
+		return nil, fmt.Errorf("%w: it belongs to %s/%s, generation %d", ErrBlobRefused, h.Scope.Namespace, h.Scope.Name, h.Scope.Generation)
 	}
 	k := s.ring.known(id)
-	if k == nil || k.find(b.Header) == nil {
+	if k == nil || find(k, h) == nil {
 		if k, err = s.ring.read(ctx, id); err != nil {
-			return SealedDataKey{}, err
+			return nil, err
 		}
 	}
 	if err := k.belongsTo(d.MasterKey); err != nil {
-		return SealedDataKey{}, err
+		return nil, err
 	}
-	v := k.find(b.Header)
+	v := find(k, h)
 	if v == nil {
 		if k.damage != nil {
-			return SealedDataKey{}, k.damage
+			return nil, k.damage // it may be that version
 		}
-		return SealedDataKey{}, fmt.Errorf("%w: key %s has no version %d with that material: if the blob is right, restore the Secret of the key",
-			ErrBlobRefused, id, b.Header.KeyVersion)
+		return nil, fmt.Errorf("%w: Secret %s has no version %d with the material %s: a newer backup of that Secret has it",
+			ErrKeyVersionMissing, id, h.KeyVersion, h.MaterialID)
 	}
 	p, err := v.material.Open(b, d.associatedData())
 	if err != nil {
-		return SealedDataKey{}, fmt.Errorf("%w: %w", ErrBlobRefused, err)
+		return nil, fmt.Errorf("%w: %w", ErrBlobRefused, err)
 	}
-	defer p.Destroy()
 	public, err := d.prove(p)
 	if err != nil {
-		return SealedDataKey{}, fmt.Errorf("%w: %w", ErrBlobRefused, err)
+		p.Destroy()
+		return nil, fmt.Errorf("%w: %w", ErrBlobRefused, err)
 	}
-	return SealedDataKey{CiphertextBlob: bytes.Clone(blob), IV: b.IV(), KeyVersion: int32(v.number), PublicKey: public}, nil
+	return &openedDataKey{DataKey: d, blob: b, bytes: blob, plaintext: p, public: public}, nil
 }
 
 // make makes what is to be sealed, and the public key where that is a private key.
@@ -181,8 +222,8 @@ func (d DataKey) validate() (envelope.KeyID, error) {
 	if err != nil {
 		return envelope.KeyID{}, err
 	}
-	if d.Generation < 1 {
-		return envelope.KeyID{}, invalid("generation", errors.New("must be 1 or more"))
+	if d.Generation < 0 {
+		return envelope.KeyID{}, invalid("generation", errors.New("must not be negative"))
 	}
 	switch {
 	case d.KeyPairSpec != "" && d.Length != 0:

@@ -60,7 +60,7 @@ func TestADataKeyWithoutPlaintextOpensAsItselfOnly(t *testing.T) {
 		"another master key":             {with(func(d *kms.DataKey) { d.MasterKey = otherKey }), good, kms.ErrBlobRefused, "is of key " + ordersKey.KeyID},
 		"another name of its master key": {with(func(d *kms.DataKey) { d.MasterKey.Name = "other" }), good, kms.ErrMaterialConflict, ""},
 		"a blob without scope":           {orders(), forged(t, unscoped, material), kms.ErrBlobRefused, "is of kind AWS"},
-		"a version that does not exist":  {orders(), forged(t, version2, material), kms.ErrBlobRefused, "has no version 2"},
+		"a version that does not exist":  {orders(), forged(t, version2, material), kms.ErrKeyVersionMissing, "has no version 2"},
 		"a blob under made-up material":  {orders(), forged(t, header, envelope.NewMaterial()), kms.ErrBlobRefused, ""},
 		"a changed last byte":            {orders(), append(good[:len(good)-1:len(good)-1], good[len(good)-1]^1), kms.ErrBlobRefused, ""},
 		"no bytes":                       {orders(), nil, kms.ErrBlobRefused, ""},
@@ -100,7 +100,7 @@ func TestGenerateDataKeyWithoutPlaintextTellsWhatItMade(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(kms.SealedDataKey{CiphertextBlob: made.CiphertextBlob, IV: b.IV(), KeyVersion: 1}, made); diff != "" {
+		if diff := cmp.Diff(kms.SealedDataKey{CiphertextBlob: made.CiphertextBlob, IV: b.IV(), KeyVersion: 1, Generation: 1}, made); diff != "" {
 			t.Errorf("%d bytes: %s", length, diff)
 		}
 		want := kms.AuditRecord{
@@ -320,8 +320,8 @@ func TestARestoredVersionNumberIsNotTakenForItsPredecessor(t *testing.T) {
 	w = replica(t, w)
 
 	_, err := w.OpenDataKey(t.Context(), orders(), lost)
-	if !errors.Is(err, kms.ErrBlobRefused) || !strings.Contains(err.Error(), "has no version 2 with that material") {
-		t.Errorf("got %v, want ErrBlobRefused that tells of the material", err)
+	if !errors.Is(err, kms.ErrKeyVersionMissing) || !strings.Contains(err.Error(), "has no version 2 with the material") {
+		t.Errorf("got %v, want ErrKeyVersionMissing that tells of the material", err)
 	}
 	if _, err := w.OpenDataKey(t.Context(), orders(), w.sealed(t, orders())); err != nil {
 		t.Errorf("a data key of the new version 2: %v", err)

@@ -88,10 +88,10 @@ func TestDescribeKey(t *testing.T) {
 				m.State, m.PrimaryVersion, m.MaterialID = "Unavailable", 0, envelope.MaterialID{}
 			},
 		},
-		"the newest version does not open": {
+		"the primary version does not open": {
 			token: describer, keyID: "orders",
 			change: func(w *world) {
-				w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v2"] = s.Data["v1"] })
+				w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v2"], s.Data["record"] = s.Data["v1"], recordOf(2) })
 				w.clock.SetTime(begin.Add(11 * time.Second))
 			},
 			metadata: func(m *kms.KeyMetadata) {

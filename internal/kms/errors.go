@@ -108,6 +108,14 @@ var (
 	ErrMaterialConflict = errors.New("the material of this key ID belongs to another MasterKey")
 	// ErrMaterialBroken means: the material does not open under the sealing keys of this installation, or is incomplete.
 	ErrMaterialBroken = errors.New("the material does not open")
+	// ErrMaterialDestroyed means: the versions were destroyed at the end of the waiting period, and nothing but a record is left.
+	ErrMaterialDestroyed = errors.New("the material is destroyed")
+	// ErrNotDue means: the waiting period has not ended, or not begun.
+	ErrNotDue = errors.New("the waiting period is not over")
+	// ErrTooManyVersions means: the key has v1alpha1.MaxMasterKeyVersions versions.
+	ErrTooManyVersions = errors.New("the key has as many versions as it may have")
+	// ErrKeyVersionMissing means: the material can be read and is whole, but it lacks the version that a blob is of.
+	ErrKeyVersionMissing = errors.New("the blob is of a version of the key that its material does not have")
 	// ErrBlobRefused means: a blob is not that data key, or does not open.
 	ErrBlobRefused = errors.New("the blob is not this data key")
 )
@@ -140,10 +148,10 @@ func unavailable(err error, what string) *Error {
 	return &Error{Code: CodeUnavailable, Message: what, Err: err}
 }
 
-// absent reports whether a key cannot be had because its material is missing or does not open. Without material it is
+// absent reports whether a key cannot be had because its material is missing, destroyed or does not open. Without material it is
 // not known which MasterKey it belongs to, so both are "no such key" to a caller; the log has the difference.
 func absent(err error) bool {
-	return errors.Is(err, ErrMaterialMissing) || errors.Is(err, ErrMaterialBroken)
+	return errors.Is(err, ErrMaterialMissing) || errors.Is(err, ErrMaterialDestroyed) || errors.Is(err, ErrMaterialBroken)
 }
 
 // outward gives an error of the keyring its code. What is wrong with material is for the log and for the conditions of

@@ -35,7 +35,9 @@ type key struct {
 	// namespace and name are those of the MasterKey that the material belongs to, authenticated.
 	namespace, name string
 	versions        map[uint32]*version
-	primary         uint32
+	newest          uint32
+	// record is the zero record where the Secret has none that can be read: there is no primary version then.
+	record record
 	// lost are versions that an earlier load had and the Secret has no more. They open what they wrapped, and do nothing else.
 	lost map[uint32]*version
 	// damage is what is wrong with the Secret, although versions of it open; else nil.
@@ -44,12 +46,16 @@ type key struct {
 	turn     uint64
 }
 
+// destroyed reports whether nothing is left of a key but its record.
+func (k *key) destroyed() bool { return k.record.Destroyed != nil && len(k.versions) == 0 }
+
 // version is one version of a master key.
 type version struct {
 	number     uint32
 	materialID envelope.MaterialID
 	material   envelope.Material
 	createdAt  time.Time
+	sealed     []byte // as in the Secret
 }
 
 // header is what the header of a blob under this version begins with.
@@ -80,7 +86,7 @@ func (k *key) findToOpen(h envelope.Header) *version {
 // keep takes over the versions of an earlier load that this one lacks: while the Secret is being restored, the pods that run go
 // on, as they do where all of it is gone.
 func (k *key) keep(earlier *key) {
-	if earlier == nil || earlier.namespace != k.namespace || earlier.name != k.name {
+	if earlier == nil || k.destroyed() || earlier.namespace != k.namespace || earlier.name != k.name {
 		return
 	}
 	for _, versions := range []map[uint32]*version{earlier.lost, earlier.versions} {
@@ -96,9 +102,21 @@ func (k *key) keep(earlier *key) {
 	}
 }
 
+// forget wipes what was loaded of a key: nothing opens by it any more.
+func (k *key) forget() {
+	if k == nil {
+		return
+	}
+	for _, versions := range []map[uint32]*version{k.lost, k.versions} {
+		for _, v := range versions {
+			v.material.Destroy()
+		}
+	}
+}
+
 // primaryVersion returns the version that wraps new data keys.
 func (k *key) primaryVersion() (*version, error) {
-	v := k.versions[k.primary]
+	v := k.versions[k.record.Primary]
 	if v == nil {
 		return nil, k.damage
 	}
@@ -131,11 +149,14 @@ func newKeyring(s *seal.Keyring, store KeyStore, c clock.PassiveClock) *keyring 
 	}
 }
 
-// known returns a key that was loaded before, or nil.
+// known returns a key that was loaded before, or nil. One that is destroyed is not known any more.
 func (r *keyring) known(id envelope.KeyID) *key {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	return r.keys[id]
+	if k := r.keys[id]; k != nil && !k.destroyed() {
+		return k
+	}
+	return nil
 }
 
 // get returns a key, and loads it where it is not known. The error is ErrMaterialMissing, ErrMaterialBroken, or one that
@@ -218,34 +239,47 @@ func (r *keyring) load(ctx context.Context, id envelope.KeyID) (k *key, shared b
 }
 
 // read reads a key's Secret now, opens what is in it and keeps the result. Every call reads for itself.
-func (r *keyring) read(ctx context.Context, id envelope.KeyID) (k *key, err error) {
+func (r *keyring) read(ctx context.Context, id envelope.KeyID) (*key, error) {
+	k, _, err := r.readSecret(ctx, id)
+	return k, err
+}
+
+// readSecret is read, and returns the Secret too. Beside ErrMaterialDestroyed come the Secret and what it says of the key.
+func (r *keyring) readSecret(ctx context.Context, id envelope.KeyID) (k *key, s seal.Secret, err error) {
 	defer func() {
 		if p := recover(); p != nil { // in a goroutine of singleflight, where it would end the process
 			k, err = nil, panicError(p)
 		}
 	}()
-	turn := r.turns.Add(1)
-	s, err := r.store.Get(ctx, id.String())
+	turn, now := r.turns.Add(1), r.clock.Now()
+	s, err = r.store.Get(ctx, id.String())
 	if errors.Is(err, seal.ErrSecretNotFound) {
 		// A key that is known stays known: the pods that run go on while the Secret is being restored.
-		return nil, ErrMaterialMissing
+		return nil, s, ErrMaterialMissing
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading the material of key %s: %w", id, err)
+		return nil, s, fmt.Errorf("reading the material of key %s: %w", id, err)
 	}
-	k, err = unsealKey(ctx, r.seal, id, s)
+	k, err = unsealKey(ctx, r.seal, id, s, r.known(id))
 	if err != nil {
-		return nil, err
+		return nil, s, err
 	}
 	k.text = id.String()
 	k.arn = keyARN(r.seal.InstallID(), k.namespace, k.text)
-	k.loadedAt, k.turn = r.clock.Now(), turn
+	k.loadedAt, k.turn = now, turn
 
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if old := r.keys[id]; old == nil || old.turn < turn {
+		if k.destroyed() {
+			old.forget()
+		}
 		k.keep(old)
 		r.keys[id] = k
 	}
-	return k, nil
+	if d := k.record.Destroyed; k.destroyed() {
+		return k, s, fmt.Errorf("%w: %d versions of key %s, of MasterKey %s/%s, at %s: nothing but a backup of Secret %s has them",
+			ErrMaterialDestroyed, d.Versions, k.text, d.Namespace, d.Name, d.At.Format(time.RFC3339), s.Name)
+	}
+	return k, s, nil
 }

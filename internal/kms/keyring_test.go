@@ -204,7 +204,7 @@ func TestALoadThatBeganTooEarlyDoesNotSayNo(t *testing.T) {
 		early := decrypt(forged(t, envelope.Header{
 			Kind: envelope.KindAWS, KeyID: keyID(t, ordersKey.KeyID), KeyVersion: 1, MaterialID: envelope.NewMaterialID(),
 		}, envelope.NewMaterial()))
-		if _, err := w.EnsureMasterKey(t.Context(), ordersKey); err != nil {
+		if _, err := w.EnsureMasterKey(t.Context(), ordersKey, terms, ""); err != nil {
 			t.Fatal(err)
 		}
 		joined := decrypt(forgedFor(t, w, ordersKey))
@@ -384,7 +384,7 @@ func TestWhatOnlyMemoryHasProvesNothingAndWrapsNothing(t *testing.T) {
 	if err != nil || made.KeyVersion != 1 {
 		t.Errorf("got version %d, %v", made.KeyVersion, err)
 	}
-	if _, err := w.OpenDataKey(t.Context(), orders(), blob); !errors.Is(err, kms.ErrBlobRefused) {
+	if _, err := w.OpenDataKey(t.Context(), orders(), blob); !errors.Is(err, kms.ErrKeyVersionMissing) {
 		t.Errorf("got %v", err)
 	}
 	if info, err := w.MasterKey(t.Context(), ordersKey); err != nil || info.PrimaryVersion != 1 || len(info.Versions) != 1 {

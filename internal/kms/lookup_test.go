@@ -34,6 +34,12 @@ func BenchmarkLookup(b *testing.B) {
 			secret.Data[seal.VersionEntry(v)+createdAtSuffix] = []byte(time.Unix(0, 0).UTC().Format(time.RFC3339))
 			size += len(sealed) + len(time.RFC3339)
 		}
+		secret, err = record{
+			Primary: uint32(versions), PrimarySince: time.Unix(0, 0).UTC(), WaitingPeriod: duration(v1alpha1.DefaultWaitingPeriod),
+		}.in(secret)
+		if err != nil {
+			b.Fatal(err)
+		}
 		store.Put(secret)
 		ring := newKeyring(sealer, store, clock.RealClock{})
 

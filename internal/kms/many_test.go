@@ -21,7 +21,7 @@ func TestTenThousandMasterKeysFitInto100MB(t *testing.T) {
 	refs := make([]kms.MasterKeyRef, keys)
 	for i := range refs {
 		refs[i] = kms.MasterKeyRef{KeyID: envelope.NewKeyID().String(), Namespace: fmt.Sprintf("team-%d", i%100), Name: fmt.Sprintf("key-%d", i)}
-		if _, err := w.EnsureMasterKey(t.Context(), refs[i]); err != nil {
+		if _, err := w.EnsureMasterKey(t.Context(), refs[i], terms, ""); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -17,10 +17,26 @@ type MasterKeyRef struct{ KeyID, Namespace, Name string }
 type MasterKeyInfo struct {
 	ARN            string
 	PrimaryVersion int32
-	// Versions are all versions, the newest first.
+	// PrimarySince is when it became the primary version.
+	PrimarySince time.Time
+	// Versions are all versions, the newest first. One above PrimaryVersion is of a rotation that is not done.
 	Versions []MasterKeyVersion
-	// Created says that this call made the material.
+	// Created says that this call made the material, or in RotateMasterKey its primary version.
 	Created bool
+	// RotateRequestedAt is the request for a rotation that was served last.
+	RotateRequestedAt string
+	// Terms are those by which the material is destroyed.
+	Terms DeletionTerms
+	// DeletionTime is when the waiting period ends, zero where it did not begin.
+	DeletionTime time.Time
+}
+
+// DeletionTerms say how a master key is destroyed.
+type DeletionTerms struct {
+	// WaitingPeriod is for how long the material is kept: more than 0.
+	WaitingPeriod time.Duration
+	// OrphanDataKeys: it is destroyed although data keys still need it. The controllers see to that.
+	OrphanDataKeys bool
 }
 
 // MasterKeyVersion is one version of a master key.
@@ -31,10 +47,17 @@ type MasterKeyVersion struct {
 
 // EnsureMasterKey makes version 1 of a master key where there is no material of its key ID, and returns what is durable,
 // read back and opened. It must be called only for a key ID that never had material: the controller's own, not one that
-// an annotation brought back. The error may be ErrInvalidKeyID, ErrMaterialConflict or ErrMaterialBroken.
-func (s *Service) EnsureMasterKey(ctx context.Context, ref MasterKeyRef) (MasterKeyInfo, error) {
+// an annotation brought back. What it makes has these terms, and counts rotateRequestedAt, at most 256 bytes, as served. The
+// error may be ErrInvalidKeyID, ErrMaterialConflict, ErrMaterialBroken or ErrMaterialDestroyed.
+func (s *Service) EnsureMasterKey(ctx context.Context, ref MasterKeyRef, terms DeletionTerms, rotateRequestedAt string) (MasterKeyInfo, error) {
 	id, err := ref.keyID()
 	if err != nil {
+		return MasterKeyInfo{}, err
+	}
+	if err := terms.check(); err != nil {
+		return MasterKeyInfo{}, err
+	}
+	if err := checkRotateRequest(rotateRequestedAt); err != nil {
 		return MasterKeyInfo{}, err
 	}
 	k, err := s.masterKey(ctx, id, ref)
@@ -46,7 +69,7 @@ func (s *Service) EnsureMasterKey(ctx context.Context, ref MasterKeyRef) (Master
 	}
 
 	start := s.now()
-	k, created, err := s.createMasterKey(ctx, id, ref)
+	k, created, err := s.createMasterKey(ctx, id, ref, terms, rotateRequestedAt)
 	s.metrics.observe(OperationCreateMasterKeyVersion, s.clock.Since(start), err)
 	if err != nil {
 		return MasterKeyInfo{}, err
@@ -56,11 +79,13 @@ func (s *Service) EnsureMasterKey(ctx context.Context, ref MasterKeyRef) (Master
 	return info, nil
 }
 
-func (s *Service) createMasterKey(ctx context.Context, id envelope.KeyID, ref MasterKeyRef) (k *key, created bool, err error) {
+func (s *Service) createMasterKey(ctx context.Context, id envelope.KeyID, ref MasterKeyRef, terms DeletionTerms, rotateRequestedAt string) (
+	k *key, created bool, err error,
+) {
 	if err := s.seal.CheckStored(ctx); err != nil {
 		return nil, false, err
 	}
-	secret, materialID, err := sealFirstVersion(s.seal, id, ref, s.now())
+	secret, materialID, err := sealFirstVersion(s.seal, id, ref, s.now(), terms, rotateRequestedAt)
 	if err != nil {
 		return nil, false, err
 	}
@@ -83,7 +108,7 @@ func (s *Service) createMasterKey(ctx context.Context, id envelope.KeyID, ref Ma
 }
 
 // MasterKey returns what is known of the material of a master key. It reads the store, opens every version, and makes
-// nothing. The error may be ErrInvalidKeyID, ErrMaterialMissing, ErrMaterialConflict or ErrMaterialBroken.
+// nothing. The error may be ErrInvalidKeyID, ErrMaterialMissing, ErrMaterialConflict, ErrMaterialBroken or ErrMaterialDestroyed.
 func (s *Service) MasterKey(ctx context.Context, ref MasterKeyRef) (MasterKeyInfo, error) {
 	id, err := ref.keyID()
 	if err != nil {
@@ -96,22 +121,58 @@ func (s *Service) MasterKey(ctx context.Context, ref MasterKeyRef) (MasterKeyInf
 	return s.info(k), nil
 }
 
+// OwnerOf returns what is known of the material of a key ID, whichever MasterKey it belongs to, and that MasterKey. The error may
+// be ErrInvalidKeyID, ErrMaterialMissing, ErrMaterialBroken or ErrMaterialDestroyed. The MasterKey comes beside the latter two
+// as well, where it is known.
+func (s *Service) OwnerOf(ctx context.Context, keyID string) (MasterKeyRef, MasterKeyInfo, error) {
+	ref := MasterKeyRef{KeyID: keyID}
+	id, err := ref.keyID()
+	if err != nil {
+		return ref, MasterKeyInfo{}, err
+	}
+	k, _, err := s.ring.readSecret(ctx, id)
+	if k != nil {
+		ref.Namespace, ref.Name = k.namespace, k.name
+		err = errors.Join(err, k.damage)
+	}
+	if err != nil {
+		return ref, MasterKeyInfo{}, err
+	}
+	return ref, s.info(k), nil
+}
+
 // masterKey reads a key's material now and checks that it is whole and belongs to ref.
 func (s *Service) masterKey(ctx context.Context, id envelope.KeyID, ref MasterKeyRef) (*key, error) {
-	k, err := s.ring.read(ctx, id)
-	if err != nil {
-		return nil, err
+	k, _, err := s.masterKeySecret(ctx, id, ref)
+	return k, err
+}
+
+// masterKeySecret is masterKey, and returns the Secret too.
+func (s *Service) masterKeySecret(ctx context.Context, id envelope.KeyID, ref MasterKeyRef) (*key, seal.Secret, error) {
+	k, secret, err := s.ring.readSecret(ctx, id)
+	if k == nil {
+		return nil, secret, err
 	}
 	if err := k.belongsTo(ref); err != nil {
-		return nil, err
+		return nil, secret, err
 	}
-	return k, k.damage
+	if err != nil {
+		return nil, secret, err
+	}
+	return k, secret, k.damage
 }
 
 func (k *key) belongsTo(ref MasterKeyRef) error {
 	if k.namespace != ref.Namespace || k.name != ref.Name {
 		return fmt.Errorf("%w: key %s belongs to %s/%s and not to %s/%s: remove the annotation or take the other name",
 			ErrMaterialConflict, k.id, k.namespace, k.name, ref.Namespace, ref.Name)
+	}
+	return nil
+}
+
+func (t DeletionTerms) check() error {
+	if t.WaitingPeriod <= 0 {
+		return invalid("waitingPeriod", errors.New("must be more than 0s"))
 	}
 	return nil
 }
@@ -125,8 +186,17 @@ func (r MasterKeyRef) keyID() (envelope.KeyID, error) {
 }
 
 func (s *Service) info(k *key) MasterKeyInfo {
-	info := MasterKeyInfo{ARN: k.arn, PrimaryVersion: int32(k.primary)}
-	for n := k.primary; n > 0; n-- {
+	info := MasterKeyInfo{
+		ARN:               k.arn,
+		PrimaryVersion:    int32(k.record.Primary),
+		PrimarySince:      k.record.PrimarySince,
+		RotateRequestedAt: k.record.RotateRequestedAt,
+		Terms:             k.record.terms(),
+	}
+	if d := k.record.Deletion; d != nil {
+		info.DeletionTime = d.DueAt
+	}
+	for n := k.newest; n > 0; n-- {
 		if v := k.versions[n]; v != nil {
 			info.Versions = append(info.Versions, MasterKeyVersion{Version: int32(n), CreatedAt: v.createdAt})
 		}

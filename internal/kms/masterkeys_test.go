@@ -39,7 +39,7 @@ func TestNoMasterKeyIsMadeThatNoManagerThatStartsCouldOpen(t *testing.T) {
 			w := newWorld(t)
 			before := w.store.Secrets()
 			lose(t, w.store)
-			_, err := w.EnsureMasterKey(t.Context(), ordersKey)
+			_, err := w.EnsureMasterKey(t.Context(), ordersKey, terms, "")
 			if _, ok := errors.AsType[*seal.SecretError](err); !ok {
 				t.Errorf("got %v, want an error that names the Secret to restore", err)
 			}
@@ -49,7 +49,7 @@ func TestNoMasterKeyIsMadeThatNoManagerThatStartsCouldOpen(t *testing.T) {
 			for _, secret := range []string{rootKey, seal.SealingKeysSecret} {
 				w.store.Put(before[secret])
 			}
-			if _, err := w.EnsureMasterKey(t.Context(), ordersKey); err != nil {
+			if _, err := w.EnsureMasterKey(t.Context(), ordersKey, terms, ""); err != nil {
 				t.Errorf("after a restore: %v", err)
 			}
 			if _, err := replica(t, w).MasterKey(t.Context(), ordersKey); err != nil {
@@ -61,7 +61,7 @@ func TestNoMasterKeyIsMadeThatNoManagerThatStartsCouldOpen(t *testing.T) {
 
 func TestEnsureMasterKeyMakesVersionOneAndFindsItAgain(t *testing.T) {
 	w := newWorld(t)
-	got, err := w.EnsureMasterKey(t.Context(), ordersKey)
+	got, err := w.EnsureMasterKey(t.Context(), ordersKey, terms, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,6 +72,8 @@ func TestEnsureMasterKeyMakesVersionOneAndFindsItAgain(t *testing.T) {
 	want := kms.MasterKeyInfo{
 		ARN:            "arn:datakeys:kms:" + ring.InstallID() + ":team-a:key/" + ordersKey.KeyID,
 		PrimaryVersion: 1,
+		PrimarySince:   begin,
+		Terms:          terms,
 		Versions:       []kms.MasterKeyVersion{{Version: 1, CreatedAt: begin}},
 		Created:        true,
 	}
@@ -96,7 +98,7 @@ func TestEnsureMasterKeyMakesVersionOneAndFindsItAgain(t *testing.T) {
 
 	want.Created = false
 	w.clock.SetTime(begin.Add(time.Hour))
-	again, err := replica(t, w).EnsureMasterKey(t.Context(), ordersKey)
+	again, err := replica(t, w).EnsureMasterKey(t.Context(), ordersKey, terms, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +125,7 @@ func TestTwoManagersThatMakeTheSameKeyAtOnceHaveOneMaterial(t *testing.T) {
 	infos, errs := make([]kms.MasterKeyInfo, len(managers)), make([]error, len(managers))
 	var done sync.WaitGroup
 	for i, m := range managers {
-		done.Go(func() { infos[i], errs[i] = m.EnsureMasterKey(t.Context(), ordersKey) })
+		done.Go(func() { infos[i], errs[i] = m.EnsureMasterKey(t.Context(), ordersKey, terms, "") })
 	}
 	done.Wait()
 	if err := errors.Join(errs...); err != nil {
@@ -157,7 +159,7 @@ func TestAMasterKeyConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
 					}
 					return sealtest.None
 				}
-				_, err := w.EnsureMasterKey(t.Context(), ordersKey)
+				_, err := w.EnsureMasterKey(t.Context(), ordersKey, terms, "")
 				w.store.Hook = nil
 				if err == nil {
 					if n != 6 {
@@ -171,7 +173,7 @@ func TestAMasterKeyConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
 				durable := w.store.Secrets()[ordersKey.KeyID]
 
 				after := replica(t, w) // the manager died
-				info, err := after.EnsureMasterKey(t.Context(), ordersKey)
+				info, err := after.EnsureMasterKey(t.Context(), ordersKey, terms, "")
 				if err != nil {
 					t.Fatalf("call %d: it does not converge: %v", n, err)
 				}
@@ -292,7 +294,7 @@ func TestMasterKeyMaterialThatIsNotAsItShouldBe(t *testing.T) {
 				},
 			}
 			if c.want != kms.ErrMaterialMissing { // then it would rightly make a key
-				calls["EnsureMasterKey"] = func(w *world) error { _, err := w.EnsureMasterKey(t.Context(), c.ref); return err }
+				calls["EnsureMasterKey"] = func(w *world) error { _, err := w.EnsureMasterKey(t.Context(), c.ref, terms, ""); return err }
 			}
 			for operation, call := range calls {
 				for who, w := range map[string]*world{"a manager that knew it": w, "a manager that starts": replica(t, w)} {
@@ -355,7 +357,7 @@ func TestALongMasterKeyNameFitsIntoALabel(t *testing.T) {
 	} {
 		w := newWorld(t)
 		ref := kms.MasterKeyRef{KeyID: envelope.NewKeyID().String(), Namespace: "team-a", Name: name}
-		if _, err := w.EnsureMasterKey(t.Context(), ref); err != nil {
+		if _, err := w.EnsureMasterKey(t.Context(), ref, terms, ""); err != nil {
 			t.Fatal(err)
 		}
 		if got := w.store.Secrets()[ref.KeyID].Labels["datakeys.io/master-key"]; got != want {
@@ -367,7 +369,7 @@ func TestALongMasterKeyNameFitsIntoALabel(t *testing.T) {
 func TestNoMasterKeyIsMadeThatCannotBeAudited(t *testing.T) {
 	w := newWorld(t)
 	w.audit.Err = errors.New("disk full")
-	_, err := w.EnsureMasterKey(t.Context(), ordersKey)
+	_, err := w.EnsureMasterKey(t.Context(), ordersKey, terms, "")
 	if kms.CodeOf(err) != kms.CodeUnavailable {
 		t.Errorf("got %v, want Unavailable", err)
 	}

@@ -144,7 +144,7 @@ func TestAKeyThatWasMadeDuringTheRotationIsSealedAnewLater(t *testing.T) {
 		}
 		return sealtest.None
 	}
-	if _, err := late.EnsureMasterKey(t.Context(), made); err != nil {
+	if _, err := late.EnsureMasterKey(t.Context(), made, terms, ""); err != nil {
 		t.Fatal(err)
 	}
 	if got := w.sealedBy(t)[made.KeyID+" v1"]; got != 1 {
@@ -457,7 +457,7 @@ func TestASealingKeyThatCannotBeAskedForIsNoDamage(t *testing.T) {
 		return &other
 	}
 	leader, behind := open(), open()
-	if _, err := leader.EnsureMasterKey(t.Context(), ordersKey); err != nil {
+	if _, err := leader.EnsureMasterKey(t.Context(), ordersKey, terms, ""); err != nil {
 		t.Fatal(err)
 	}
 	w.requestRotation("now")

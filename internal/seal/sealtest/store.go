@@ -34,13 +34,14 @@ const (
 	Get    = "Get"
 	Create = "Create"
 	Update = "Update"
+	Remove = "Remove"
 	List   = "List"
 	Any    = "Any"
 )
 
 // Call is one call of a Store.
 type Call struct {
-	Method string // Get, Create, Update, List or Any, as the constants
+	Method string // Get, Create, Update, Remove, List or Any, as the constants
 	Name   string // of the Secret; the type for List and Any
 }
 
@@ -129,6 +130,31 @@ func (s *Store) Update(ctx context.Context, secret seal.Secret) error {
 	now := clone(*was)
 	now.Data = secret.Data
 	s.put(now)
+	if fault == DoAndFail {
+		return ErrInjected
+	}
+	return nil
+}
+
+// Remove implements kms.KeyStore.
+func (s *Store) Remove(ctx context.Context, secret seal.Secret) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	fault := s.call(Call{Remove, secret.Name})
+	if fault == Fail {
+		return ErrInjected
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was, ok := s.secrets[secret.Name]
+	if !ok {
+		return seal.ErrSecretNotFound
+	}
+	if was.ResourceVersion != secret.ResourceVersion {
+		return seal.ErrSecretChanged
+	}
+	delete(s.secrets, secret.Name)
 	if fault == DoAndFail {
 		return ErrInjected
 	}
