@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -20,6 +21,8 @@ import (
 // indexAlias finds MasterKeys in the cache by the aliases that they claim.
 const indexAlias = "datakeys.io/alias"
 
+func aliasIndex(object client.Object) []string { return object.(*v1alpha1.MasterKey).Spec.Aliases }
+
 // aliasAge is how long a namespace that was read for an alias is not read for another: an alias costs a read of all
 // MasterKeys of its namespace, be it there or not. The cache of the manager has heard of everything new by then.
 const aliasAge = 2 * time.Second
@@ -35,21 +38,21 @@ const livePage = 500
 type masterKeys struct {
 	cache, live client.Reader
 	// aliases are the holders of the aliases of a namespace, as the API server had them a moment ago.
-	aliases *answerCache[string, kms.AliasHolders]
+	aliases *answerCache[string, aliasHolders]
 	reads   *singleflight.Group
 }
 
+// aliasHolders has the MasterKey that has each alias of a namespace.
+type aliasHolders map[string]kms.MasterKey
+
 func newMasterKeys(ctx context.Context, mgr ctrl.Manager) (masterKeys, error) {
-	err := mgr.GetFieldIndexer().IndexField(ctx, &v1alpha1.MasterKey{}, indexAlias, func(o client.Object) []string {
-		return o.(*v1alpha1.MasterKey).Spec.Aliases
-	})
-	if err != nil {
+	if err := mgr.GetFieldIndexer().IndexField(ctx, &v1alpha1.MasterKey{}, indexAlias, aliasIndex); err != nil {
 		return masterKeys{}, fmt.Errorf("index %s: %w", indexAlias, err)
 	}
 	return masterKeys{
 		cache:   mgr.GetClient(),
 		live:    mgr.GetAPIReader(),
-		aliases: newAnswerCache[string, kms.AliasHolders](aliasAge, maxAliasReads),
+		aliases: newAnswerCache[string, aliasHolders](aliasAge, maxAliasReads),
 		reads:   new(singleflight.Group),
 	}, nil
 }
@@ -75,20 +78,23 @@ func (m masterKeys) ByName(ctx context.Context, namespace, name string) (kms.Mas
 }
 
 // ByAlias implements kms.MasterKeys.
+//
+// An alias is moved by two writes, as of one kubectl apply of both MasterKeys. If the other claims it before the holder lets it go, the
+// other has it by the second write, and every answer is one of the two. If the holder lets it go first, nobody has it between the
+// writes. In either case the other has it from the second write on: a replica that has heard of none yet answers the old holder until
+// its watch delivers the first, and one that has heard of the first alone reads live, and may go on for aliasAge with what it read.
 func (m masterKeys) ByAlias(ctx context.Context, namespace, alias string) (kms.MasterKey, error) {
-	var list v1alpha1.MasterKeyList
-	err := m.cache.List(ctx, &list, client.InNamespace(namespace), client.MatchingFields{indexAlias: alias}, client.UnsafeDisableDeepCopy)
+	var claimants v1alpha1.MasterKeyList
+	err := m.cache.List(ctx, &claimants, client.InNamespace(namespace), client.MatchingFields{indexAlias: alias}, client.UnsafeDisableDeepCopy)
 	if err != nil {
 		return kms.MasterKey{}, fmt.Errorf("read the MasterKeys of alias %s/%s: %w", namespace, alias, err)
 	}
-	holders := kms.AliasHolders{}
-	for i := range list.Items {
-		holders.Add(masterKey(&list.Items[i]))
+	if holder := v1alpha1.AliasHolder(alias, claimants.Items); holder != nil {
+		return masterKey(holder), nil
 	}
-	if _, found := holders[alias]; !found {
-		if holders, err = m.liveAliases(ctx, namespace); err != nil {
-			return kms.MasterKey{}, err
-		}
+	holders, err := m.liveAliases(ctx, namespace)
+	if err != nil {
+		return kms.MasterKey{}, err
 	}
 	o, found := holders[alias]
 	if !found {
@@ -99,37 +105,60 @@ func (m masterKeys) ByAlias(ctx context.Context, namespace, alias string) (kms.M
 
 // liveAliases returns the holders of all aliases of a namespace as the API server has them now, or had them less than
 // aliasAge ago. All who ask at the same time share one read.
-func (m masterKeys) liveAliases(ctx context.Context, namespace string) (kms.AliasHolders, error) {
+func (m masterKeys) liveAliases(ctx context.Context, namespace string) (aliasHolders, error) {
 	if holders, found := m.aliases.get(namespace); found {
 		return holders, nil
+	}
+	called := m.aliases.clock.Now()
+	for {
+		holders, asked, err := m.readAliases(ctx, namespace)
+		// Where the API server is slow, the read of somebody else may have begun too long before this call. The next did not.
+		if err != nil || called.Sub(asked) < aliasAge {
+			return holders, err
+		}
+	}
+}
+
+// readAliases reads the holders of all aliases of a namespace from the API server, together with all who ask at this moment, and
+// says when it asked.
+func (m masterKeys) readAliases(ctx context.Context, namespace string) (aliasHolders, time.Time, error) {
+	type answer struct {
+		holders aliasHolders
+		asked   time.Time
 	}
 	read := m.reads.DoChan(namespace, func() (any, error) {
 		// Whoever asked first may go away; the others still wait.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reviewTimeout)
 		defer cancel()
 		asked := m.aliases.clock.Now()
-		holders := kms.AliasHolders{}
+		first := v1alpha1.AliasHolders{}
 		for next, more := "", true; more; more = next != "" {
 			var page v1alpha1.MasterKeyList
 			if err := m.live.List(ctx, &page, client.InNamespace(namespace), client.Limit(livePage), client.Continue(next)); err != nil {
 				return nil, fmt.Errorf("read the MasterKeys of namespace %s: %w", namespace, err)
 			}
-			for i := range page.Items {
-				holders.Add(masterKey(&page.Items[i]))
+			for _, o := range page.Items {
+				o.ManagedFields = nil
+				first.Add(&o) // a copy of its own, so that the page can go
 			}
 			next = page.Continue
 		}
+		holders := make(aliasHolders, len(first))
+		for alias, o := range first {
+			holders[alias] = masterKey(o)
+		}
 		m.aliases.add(namespace, holders, asked)
-		return holders, nil
+		return answer{holders, asked}, nil
 	})
 	select {
 	case result := <-read:
 		if result.Err != nil {
-			return nil, result.Err
+			return nil, time.Time{}, result.Err
 		}
-		return result.Val.(kms.AliasHolders), nil
+		a := result.Val.(answer)
+		return a.holders, a.asked, nil
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, time.Time{}, context.Cause(ctx)
 	}
 }
 
@@ -139,26 +168,39 @@ func (m masterKeys) List(ctx context.Context, namespace string) ([]kms.MasterKey
 	if err := m.cache.List(ctx, &list, client.InNamespace(namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return nil, fmt.Errorf("read the MasterKeys of namespace %s: %w", namespace, err)
 	}
+	holders := v1alpha1.AliasHolders{}
+	for i := range list.Items {
+		holders.Add(&list.Items[i])
+	}
 	keys := make([]kms.MasterKey, len(list.Items))
 	for i := range list.Items {
 		keys[i] = masterKey(&list.Items[i])
+		keys[i].Aliases = holders.HeldBy(&list.Items[i])
 	}
 	slices.SortFunc(keys, func(a, b kms.MasterKey) int { return strings.Compare(a.Name, b.Name) })
 	return keys, nil
 }
 
-// masterKey is what the key service needs of o. Its slices are o's own.
+// masterKey is what the key service needs of o, but for the aliases that it has: that takes all who claim them.
+//
+// A status is not trusted to let anybody use a key, and the state is what the spec asks for. One that says Destroyed is believed: it
+// can do no more than refuse a key until the controller has looked at it.
 func masterKey(o *v1alpha1.MasterKey) kms.MasterKey {
-	return kms.MasterKey{
+	k := kms.MasterKey{
 		KeyID:       o.KeyID(),
 		Namespace:   o.Namespace,
 		Name:        o.Name,
-		UID:         string(o.UID),
-		State:       kms.KeyStateEnabled, // until spec has a state
+		State:       kms.KeyState(cmp.Or(o.Spec.State, v1alpha1.MasterKeyStateEnabled)),
 		Description: o.Spec.Description,
-		Aliases:     o.Spec.Aliases,
 		CreatedAt:   o.CreationTimestamp.Time,
 	}
+	if o.Status.State == v1alpha1.MasterKeyStateDestroyed {
+		k.State = kms.KeyStateDestroyed
+	}
+	if k.State == kms.KeyStatePendingDeletion {
+		k.DeletionTime = o.Status.DeletionTime.Time // what is there in another state is of a deletion that was cancelled just now
+	}
+	return k
 }
 
 // dataKeyRequests tells the pod injector, from the manager's cache, whether a pod's data keys are there.

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -89,6 +91,7 @@ func startMasterKeys(t *testing.T, p *place) (masterKeys, *shortPages) {
 func TestMasterKeysOnTheAPIServer(t *testing.T) {
 	p := newPlace(t)
 	made := map[string]kms.MasterKey{}
+	var all []v1alpha1.MasterKey
 	create := func(namespace, name string, aliases ...string) {
 		t.Helper()
 		o := &v1alpha1.MasterKey{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
@@ -97,21 +100,18 @@ func TestMasterKeysOnTheAPIServer(t *testing.T) {
 			t.Fatal(err)
 		}
 		made[namespace+"/"+name] = kms.MasterKey{
-			KeyID: string(o.UID), Namespace: namespace, Name: name, UID: string(o.UID), State: kms.KeyStateEnabled,
-			Description: "of " + name, Aliases: aliases, CreatedAt: o.CreationTimestamp.Time,
+			KeyID: string(o.UID), Namespace: namespace, Name: name, State: kms.KeyStateEnabled,
+			Description: "of " + name, CreatedAt: o.CreationTimestamp.Time,
 		}
+		all = append(all, *o)
 	}
 	create(p.tenant, "c", "shared", "c/1")
 	create(p.tenant, "a", "shared", "a_1", "a-2")
 	create(p.tenant, "b", "shared")
 	create(p.tenant, "d")
 	create(p.system, "e", "theirs", "a_1")
-	holder := made[p.tenant+"/c"] // by the rule, and not by the order: they may have been made in the same second
-	for _, name := range []string{"a", "b"} {
-		if k := made[p.tenant+"/"+name]; k.Before(holder) {
-			holder = k
-		}
-	}
+	// By the rule, and not by the order: they may have been made in the same second.
+	holder := made[p.tenant+"/"+v1alpha1.AliasHolder("shared", all).Name]
 
 	cached, live := startMasterKeys(t, p)
 	unheard := cached
@@ -143,7 +143,15 @@ func TestMasterKeysOnTheAPIServer(t *testing.T) {
 		})
 	}
 	list, err := cached.List(t.Context(), p.tenant)
-	want := []kms.MasterKey{made[p.tenant+"/a"], made[p.tenant+"/b"], made[p.tenant+"/c"], made[p.tenant+"/d"]}
+	var want []kms.MasterKey
+	for name, aliases := range map[string][]string{"a": {"a_1", "a-2"}, "b": nil, "c": {"c/1"}, "d": nil} {
+		k := made[p.tenant+"/"+name]
+		if k.Aliases = aliases; name == holder.Name {
+			k.Aliases = append([]string{"shared"}, aliases...)
+		}
+		want = append(want, k)
+	}
+	slices.SortFunc(want, func(a, b kms.MasterKey) int { return strings.Compare(a.Name, b.Name) })
 	if diff := cmp.Diff(want, list); err != nil || diff != "" {
 		t.Errorf("List: got error %v and (-want +got)\n%s", err, diff)
 	}
@@ -179,4 +187,59 @@ func TestAliasesThatAreNotThereAreReadOnceInAWhile(t *testing.T) {
 	now.SetTime(time.Unix(0, 0).Add(aliasAge))
 	ask("two", nil, 2)
 	ask("two", nil, 2)
+}
+
+func TestWhatTheKeyServiceSeesOfAMasterKey(t *testing.T) {
+	due := metav1.NewTime(time.Date(2026, 12, 22, 12, 0, 0, 0, time.UTC))
+	created := metav1.NewTime(due.AddDate(0, -6, 0))
+	const uid, annotated = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
+	for name, c := range map[string]struct {
+		change func(*v1alpha1.MasterKey)
+		want   func(*kms.MasterKey)
+	}{
+		"it says no state":      {func(o *v1alpha1.MasterKey) { o.Spec.State = "" }, func(*kms.MasterKey) {}},
+		"it is Enabled":         {func(*v1alpha1.MasterKey) {}, func(*kms.MasterKey) {}},
+		"it has an annotation":  {func(o *v1alpha1.MasterKey) { o.Annotations = map[string]string{v1alpha1.AnnotationKeyID: annotated} }, func(k *kms.MasterKey) { k.KeyID = annotated }},
+		"it is to be Disabled":  {func(o *v1alpha1.MasterKey) { o.Spec.State = "Disabled" }, func(k *kms.MasterKey) { k.State = kms.KeyStateDisabled }},
+		"only its status is so": {func(o *v1alpha1.MasterKey) { o.Status.State = "Disabled" }, func(*kms.MasterKey) {}},
+		"its status lags":       {func(o *v1alpha1.MasterKey) { o.Spec.State, o.Status.State = "Disabled", "Enabled" }, func(k *kms.MasterKey) { k.State = kms.KeyStateDisabled }},
+		"it is PendingDeletion, and that is recorded": {
+			func(o *v1alpha1.MasterKey) {
+				o.Spec.State, o.Status.State, o.Status.DeletionTime = "PendingDeletion", "PendingDeletion", due
+			},
+			func(k *kms.MasterKey) { k.State, k.DeletionTime = kms.KeyStatePendingDeletion, due.Time },
+		},
+		"it is PendingDeletion, and that is not recorded yet": {
+			func(o *v1alpha1.MasterKey) { o.Spec.State, o.Status.State = "PendingDeletion", "Enabled" },
+			func(k *kms.MasterKey) { k.State = kms.KeyStatePendingDeletion },
+		},
+		"its deletion was cancelled just now": {
+			func(o *v1alpha1.MasterKey) { o.Status.State, o.Status.DeletionTime = "PendingDeletion", due }, func(*kms.MasterKey) {},
+		},
+		"it is Destroyed": {
+			func(o *v1alpha1.MasterKey) {
+				o.Spec.State, o.Status.State, o.Status.DeletionTime = "PendingDeletion", "Destroyed", due
+			},
+			func(k *kms.MasterKey) { k.State = kms.KeyStateDestroyed },
+		},
+		"it is Destroyed and to be Enabled": {
+			func(o *v1alpha1.MasterKey) { o.Status.State = "Destroyed" }, func(k *kms.MasterKey) { k.State = kms.KeyStateDestroyed },
+		},
+		"its state is of another release": {func(o *v1alpha1.MasterKey) { o.Spec.State = "Paused" }, func(k *kms.MasterKey) { k.State = "Paused" }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := &v1alpha1.MasterKey{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "team-a", Name: "orders", UID: uid, CreationTimestamp: created},
+				Spec:       v1alpha1.MasterKeySpec{Description: "for orders", Aliases: []string{"orders"}, State: "Enabled"},
+			}
+			want := kms.MasterKey{
+				KeyID: uid, Namespace: "team-a", Name: "orders", State: kms.KeyStateEnabled, Description: "for orders", CreatedAt: created.Time,
+			}
+			c.change(o)
+			c.want(&want)
+			if diff := cmp.Diff(want, masterKey(o)); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
 }

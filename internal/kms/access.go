@@ -175,6 +175,9 @@ func (s *Service) keyOf(ctx context.Context, review *reviewer, verb string, name
 	case err != nil:
 		return nil, MasterKey{}, unavailable(err, fmt.Sprintf("MasterKey %s/%s could not be read", namespace, owner))
 	}
+	if err := o.exists(); err != nil {
+		return nil, MasterKey{}, err
+	}
 	id, err := envelope.ParseKeyID(o.KeyID)
 	if err != nil {
 		return nil, o, &Error{Code: CodeFailedPrecondition, Message: fmt.Sprintf(
@@ -263,7 +266,7 @@ func (s *Service) usable(ctx context.Context, k *key) error {
 	return o.usable()
 }
 
-// object returns the MasterKey that the material belongs to, if it exists and is that key.
+// object returns the MasterKey that the material belongs to, if it exists, is that key and is not Destroyed.
 func (s *Service) object(ctx context.Context, k *key) (MasterKey, error) {
 	o, err := s.objects.ByName(ctx, k.namespace, k.name)
 	switch {
@@ -276,7 +279,19 @@ func (s *Service) object(ctx context.Context, k *key) (MasterKey, error) {
 		return MasterKey{}, &Error{Code: CodeNotFound, Message: fmt.Sprintf(
 			"MasterKey %s/%s is another key now than key %s", k.namespace, k.name, k.id)}
 	}
+	if err := o.exists(); err != nil {
+		return MasterKey{}, err
+	}
 	return o, nil
+}
+
+// exists returns an error if the key is destroyed. It is asked before the material, which this process may still have.
+func (k MasterKey) exists() error {
+	if k.State == KeyStateDestroyed {
+		return &Error{Code: CodeNotFound, Message: fmt.Sprintf(
+			"MasterKey %s/%s is Destroyed: what it encrypted opens no more; use another key", k.Namespace, k.Name)}
+	}
+	return nil
 }
 
 // usable returns an error unless the state of the key allows cryptographic operations.

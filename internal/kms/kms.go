@@ -37,9 +37,6 @@ type KeyStore interface {
 	Create(ctx context.Context, s seal.Secret) error
 	// Update replaces the data of a Secret. Where it is not any more as it was read, the error is seal.ErrSecretChanged.
 	Update(ctx context.Context, s seal.Secret) error
-	// Remove removes a Secret. Where it is not any more as it was read, nothing is removed and the error is seal.ErrSecretChanged,
-	// or seal.ErrSecretNotFound where it is gone.
-	Remove(ctx context.Context, s seal.Secret) error
 	// List returns the names of all Secrets of that type, sorted.
 	List(ctx context.Context, secretType string) ([]string, error)
 }
@@ -82,11 +79,14 @@ type Authorizer interface {
 // KeyState says what a master key may be used for. The zero KeyState is invalid.
 type KeyState string
 
-// States of a master key, in the words of AWS KMS.
+// States of a master key, in the words of AWS KMS but for the last.
 const (
 	KeyStateEnabled         KeyState = "Enabled"
 	KeyStateDisabled        KeyState = "Disabled"
 	KeyStatePendingDeletion KeyState = "PendingDeletion"
+	// KeyStateDestroyed is of a key whose material is destroyed while its MasterKey is still there. To callers there is no such
+	// key any more.
+	KeyStateDestroyed KeyState = "Destroyed"
 )
 
 // MasterKey is what the key service needs to know of a MasterKey object.
@@ -94,50 +94,29 @@ type MasterKey struct {
 	// KeyID is the annotation datakeys.io/key-id, else the object's UID.
 	KeyID           string
 	Namespace, Name string
-	// UID is the object's own.
-	UID         string
-	State       KeyState
-	Description string
-	// Aliases are the aliases that the object claims, without "alias/". An older MasterKey may have the same. They are not
+	State           KeyState
+	Description     string
+	// Aliases are the aliases that the key has, without "alias/": of those that its object claims, the ones that no other MasterKey
+	// of the namespace has (v1alpha1.AliasHolder). MasterKeys.List alone fills them in, which sees all who claim one. They are not
 	// to be written to.
 	Aliases []string
 	// CreatedAt is when the object was made, to the second.
 	CreatedAt time.Time
-	// DeletionTime is when the key is due to be deleted, in KeyStatePendingDeletion.
+	// DeletionTime is when the material is due to be destroyed, in KeyStatePendingDeletion. It is zero until that is recorded.
 	DeletionTime time.Time
-}
-
-// Before reports whether k was made before other: of two that claim an alias, it has it. MasterKeys of the same second
-// are told apart by their UIDs, so that every replica tells the same.
-func (k MasterKey) Before(other MasterKey) bool {
-	if !k.CreatedAt.Equal(other.CreatedAt) {
-		return k.CreatedAt.Before(other.CreatedAt)
-	}
-	return k.UID < other.UID
-}
-
-// AliasHolders tells which MasterKey has each alias of a namespace, written without "alias/": the first, by Before, of those that
-// claim it.
-type AliasHolders map[string]MasterKey
-
-// Add takes the claims of one more MasterKey into account.
-func (h AliasHolders) Add(k MasterKey) {
-	for _, alias := range k.Aliases {
-		if first, claimed := h[alias]; !claimed || k.Before(first) {
-			h[alias] = k
-		}
-	}
 }
 
 // MasterKeys knows the MasterKey objects. A key is usable only while the object that its material belongs to exists and
 // has its key ID.
 type MasterKeys interface {
-	// ByName returns the MasterKey of that name, or an error that is ErrMasterKeyNotFound after a live read.
+	// ByName returns the MasterKey of that name without its Aliases, or an error that is ErrMasterKeyNotFound after a live read.
 	ByName(ctx context.Context, namespace, name string) (MasterKey, error)
-	// ByAlias returns the MasterKey of the namespace that has the alias, as AliasHolders tell. The error is
-	// ErrMasterKeyNotFound after a live read that is at most 2 seconds old.
+	// ByAlias returns the MasterKey of the namespace that has the alias, by v1alpha1.AliasHolder, without its Aliases. It may lag
+	// behind the API server as a watch does: so the key is one that has the alias or had it a moment ago. The error is
+	// ErrMasterKeyNotFound only after a live read that began at most 2 seconds before the call.
 	ByAlias(ctx context.Context, namespace, alias string) (MasterKey, error)
-	// List returns every MasterKey of the namespace, sorted by name. It may lag behind the API server as a watch does.
+	// List returns every MasterKey of the namespace with its Aliases, sorted by name. No alias is of two of them. It may lag
+	// behind the API server as a watch does.
 	List(ctx context.Context, namespace string) ([]MasterKey, error)
 }
 

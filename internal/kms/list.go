@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"sort"
 	"strings"
@@ -60,7 +59,7 @@ func (s *Service) ListKeys(ctx context.Context, caller Caller, limit int, marker
 	err = s.list(ctx, caller, OperationListKeys, v1alpha1.VerbListKeys, func(objects []MasterKey, _ *AuditRecord) error {
 		from := sort.Search(len(objects), func(i int) bool { return objects[i].Name > page.after })
 		for _, o := range objects[from:] {
-			if !o.hasKeyID() {
+			if !o.listed() {
 				continue
 			}
 			if len(keys) == page.limit {
@@ -79,7 +78,7 @@ func (s *Service) ListKeys(ctx context.Context, caller Caller, limit int, marker
 
 // ListAliases lists the aliases of the caller's namespace by name, those of the key that keyID names alone unless that is
 // empty: at most limit of them, 0 is 50. It needs the verb listaliases on the masterkeys of the namespace. Pages are as
-// those of ListKeys.
+// those of ListKeys. A key that MasterKeys.List has not heard of yet has no aliases yet.
 func (s *Service) ListAliases(ctx context.Context, caller Caller, keyID string, limit int, marker string) (aliases []AliasEntry, next string, err error) {
 	start := s.now()
 	defer func() { s.done(ctx, OperationListAliases, start, caller, err) }()
@@ -104,24 +103,16 @@ func (s *Service) ListAliases(ctx context.Context, caller Caller, keyID string, 
 				return err
 			}
 			*record.Key = AuditKey{ID: o.KeyID, Namespace: o.Namespace, Name: o.Name}
-			if only = o.Name; !slices.ContainsFunc(objects, func(k MasterKey) bool { return k.Name == only }) {
-				objects = append(slices.Clip(objects), o) // the list has not heard of it yet
-			}
+			only = o.Name
 		}
-		holders := AliasHolders{}
-		for _, o := range objects {
-			holders.Add(o)
-		}
-		for _, alias := range slices.Sorted(maps.Keys(holders)) {
-			o := holders[alias]
-			if alias <= page.after || only != "" && o.Name != only || !o.hasKeyID() {
-				continue
-			}
+		for _, held := range heldAliases(objects, only, page.after) {
 			if len(aliases) == page.limit {
 				next = page.marker(strings.TrimPrefix(aliases[len(aliases)-1].Name, aliasPrefix))
 				break
 			}
-			aliases = append(aliases, AliasEntry{Name: aliasPrefix + alias, ARN: s.aliasARN(o.Namespace, alias), TargetKeyID: o.KeyID})
+			aliases = append(aliases, AliasEntry{
+				Name: aliasPrefix + held.alias, ARN: s.aliasARN(held.by.Namespace, held.alias), TargetKeyID: held.by.KeyID,
+			})
 		}
 		return nil
 	})
@@ -129,6 +120,29 @@ func (s *Service) ListAliases(ctx context.Context, caller Caller, keyID string, 
 		return nil, "", err
 	}
 	return aliases, next, nil
+}
+
+// heldAlias is an alias and the MasterKey that has it.
+type heldAlias struct {
+	alias string
+	by    *MasterKey
+}
+
+// heldAliases returns the aliases behind one, by name: those of all these MasterKeys, or of the one with the name only.
+func heldAliases(objects []MasterKey, only, after string) (held []heldAlias) {
+	for i := range objects {
+		o := &objects[i]
+		if only != "" && o.Name != only || !o.listed() {
+			continue
+		}
+		for _, alias := range o.Aliases {
+			if alias > after {
+				held = append(held, heldAlias{alias, o})
+			}
+		}
+	}
+	slices.SortFunc(held, func(a, b heldAlias) int { return strings.Compare(a.alias, b.alias) })
+	return held
 }
 
 // list reads the MasterKeys of the caller's namespace, if RBAC allows the verb on all of them, has read
@@ -170,7 +184,7 @@ func (s *Service) ownMasterKey(ctx context.Context, namespace string, name keyNa
 		o, err = s.objects.ByAlias(ctx, namespace, name.alias)
 	default:
 		if i := slices.IndexFunc(objects, func(k MasterKey) bool { return k.KeyID == name.id.String() }); i >= 0 {
-			return objects[i], nil
+			return objects[i], objects[i].exists()
 		}
 		k, absence := s.ring.get(ctx, name.id)
 		switch {
@@ -190,13 +204,13 @@ func (s *Service) ownMasterKey(ctx context.Context, namespace string, name keyNa
 	case err != nil:
 		return MasterKey{}, unavailable(err, "the MasterKeys could not be read")
 	}
-	return o, nil
+	return o, o.exists()
 }
 
-// hasKeyID reports whether the MasterKey has a key ID by which it could be named.
-func (k MasterKey) hasKeyID() bool {
+// listed reports whether a list has the MasterKey: it has a key ID by which it could be named, and there still is such a key.
+func (k MasterKey) listed() bool {
 	_, err := envelope.ParseKeyID(k.KeyID)
-	return err == nil
+	return err == nil && k.exists() == nil
 }
 
 // page is the part of a list that is asked for.

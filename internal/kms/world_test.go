@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/hex"
-	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -33,9 +32,6 @@ var (
 	theirsKey = kms.MasterKeyRef{KeyID: "33333333-3333-4333-8333-333333333333", Namespace: "team-b", Name: "theirs"}
 	goneID    = "99999999-9999-4999-8999-999999999999" // of no key
 )
-
-// terms are those by which their material is destroyed.
-var terms = kms.DeletionTerms{WaitingPeriod: 720 * time.Hour}
 
 // world is a key service with everything around it in memory.
 type world struct {
@@ -137,7 +133,7 @@ func settled(t testing.TB) *world {
 	t.Helper()
 	w := newWorld(t)
 	for _, ref := range []kms.MasterKeyRef{ordersKey, otherKey, theirsKey} {
-		if _, err := w.EnsureMasterKey(t.Context(), ref, terms, ""); err != nil {
+		if _, err := w.EnsureMasterKey(t.Context(), ref); err != nil {
 			t.Fatal(err)
 		}
 		w.objects.Put(object(ref))
@@ -172,7 +168,7 @@ func settled(t testing.TB) *world {
 
 // object is the MasterKey that a ref names.
 func object(ref kms.MasterKeyRef) kms.MasterKey {
-	return kms.MasterKey{KeyID: ref.KeyID, Namespace: ref.Namespace, Name: ref.Name, UID: "uid-of-" + ref.Name, CreatedAt: begin}
+	return kms.MasterKey{KeyID: ref.KeyID, Namespace: ref.Namespace, Name: ref.Name, CreatedAt: begin}
 }
 
 // orders is the data key of the DataKeyRequest orders of team-a.
@@ -215,7 +211,7 @@ func (w *world) material(t testing.TB, ref kms.MasterKeyRef) (envelope.MaterialI
 	return materialID, m
 }
 
-// addVersion adds a version to a master key, as a rotation by another manager does.
+// addVersion adds a version to a master key, as a rotation by another manager will.
 func (w *world) addVersion(t testing.TB, ref kms.MasterKeyRef, version uint32) {
 	t.Helper()
 	ring, err := sealtest.OpenEmbedded(t.Context(), w.store)
@@ -234,13 +230,7 @@ func (w *world) addVersion(t testing.TB, ref kms.MasterKeyRef, version uint32) {
 	w.store.Edit(ref.KeyID, func(s *seal.Secret) {
 		s.Data[seal.VersionEntry(version)] = sealed
 		s.Data[seal.VersionEntry(version)+".createdAt"] = []byte(begin.Format(time.RFC3339))
-		s.Data["record"] = recordOf(version)
 	})
-}
-
-// recordOf is the record of a key with that primary version.
-func recordOf(primary uint32) []byte {
-	return fmt.Appendf(nil, `{"primary":%d,"primarySince":"2026-11-21T12:00:00Z","waitingPeriod":"720h0m0s"}`, primary)
 }
 
 // forged makes a blob with any header under any material.

@@ -115,7 +115,7 @@ func (a *Authorizer) Asked() []kms.Access {
 	return slices.Clone(a.asked)
 }
 
-// MasterKeys holds MasterKey objects. The zero MasterKeys is empty.
+// MasterKeys holds MasterKey objects, each with the aliases that it has. The zero MasterKeys is empty.
 type MasterKeys struct {
 	// Err, if set, is returned instead of any answer.
 	Err error
@@ -155,6 +155,7 @@ func (m *MasterKeys) ByName(_ context.Context, namespace, name string) (kms.Mast
 	if !ok {
 		return kms.MasterKey{}, fmt.Errorf("%w: %s/%s", kms.ErrMasterKeyNotFound, namespace, name)
 	}
+	k.Aliases = nil
 	return k, nil
 }
 
@@ -164,17 +165,12 @@ func (m *MasterKeys) ByAlias(ctx context.Context, namespace, alias string) (kms.
 	if err != nil {
 		return kms.MasterKey{}, err
 	}
-	all = slices.DeleteFunc(all, func(k kms.MasterKey) bool { return !slices.Contains(k.Aliases, alias) })
-	if len(all) == 0 {
+	i := slices.IndexFunc(all, func(k kms.MasterKey) bool { return slices.Contains(k.Aliases, alias) })
+	if i < 0 {
 		return kms.MasterKey{}, fmt.Errorf("%w: %s/alias/%s", kms.ErrMasterKeyNotFound, namespace, alias)
 	}
-	first := all[0]
-	for _, k := range all[1:] {
-		if k.Before(first) {
-			first = k
-		}
-	}
-	return first, nil
+	all[i].Aliases = nil
+	return all[i], nil
 }
 
 // List implements kms.MasterKeys.
