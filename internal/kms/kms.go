@@ -37,6 +37,9 @@ type KeyStore interface {
 	Create(ctx context.Context, s seal.Secret) error
 	// Update replaces the data of a Secret. Where it is not any more as it was read, the error is seal.ErrSecretChanged.
 	Update(ctx context.Context, s seal.Secret) error
+	// Remove removes a Secret. Where it is not any more as it was read, nothing is removed and the error is seal.ErrSecretChanged,
+	// or seal.ErrSecretNotFound where it is gone.
+	Remove(ctx context.Context, s seal.Secret) error
 	// List returns the names of all Secrets of that type, sorted.
 	List(ctx context.Context, secretType string) ([]string, error)
 }

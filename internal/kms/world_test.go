@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/hex"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -32,6 +33,9 @@ var (
 	theirsKey = kms.MasterKeyRef{KeyID: "33333333-3333-4333-8333-333333333333", Namespace: "team-b", Name: "theirs"}
 	goneID    = "99999999-9999-4999-8999-999999999999" // of no key
 )
+
+// terms are those by which their material is destroyed.
+var terms = kms.DeletionTerms{WaitingPeriod: 720 * time.Hour}
 
 // world is a key service with everything around it in memory.
 type world struct {
@@ -133,7 +137,7 @@ func settled(t testing.TB) *world {
 	t.Helper()
 	w := newWorld(t)
 	for _, ref := range []kms.MasterKeyRef{ordersKey, otherKey, theirsKey} {
-		if _, err := w.EnsureMasterKey(t.Context(), ref); err != nil {
+		if _, err := w.EnsureMasterKey(t.Context(), ref, terms, ""); err != nil {
 			t.Fatal(err)
 		}
 		w.objects.Put(object(ref))
@@ -211,7 +215,7 @@ func (w *world) material(t testing.TB, ref kms.MasterKeyRef) (envelope.MaterialI
 	return materialID, m
 }
 
-// addVersion adds a version to a master key, as a rotation by another manager will.
+// addVersion adds a version to a master key, as a rotation by another manager does.
 func (w *world) addVersion(t testing.TB, ref kms.MasterKeyRef, version uint32) {
 	t.Helper()
 	ring, err := sealtest.OpenEmbedded(t.Context(), w.store)
@@ -230,7 +234,13 @@ func (w *world) addVersion(t testing.TB, ref kms.MasterKeyRef, version uint32) {
 	w.store.Edit(ref.KeyID, func(s *seal.Secret) {
 		s.Data[seal.VersionEntry(version)] = sealed
 		s.Data[seal.VersionEntry(version)+".createdAt"] = []byte(begin.Format(time.RFC3339))
+		s.Data["record"] = recordOf(version)
 	})
+}
+
+// recordOf is the record of a key with that primary version.
+func recordOf(primary uint32) []byte {
+	return fmt.Appendf(nil, `{"primary":%d,"primarySince":"2026-11-21T12:00:00Z","waitingPeriod":"720h0m0s"}`, primary)
 }
 
 // forged makes a blob with any header under any material.
