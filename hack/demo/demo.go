@@ -138,6 +138,11 @@ stranger, which gets no key). To look further:
 		d.print("An image of your own (an OCI or Docker archive): go run ./hack/cluster load FILE.tar\n")
 		d.print("Take it all down with: make demo-down\n")
 	} else {
-		d.print("Take it down with: kubectl delete namespace demo; helm uninstall datakeys -n datakeys-system\n")
+		// A namespace with a master key in it is deleted in two steps: the first one says that this is meant.
+		d.print(`Take it down with:
+  kubectl annotate masterkeys --all -n demo datakeys.io/allow-deletion=true
+  kubectl delete namespace demo
+  helm uninstall datakeys -n datakeys-system
+`)
 	}
 }

@@ -17,6 +17,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -71,12 +73,40 @@ func (c *cluster) namespace(t *testing.T, standard string) string {
 		if t.Failed() {
 			c.describe(t, ns.Name)
 		}
-		if err := c.client.Delete(context.Background(), ns); err != nil {
+		if err := c.deleteNamespace(context.Background(), ns.Name); err != nil {
 			t.Errorf("delete the namespace: %v", err)
 		}
 	})
 	c.waitFor(t, &corev1.ServiceAccountList{}, ns.Name, "ServiceAccount default", func(o client.Object) bool { return o.GetName() == "default" })
 	return ns.Name
+}
+
+// deleteNamespace begins the deletion of a namespace with its MasterKeys, as a person would who means it: a policy refuses that
+// until each MasterKey that has material is annotated.
+func (c *cluster) deleteNamespace(ctx context.Context, name string) error {
+	keys := &v1alpha1.MasterKeyList{}
+	if err := c.client.List(ctx, keys, client.InNamespace(name)); err != nil {
+		return err
+	}
+	patch := client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"annotations":{%q:"true"}}}`, v1alpha1.AnnotationAllowDeletion))
+	for i := range keys.Items {
+		if err := client.IgnoreNotFound(c.client.Patch(ctx, &keys.Items[i], patch)); err != nil {
+			return err
+		}
+	}
+	var refusal error
+	err := wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
+		err := c.client.Delete(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
+		if apierrors.IsForbidden(err) { // the policy sees the annotations a little later
+			refusal = err
+			return false, nil
+		}
+		return true, err
+	})
+	if wait.Interrupted(err) {
+		return errors.Join(err, refusal)
+	}
+	return err
 }
 
 func (c *cluster) create(t *testing.T, objects ...client.Object) {
