@@ -157,6 +157,9 @@ func absent(err error) bool {
 // outward gives an error of the keyring its code. What is wrong with material is for the log and for the conditions of
 // the MasterKey.
 func outward(err error) error {
+	if errors.Is(err, ErrMaterialDestroyed) {
+		return &Error{Code: CodeNotFound, Message: "the key is Destroyed: what it encrypted opens no more; use another key", Err: err}
+	}
 	if absent(err) || errors.Is(err, ErrMaterialConflict) {
 		return &Error{Code: CodeFailedPrecondition, Message: "the material of the key cannot be used: see the conditions of its MasterKey", Err: err}
 	}
