@@ -6,12 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 
 	"github.com/datakeys/datakeys/internal/envelope"
 )
 
 // maxDataKey is the longest data key in bytes (AWS KMS, GenerateDataKey: NumberOfBytes).
 const maxDataKey = 1024
+
+// wrapAge is how old what is known of a key may be for wrapping the data keys of DataKeyRequests: thousands of them, one after the
+// other, read its Secret once in that time.
+const wrapAge = time.Second
 
 // DataKey describes the data key, or key pair, of one generation of a DataKeyRequest.
 type DataKey struct {
@@ -53,7 +58,7 @@ func (s *Service) GenerateDataKeyWithoutPlaintext(ctx context.Context, d DataKey
 	if err != nil {
 		return SealedDataKey{}, err
 	}
-	k, v, err := s.primary(ctx, id, d.MasterKey)
+	k, v, err := s.primary(ctx, id, d.MasterKey, wrapAge)
 	if err != nil {
 		return SealedDataKey{}, err
 	}
@@ -63,7 +68,7 @@ func (s *Service) GenerateDataKeyWithoutPlaintext(ctx context.Context, d DataKey
 	}
 	defer p.Destroy()
 	if d.KeyPairSpec != "" { // that may have taken seconds
-		if k, v, err = s.primary(ctx, id, d.MasterKey); err != nil {
+		if k, v, err = s.primary(ctx, id, d.MasterKey, 0); err != nil {
 			return SealedDataKey{}, err
 		}
 	}
@@ -90,11 +95,17 @@ func (s *Service) GenerateDataKeyWithoutPlaintext(ctx context.Context, d DataKey
 	}, nil
 }
 
-// primary is the version that is to wrap a data key. The store is read each time: nothing may be wrapped by material that is no
-// longer there to be read again.
-func (s *Service) primary(ctx context.Context, id envelope.KeyID, ref MasterKeyRef) (*key, *version, error) {
-	k, err := s.masterKey(ctx, id, ref)
-	if err != nil {
+// primary is the version that is to wrap a data key, as it lay in the store at most age ago: nothing may be wrapped by material that
+// is no longer there to be read again.
+func (s *Service) primary(ctx context.Context, id envelope.KeyID, ref MasterKeyRef, age time.Duration) (*key, *version, error) {
+	k := s.ring.known(id)
+	if k == nil || k.damage != nil || s.clock.Since(k.loadedAt) >= age {
+		var err error
+		if k, err = s.ring.read(ctx, id); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := k.whole(ref); err != nil {
 		return nil, nil, err
 	}
 	if err := s.usable(ctx, k); err != nil {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -294,10 +295,26 @@ func TestGenerateDataKeyWithoutPlaintextRefuses(t *testing.T) {
 	}
 }
 
+// Thousands of data keys of one MasterKey are made at little more than the cost of writing them.
+func TestTheDataKeysOfASecondReadTheirMasterKeyOnce(t *testing.T) {
+	w := settled(t)
+	for second := range 3 {
+		w.later(time.Second)
+		before := gets(w, "")
+		for range 100 {
+			w.sealed(t, orders())
+		}
+		if got := gets(w, "") - before; got != 1 {
+			t.Errorf("second %d: the store was read %d times, want once", second+1, got)
+		}
+	}
+}
+
 func TestNoDataKeyIsMadeUnderMaterialThatIsGone(t *testing.T) {
 	w := settled(t)
 	blob := w.sealed(t, orders())
 	w.store.Delete(ordersKey.KeyID)
+	w.later(time.Second)
 	if _, err := w.GenerateDataKeyWithoutPlaintext(t.Context(), orders()); !errors.Is(err, kms.ErrMaterialMissing) {
 		t.Errorf("got %v, want ErrMaterialMissing", err)
 	}
@@ -314,6 +331,7 @@ func TestARestoredVersionNumberIsNotTakenForItsPredecessor(t *testing.T) {
 	w := settled(t)
 	old := w.store.Secrets()[ordersKey.KeyID]
 	w.addVersion(t, ordersKey, 2)
+	w.later(time.Second)
 	lost := w.sealed(t, orders()) // under the version 2 that the backup lacks
 	w.store.Put(old)
 	w.addVersion(t, ordersKey, 2) // another version 2

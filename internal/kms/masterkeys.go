@@ -133,7 +133,9 @@ func (s *Service) OwnerOf(ctx context.Context, keyID string) (MasterKeyRef, Mast
 	k, _, err := s.ring.readSecret(ctx, id)
 	if k != nil {
 		ref.Namespace, ref.Name = k.namespace, k.name
-		err = errors.Join(err, k.damage)
+	}
+	if err == nil {
+		err = k.damage
 	}
 	if err != nil {
 		return ref, MasterKeyInfo{}, err
@@ -160,6 +162,14 @@ func (s *Service) masterKeySecret(ctx context.Context, id envelope.KeyID, ref Ma
 		return nil, secret, err
 	}
 	return k, secret, k.damage
+}
+
+// whole returns an error unless the material belongs to ref and nothing is wrong with it.
+func (k *key) whole(ref MasterKeyRef) error {
+	if err := k.belongsTo(ref); err != nil {
+		return err
+	}
+	return k.damage
 }
 
 func (k *key) belongsTo(ref MasterKeyRef) error {

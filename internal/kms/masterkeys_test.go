@@ -279,6 +279,7 @@ func TestMasterKeyMaterialThatIsNotAsItShouldBe(t *testing.T) {
 			if c.damage != nil {
 				c.damage(t, w)
 			}
+			w.later(time.Second)
 			before := w.store.Secrets()
 			data := orders()
 			data.MasterKey, data.Namespace = c.ref, c.ref.Namespace

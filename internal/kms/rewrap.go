@@ -20,7 +20,7 @@ func (s *Service) RewrapDataKey(ctx context.Context, d DataKey, blob []byte) (se
 	}
 	defer old.plaintext.Destroy()
 	h := old.blob.Header
-	k, v, err := s.primary(ctx, h.KeyID, d.MasterKey)
+	k, v, err := s.primary(ctx, h.KeyID, d.MasterKey, wrapAge)
 	if err != nil {
 		return SealedDataKey{}, err
 	}

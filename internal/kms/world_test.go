@@ -238,6 +238,9 @@ func (w *world) addVersion(t testing.TB, ref kms.MasterKeyRef, version uint32) {
 	})
 }
 
+// later lets time pass.
+func (w *world) later(d time.Duration) { w.clock.SetTime(w.clock.Now().Add(d)) }
+
 // recordOf is the record of a key with that primary version.
 func recordOf(primary uint32) []byte {
 	return fmt.Appendf(nil, `{"primary":%d,"primarySince":"2026-11-21T12:00:00Z","waitingPeriod":"720h0m0s"}`, primary)
