@@ -16,12 +16,13 @@ const algorithmAESGCM = "AES_GCM"
 // answer is the JSON answer of GET /v1/data-keys/{name} around its plaintext, rendered once when the key is published.
 type answer struct {
 	head, tail            []byte
+	bound                 []byte // the end, from renderBound
 	jsonSize, rawSize     int
 	jsonLength, rawLength []string // the sizes as header values
 }
 
-// newAnswer renders the answer for a plaintext of that many bytes.
-func newAnswer(s dataKeyStatus, sealed Sealed, publicKey []byte, plaintextSize int) answer {
+// newAnswer renders the answer for a plaintext of that many bytes, and ends it with what renderBound gave.
+func newAnswer(s dataKeyStatus, blob, publicKey []byte, plaintextSize int, bound []byte) answer {
 	head := object(struct {
 		Name        string `json:"name"`
 		Generation  uint32 `json:"generation"`
@@ -31,18 +32,33 @@ func newAnswer(s dataKeyStatus, sealed Sealed, publicKey []byte, plaintextSize i
 		KeyPairSpec string `json:"keyPairSpec,omitempty"`
 	}{s.Name, s.Generation, s.KeyID, s.KeyVersion, s.Algorithm, s.KeyPairSpec})
 	tail := object(struct {
-		PublicKey         []byte            `json:"publicKey,omitempty"`
-		CiphertextBlob    []byte            `json:"ciphertextBlob"`
-		EncryptionContext map[string]string `json:"encryptionContext,omitempty"`
-		AAD               []byte            `json:"aad,omitempty"`
-	}{publicKey, sealed.CiphertextBlob, sealed.EncryptionContext, sealed.AAD})
+		PublicKey      []byte `json:"publicKey,omitempty"`
+		CiphertextBlob []byte `json:"ciphertextBlob"`
+	}{publicKey, blob})
 	a := answer{
-		head: append(head[:len(head)-1], `,"plaintext":"`...),
-		tail: append(append([]byte(`",`), tail[1:]...), '\n'),
+		head:  append(head[:len(head)-1], `,"plaintext":"`...),
+		tail:  append([]byte(`",`), tail[1:len(tail)-1]...),
+		bound: bound,
 	}
-	a.jsonSize, a.rawSize = len(a.head)+base64.StdEncoding.EncodedLen(plaintextSize)+len(a.tail), plaintextSize
+	a.jsonSize = len(a.head) + base64.StdEncoding.EncodedLen(plaintextSize) + len(a.tail) + len(a.bound)
+	a.rawSize = plaintextSize
 	a.jsonLength, a.rawLength = []string{strconv.Itoa(a.jsonSize)}, []string{strconv.Itoa(a.rawSize)}
 	return a
+}
+
+// renderBound renders the end of an answer: what the blob is bound to. It is apart because it may be larger than all the rest
+// and is the same for a hundred generations.
+func renderBound(s Sealed) []byte {
+	bound := object(struct {
+		EncryptionContext map[string]string `json:"encryptionContext,omitempty"`
+		AAD               []byte            `json:"aad,omitempty"`
+	}{s.EncryptionContext, s.AAD})
+	if len(bound) > len("{}") {
+		bound[0] = ','
+	} else {
+		bound = bound[1:]
+	}
+	return append(bound, '\n')
 }
 
 // secretBody is the body of an answer with a plaintext, which its user holds.
@@ -70,37 +86,54 @@ func (b secretBody) appendTo(out []byte) []byte {
 		out = append(out, b.issued.answer.head...)
 		out = base64.StdEncoding.AppendEncode(out, plaintext)
 		out = append(out, b.issued.answer.tail...)
+		out = append(out, b.issued.answer.bound...)
 		return nil
 	})
 	return out
 }
 
+// dataKeyItem is an item of GET /v1/data-keys.
+type dataKeyItem struct {
+	dataKeyStatus
+	Generations []generationItem `json:"generations,omitempty"`
+}
+
+// generationItem is what the list says of one generation. Messages are left out: there may be 10,000 of them.
+type generationItem struct {
+	Generation uint32 `json:"generation"`
+	State      State  `json:"state"`
+	Reason     string `json:"reason,omitempty"`
+	KeyVersion int32  `json:"keyVersion,omitempty"`
+}
+
 // renderList is the answer of GET /v1/data-keys.
 func renderList(keys []*dataKey) []byte {
+	items := make([]dataKeyItem, len(keys))
+	for i, k := range keys {
+		items[i].dataKeyStatus = k.dataKeyStatus
+		for _, g := range k.generations {
+			items[i].Generations = append(items[i].Generations, generationItem{g.number, g.State, g.Reason, g.KeyVersion})
+		}
+	}
 	return append(object(struct {
-		DataKeys []dataKeyStatus `json:"dataKeys"`
-	}{statuses(keys, func(*dataKey) bool { return true })}), '\n')
+		DataKeys []dataKeyItem `json:"dataKeys"`
+	}{items}), '\n')
 }
 
 // renderUnready is the answer of GET /readyz with every data key that is not issued, nil where there is none.
 func renderUnready(keys []*dataKey) []byte {
-	waiting := statuses(keys, func(k *dataKey) bool { return k.State != StateIssued })
+	var waiting []dataKeyStatus
+	for _, k := range keys {
+		if k.State != StateIssued {
+			waiting = append(waiting, k.dataKeyStatus)
+		}
+	}
 	if len(waiting) == 0 {
 		return nil
 	}
 	p := newProblem(http.StatusServiceUnavailable, reasonNotReady, "not every data key can be issued")
 	p.DataKeys = waiting
 	return p.render()
-}
-
-func statuses(keys []*dataKey, which func(*dataKey) bool) []dataKeyStatus {
-	out := make([]dataKeyStatus, 0, len(keys))
-	for _, k := range keys {
-		if which(k) {
-			out = append(out, k.dataKeyStatus)
-		}
-	}
-	return out
 }
 
 // object encodes structs of strings, numbers and bytes, for which JSON has no error.

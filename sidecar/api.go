@@ -95,6 +95,11 @@ func query(u *url.URL, ofKey bool) (generation uint32, problem string) {
 	if u.RawQuery == "" {
 		return 0, ""
 	}
+	if digits, ok := strings.CutPrefix(u.RawQuery, "generation="); ok && ofKey { // the usual case, without a map
+		if n, err := strconv.ParseUint(digits, 10, 31); err == nil && n > 0 {
+			return uint32(n), ""
+		}
+	}
 	values, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
 		return 0, "the query is malformed: it must be name=value pairs"
@@ -136,31 +141,30 @@ func (a *api) plain(w http.ResponseWriter, r *http.Request, body []byte) {
 }
 
 // dataKey answers GET /v1/data-keys/{name}. It is what applications wait for.
-func (a *api) dataKey(w http.ResponseWriter, r *http.Request, name string, generation uint32) {
-	k := a.store.get(name)
-	if k == nil {
+func (a *api) dataKey(w http.ResponseWriter, r *http.Request, name string, number uint32) {
+	k, g := a.store.get(name, number)
+	switch {
+	case k == nil:
 		newProblem(http.StatusNotFound, reasonUnknownDataKey, fmt.Sprintf("this pod has no data key %s: name it in the pod's "+
 			"annotation datakeys.io/data-keys", quote(name))).write(w)
 		return
-	}
-	if k.issued == nil {
-		notIssued(w, k)
-		return
-	}
-	defer k.issued.release()
-	if generation != 0 && generation != k.Generation {
+	case g == nil:
 		newProblem(http.StatusNotFound, reasonUnknownGeneration,
-			fmt.Sprintf("the data key %s has no generation %d here", quote(name), generation)).write(w)
+			fmt.Sprintf("the data key %s has no generation %d here", quote(name), number)).write(w)
+		return
+	case g.issued == nil:
+		notIssued(w, g, number)
 		return
 	}
-	body := secretBody{issued: k.issued}
+	defer g.issued.release()
+	body := secretBody{issued: g.issued}
 	h := w.Header()
 	switch negotiate(r.Header, mediaJSON, mediaBytes) {
 	case mediaJSON:
-		h["Content-Type"], h["Content-Length"] = jsonType, k.issued.answer.jsonLength
+		h["Content-Type"], h["Content-Length"] = jsonType, g.issued.answer.jsonLength
 	case mediaBytes:
 		body.raw = true
-		h["Content-Type"], h["Content-Length"] = bytesType, k.issued.answer.rawLength
+		h["Content-Type"], h["Content-Length"] = bytesType, g.issued.answer.rawLength
 	default:
 		notAcceptable(w, mediaJSON+" or "+mediaBytes)
 		return
@@ -175,18 +179,23 @@ func (a *api) dataKey(w http.ResponseWriter, r *http.Request, name string, gener
 	}
 }
 
-// notIssued answers why there is no plaintext: 403 for a refusal of the key service, else 503.
-func notIssued(w http.ResponseWriter, k *dataKey) {
+// notIssued answers why there is no plaintext of a generation, of which that number was asked for: 403 for a refusal of the key
+// service, else 503.
+func notIssued(w http.ResponseWriter, g *generation, number uint32) {
 	status := http.StatusServiceUnavailable
 	switch {
-	case k.State == StatePending:
+	case g.State == StatePending:
 		w.Header().Set("Retry-After", "1")
-	case k.Reason == ReasonBlobInvalid:
+	case g.Reason == ReasonBlobInvalid:
 		w.Header().Set("Retry-After", "10") // the manager repairs the Secret, and the kubelet brings it
 	default:
 		status = http.StatusForbidden
 	}
-	newProblem(status, k.Reason, fmt.Sprintf("the data key %s is not issued: %s", quote(k.Name), k.Message)).write(w)
+	what := "the data key " + quote(g.Name)
+	if number != 0 && number == g.number {
+		what = fmt.Sprintf("generation %d of %s", number, what)
+	}
+	newProblem(status, g.Reason, what+" is not issued: "+g.Message).write(w)
 }
 
 func notAcceptable(w http.ResponseWriter, offers string) {

@@ -15,19 +15,38 @@ import (
 
 var testPlaintext = []byte("0123456789abcdef0123456789ABCDEF")
 
-func statusKey(name string, state State, reason string) *dataKey {
-	return &dataKey{dataKeyStatus: dataKeyStatus{Name: name, State: state, Reason: reason, Message: "because"}}
+// The plaintexts of older generations.
+var olderPlaintext, oldestPlaintext = []byte("a plaintext of generation two: 32"), []byte("a plaintext of generation one: 31")
+
+func statusGeneration(name string, number uint32, state State, reason string) *generation {
+	return &generation{number: number, dataKeyStatus: dataKeyStatus{Name: name, State: state, Reason: reason, Message: "because"}}
 }
 
-// testStore publishes one data key in every state.
+func statusKey(name string, state State, reason string) *dataKey {
+	return &dataKey{generation: statusGeneration(name, 0, state, reason)}
+}
+
+// testStore publishes one data key in every state, and one with generations in every state.
 func testStore(t testing.TB) *store {
 	t.Helper()
 	s := newStore(nil)
+	next := statusGeneration("rotated", 8, StatePending, ReasonKeyServiceUnavailable)
+	rotated := keyOf(
+		next,
+		issuedGeneration(t, "rotated", 7, testPlaintext),
+		issuedGeneration(t, "rotated", 5, olderPlaintext),
+		statusGeneration("rotated", 4, StateRefused, ReasonBlobRefused),
+		statusGeneration("rotated", 3, StateRefused, ReasonBlobInvalid),
+		issuedGeneration(t, "rotated", 1, oldestPlaintext),
+	)
+	rotated.generation = rotated.generations[1] // until the next one can be had
 	s.publish([]*dataKey{
 		issuedKey(t, "orders", testPlaintext),
+		rotated,
 		statusKey("late", StatePending, ReasonSecretNotFound),
 		statusKey("denied", StateRefused, ReasonAccessDenied),
 		statusKey("edited", StateRefused, ReasonBlobInvalid),
+		keyOf(statusGeneration("broken", 2, StateRefused, ReasonBlobRefused), issuedGeneration(t, "broken", 1, olderPlaintext)),
 	})
 	return s
 }
@@ -60,6 +79,36 @@ func TestDataKeyAsJSON(t *testing.T) {
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", target, diff)
+		}
+	}
+}
+
+// TestGenerations: each is answered by its number, and without one the newest that there is.
+func TestGenerations(t *testing.T) {
+	path := serveStore(t, testStore(t), nil)
+	for target, want := range map[string]struct {
+		generation uint32
+		plaintext  []byte
+	}{
+		"/v1/data-keys/rotated":              {7, testPlaintext},
+		"/v1/data-keys/rotated?generation=7": {7, testPlaintext},
+		"/v1/data-keys/rotated?generation=5": {5, olderPlaintext},
+		"/v1/data-keys/rotated?generation=1": {1, oldestPlaintext},
+		"/v1/data-keys/broken?generation=1":  {1, olderPlaintext},
+	} {
+		response, body := roundTrip(t, path, get(target))
+		var got struct {
+			Generation uint32
+			Plaintext  []byte
+		}
+		if err := json.Unmarshal(body, &got); err != nil || response.StatusCode != http.StatusOK {
+			t.Errorf("%s: got %s, %v", target, response.Status, err)
+		}
+		if got.Generation != want.generation || !bytes.Equal(got.Plaintext, want.plaintext) {
+			t.Errorf("%s: got generation %d, want %d with its plaintext", target, got.Generation, want.generation)
+		}
+		if _, raw := roundTrip(t, path, get(target, "Accept: "+mediaBytes)); !bytes.Equal(raw, want.plaintext) {
+			t.Errorf("%s as bytes: got another plaintext", target)
 		}
 	}
 }
@@ -123,17 +172,27 @@ func TestList(t *testing.T) {
 	path := serveStore(t, testStore(t), nil)
 	response, body := roundTrip(t, path, get("/v1/data-keys"))
 	want := `{"dataKeys":[` +
-		`{"name":"orders","state":"Issued","generation":3,"keyId":"arn:datakeys:kms:test:team-a:key/1","keyVersion":2,"algorithm":"AES_GCM"},` +
+		`{"name":"orders","state":"Issued","generation":3,"keyId":"arn:datakeys:kms:test:team-a:key/1","keyVersion":2,"algorithm":"AES_GCM",` +
+		`"generations":[{"generation":3,"state":"Issued","keyVersion":2}]},` +
+		`{"name":"rotated","state":"Issued","generation":7,"keyId":"arn:datakeys:kms:test:team-a:key/1","keyVersion":2,"algorithm":"AES_GCM",` +
+		`"generations":[{"generation":8,"state":"Pending","reason":"KeyServiceUnavailable"},` +
+		`{"generation":7,"state":"Issued","keyVersion":2},{"generation":5,"state":"Issued","keyVersion":2},` +
+		`{"generation":4,"state":"Refused","reason":"BlobRefused"},{"generation":3,"state":"Refused","reason":"BlobInvalid"},` +
+		`{"generation":1,"state":"Issued","keyVersion":2}]},` +
 		`{"name":"late","state":"Pending","reason":"SecretNotFound","message":"because"},` +
 		`{"name":"denied","state":"Refused","reason":"AccessDenied","message":"because"},` +
-		`{"name":"edited","state":"Refused","reason":"BlobInvalid","message":"because"}]}` + "\n"
+		`{"name":"edited","state":"Refused","reason":"BlobInvalid","message":"because"},` +
+		`{"name":"broken","state":"Refused","reason":"BlobRefused","message":"because",` +
+		`"generations":[{"generation":2,"state":"Refused","reason":"BlobRefused"},{"generation":1,"state":"Issued","keyVersion":2}]}]}` + "\n"
 	if response.StatusCode != http.StatusOK {
 		t.Errorf("got %s", response.Status)
 	}
 	if diff := cmp.Diff(want, string(body)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	checkHides(t, "the list", string(body), testPlaintext)
+	for _, plaintext := range [][]byte{testPlaintext, olderPlaintext, oldestPlaintext} {
+		checkHides(t, "the list", string(body), plaintext)
+	}
 }
 
 func TestHealth(t *testing.T) {
@@ -142,9 +201,10 @@ func TestHealth(t *testing.T) {
 	if response, _ := roundTrip(t, path, get("/healthz")); response.StatusCode != http.StatusOK {
 		t.Errorf("/healthz with keys that are not issued: got %s", response.Status)
 	}
-	s.publish([]*dataKey{issuedKey(t, "orders", testPlaintext)})
+	old := statusGeneration("orders", 1, StateRefused, ReasonBlobRefused)
+	s.publish([]*dataKey{keyOf(issuedGeneration(t, "orders", 3, testPlaintext), old)})
 	if response, _ := roundTrip(t, path, get("/readyz")); response.StatusCode != http.StatusOK {
-		t.Errorf("/readyz with every key issued: got %s", response.Status)
+		t.Errorf("/readyz with the newest generation of every key issued: got %s", response.Status)
 	}
 }
 
@@ -203,6 +263,30 @@ func TestProblems(t *testing.T) {
 		"another generation": {
 			get("/v1/data-keys/orders?generation=2"), 404, "UnknownGeneration", "no generation 2", "",
 		},
+		"an unknown generation between others": {
+			get("/v1/data-keys/rotated?generation=6"), 404, "UnknownGeneration", "no generation 6", "",
+		},
+		"a new generation that is not there yet": {
+			get("/v1/data-keys/rotated?generation=8"), 503, "KeyServiceUnavailable",
+			`generation 8 of the data key "rotated" is not issued: because`, "Retry-After: 1",
+		},
+		"an older generation that is refused": {
+			get("/v1/data-keys/rotated?generation=4"), 403, "BlobRefused",
+			`generation 4 of the data key "rotated" is not issued: because`, "",
+		},
+		"an older generation whose entry is broken": {
+			get("/v1/data-keys/rotated?generation=3"), 503, "BlobInvalid",
+			`generation 3 of the data key "rotated" is not issued: because`, "Retry-After: 10",
+		},
+		"the newest generation refused, beside one that is issued": {
+			get("/v1/data-keys/broken"), 403, "BlobRefused", `the data key "broken" is not issued: because`, "",
+		},
+		"a generation of a data key that is not there yet": {
+			get("/v1/data-keys/late?generation=2"), 503, "SecretNotFound", `the data key "late" is not issued: because`, "Retry-After: 1",
+		},
+		"a generation that no int32 holds": {
+			get("/v1/data-keys/rotated?generation=2147483648"), 400, "InvalidParameter", "generation", "",
+		},
 		"a generation of 0":      {get("/v1/data-keys/orders?generation=0"), 400, "InvalidParameter", "generation", ""},
 		"a generation in words":  {get("/v1/data-keys/orders?generation=one"), 400, "InvalidParameter", "generation", ""},
 		"two generations":        {get("/v1/data-keys/orders?generation=3&generation=3"), 400, "InvalidParameter", "one", ""},
@@ -244,7 +328,9 @@ func TestProblems(t *testing.T) {
 			if name, want, ok := strings.Cut(test.header, ": "); ok && response.Header.Get(name) != want {
 				t.Errorf("%s: got %q, want %q", name, response.Header.Get(name), want)
 			}
-			checkHides(t, "the answer", string(body), testPlaintext)
+			for _, plaintext := range [][]byte{testPlaintext, olderPlaintext, oldestPlaintext} {
+				checkHides(t, "the answer", string(body), plaintext)
+			}
 		})
 	}
 }
@@ -260,6 +346,7 @@ func TestReadyNamesWhatIsMissing(t *testing.T) {
 		{Name: "late", State: StatePending, Reason: ReasonSecretNotFound, Message: "because"},
 		{Name: "denied", State: StateRefused, Reason: ReasonAccessDenied, Message: "because"},
 		{Name: "edited", State: StateRefused, Reason: ReasonBlobInvalid, Message: "because"},
+		{Name: "broken", State: StateRefused, Reason: ReasonBlobRefused, Message: "because"},
 	}
 	if diff := cmp.Diff(want, got.DataKeys); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -293,12 +380,14 @@ func TestMalformedRequestsAreAnswered(t *testing.T) {
 // TestAnswersLetGo: whatever was answered, the plaintext goes when it is replaced.
 func TestAnswersLetGo(t *testing.T) {
 	s := testStore(t)
-	issued := s.current.Load().byName["orders"].issued
+	last := s.current.Load()
 	var server *http.Server
 	path := serveStore(t, s, func(s *http.Server, _ *listener, _ *watchdog) { server = s })
 	for _, request := range []string{
 		get("/v1/data-keys/orders"), get("/v1/data-keys/orders", "Accept: "+mediaBytes),
 		get("/v1/data-keys/orders", "Accept: text/html"), get("/v1/data-keys/orders?generation=9"),
+		get("/v1/data-keys/rotated?generation=5"), get("/v1/data-keys/rotated?generation=1", "Accept: "+mediaBytes),
+		get("/v1/data-keys/rotated?generation=4"), get("/v1/data-keys/broken?generation=1", "Accept: text/html"),
 		strings.Replace(get("/v1/data-keys/orders"), "GET", "HEAD", 1),
 	} {
 		roundTrip(t, path, request)
@@ -307,8 +396,16 @@ func TestAnswersLetGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.close()
-	if !issued.plaintext.IsZero() {
-		t.Error("somebody still holds the plaintext")
+	plaintexts := 0
+	for _, k := range last.byName {
+		for issued := range k.plaintexts() {
+			if plaintexts++; !issued.plaintext.IsZero() {
+				t.Errorf("somebody still holds a plaintext of %s", k.Name)
+			}
+		}
+	}
+	if plaintexts != 5 {
+		t.Errorf("got %d plaintexts", plaintexts)
 	}
 }
 

@@ -24,6 +24,18 @@ func BenchmarkSocketGetJSON(b *testing.B)  { benchmarkOne(b, sidecarFor(b, media
 func BenchmarkSocketBareRaw(b *testing.B)  { benchmarkOne(b, bare(b, benchKey(b).answer.rawSize)) }
 func BenchmarkSocketGetRaw(b *testing.B)   { benchmarkOne(b, sidecarFor(b, mediaBytes)) }
 
+// BenchmarkSocketGetOldestRaw asks for a generation by its number, of as many as there may be.
+func BenchmarkSocketGetOldestRaw(b *testing.B) {
+	s := newStore(nil)
+	k := &dataKey{}
+	for n := uint32(MaxGenerations); n > 0; n-- {
+		k.generations = append(k.generations, issuedGeneration(b, "orders", n, testPlaintext))
+	}
+	k.generation = k.generations[0]
+	s.publish([]*dataKey{k})
+	benchmarkOne(b, newBenchClient(b, serveStore(b, s, nil), "/v1/data-keys/orders?generation=1", mediaBytes))
+}
+
 func BenchmarkSocketRatioJSON(b *testing.B) {
 	benchmarkTwo(b, bare(b, benchKey(b).answer.jsonSize), sidecarFor(b, mediaJSON))
 }
@@ -64,15 +76,17 @@ func benchKey(b *testing.B) *issued {
 		KeyID: "arn:datakeys:kms:1b4e28ba2fa1:team-a:key/1b4e28ba-2fa1-41d2-883f-0016d3cca427",
 	}
 	k := issuedKey(b, "orders", testPlaintext).issued
-	k.answer = newAnswer(s, Sealed{CiphertextBlob: dataKeyBlob(b, "orders", 3)}, nil, len(testPlaintext))
+	k.answer = newAnswer(s, dataKeyBlob(b, "orders", 3), nil, len(testPlaintext), renderBound(Sealed{}))
 	return k
 }
 
 func sidecarFor(b *testing.B, accept string) *benchClient {
 	b.Helper()
 	s := newStore(nil)
-	s.publish([]*dataKey{{dataKeyStatus: dataKeyStatus{Name: "orders", State: StateIssued, Generation: 3}, issued: benchKey(b)}})
-	return newBenchClient(b, serveStore(b, s, nil), accept)
+	s.publish([]*dataKey{keyOf(&generation{
+		dataKeyStatus: dataKeyStatus{Name: "orders", State: StateIssued, Generation: 3}, number: 3, issued: benchKey(b),
+	})})
+	return newBenchClient(b, serveStore(b, s, nil), "/v1/data-keys/orders", accept)
 }
 
 func bare(b *testing.B, size int) *benchClient {
@@ -89,7 +103,7 @@ func bare(b *testing.B, size int) *benchClient {
 	})}
 	go func() { _ = server.Serve(l) }()
 	b.Cleanup(func() { _ = server.Close() })
-	return newBenchClient(b, path, mediaJSON)
+	return newBenchClient(b, path, "/", mediaJSON)
 }
 
 // benchClient asks the same on one connection, again and again.
@@ -99,9 +113,9 @@ type benchClient struct {
 }
 
 // newBenchClient reads one answer as HTTP, for its size; the others have the same.
-func newBenchClient(b *testing.B, path, accept string) *benchClient {
+func newBenchClient(b *testing.B, path, target, accept string) *benchClient {
 	b.Helper()
-	c := &benchClient{conn: dialSocket(b, path), request: []byte(get("/v1/data-keys/orders", "Accept: "+accept))}
+	c := &benchClient{conn: dialSocket(b, path), request: []byte(get(target, "Accept: "+accept))}
 	if _, err := c.conn.Write(c.request); err != nil {
 		b.Fatal(err)
 	}

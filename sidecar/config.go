@@ -13,7 +13,7 @@ import (
 	"github.com/datakeys/datakeys/internal/envelope"
 )
 
-// MaxDataKeys is the most data keys that one sidecar issues: what one BatchDecrypt of the key service takes.
+// MaxDataKeys is the most data keys that one sidecar issues: as many as one BatchDecrypt of the key service takes.
 const MaxDataKeys = 100
 
 // Config is what a sidecar needs to know. Every field is required.

@@ -101,19 +101,31 @@ func checkHides(t testing.TB, what, text string, secret []byte) {
 	}
 }
 
-// issuedKey is a data key named orders, of generation 3, as it is published.
+// issuedKey is a data key of generation 3 alone, as it is published.
 func issuedKey(t testing.TB, name string, plaintext []byte) *dataKey {
+	t.Helper()
+	return keyOf(issuedGeneration(t, name, 3, plaintext))
+}
+
+func issuedGeneration(t testing.TB, name string, number uint32, plaintext []byte) *generation {
 	t.Helper()
 	p, err := envelope.PlaintextFromBytes(plaintext)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := dataKeyStatus{
-		Name: name, State: StateIssued, Generation: 3, KeyID: "arn:datakeys:kms:test:team-a:key/1", KeyVersion: 2,
+		Name: name, State: StateIssued, Generation: number, KeyID: "arn:datakeys:kms:test:team-a:key/1", KeyVersion: 2,
 		Algorithm: algorithmAESGCM,
 	}
-	sealed := Sealed{CiphertextBlob: []byte("the blob"), EncryptionContext: map[string]string{"tenant": "a"}}
-	return &dataKey{dataKeyStatus: s, issued: newIssued(p, newAnswer(s, sealed, nil, len(plaintext)))}
+	bound := renderBound(Sealed{EncryptionContext: map[string]string{"tenant": "a"}})
+	return &generation{
+		dataKeyStatus: s, number: number, issued: newIssued(p, newAnswer(s, []byte("the blob"), nil, len(plaintext), bound)),
+	}
+}
+
+// keyOf is a data key whose newest generation comes first.
+func keyOf(generations ...*generation) *dataKey {
+	return &dataKey{generation: generations[0], generations: generations}
 }
 
 // serveStore serves what is published in s on a socket, whose path it returns.

@@ -2,7 +2,6 @@ package sidecar
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -23,6 +22,12 @@ const (
 	lastRetry  = 10 * time.Second
 	// A refusal stands until somebody changes a permission or a key: asking again is slow, and costs an audit record.
 	refusalRetry = 10 * time.Second
+	// An older generation that is refused is asked for again after olderRetry, and no more than maxBatch of them in that time:
+	// the key service answers a pod only so many requests that it refuses.
+	olderRetry = time.Minute
+	// patience is how long is asked on before what has been answered is published. Only who has some thousand generations to
+	// open at once gets beyond it.
+	patience = time.Second
 )
 
 // maxMessage is the most bytes that are passed on of what the key service or the network said.
@@ -35,10 +40,13 @@ type opener interface {
 
 // reader is what keeper needs of Source.
 type reader interface {
-	Read(name string) (Sealed, error)
+	Read(name string) (*Secret, error)
 }
 
 // keeper keeps what is published true: it reads the Secrets, has new blobs opened, publishes, and tries again.
+//
+// Each generation of a data key fares by itself, but for what the key service says of the newest: when that is denied, so are
+// the others, and only when it is issued are they asked for again.
 type keeper struct {
 	names   []string
 	source  reader
@@ -46,25 +54,18 @@ type keeper struct {
 	store   *store
 	log     *slog.Logger
 
-	kept     map[string]*kept
+	kept     map[string]*keptKey
 	outages  int // in a row
 	modified bool
-}
-
-// kept is what keeper knows of one data key.
-type kept struct {
-	dataKey
-	sealed Sealed
-	// due is when to ask for sealed, zero when there is nothing to ask.
-	due time.Time
-	// noted is what was logged last, so that the same is not logged every second.
-	noted string
+	news     news
 }
 
 func newKeeper(names []string, source reader, service opener, s *store, log *slog.Logger) *keeper {
-	k := &keeper{names: names, source: source, service: service, store: s, log: log, kept: map[string]*kept{}}
+	k := &keeper{names: names, source: source, service: service, store: s, log: log, kept: map[string]*keptKey{}}
 	for _, name := range names {
-		k.kept[name] = &kept{dataKey: *s.get(name)}
+		published, _ := s.get(name, 0)
+		first := &keptGeneration{generation: published.generation}
+		k.kept[name] = &keptKey{name: name, newest: first, current: first}
 	}
 	return k
 }
@@ -87,156 +88,140 @@ func (k *keeper) run(ctx context.Context) {
 func (k *keeper) pass(ctx context.Context) time.Duration {
 	now := time.Now()
 	for _, name := range k.names {
-		k.read(name, now)
+		k.read(k.kept[name], now)
 	}
-	if due := k.due(now); len(due) > 0 {
-		k.publish() // what waits for its Secret is told before the key service is waited for
-		k.ask(ctx, due)
-	}
-	k.publish()
+	k.publish(ctx) // what waits for its Secret is told before the key service is waited for
+	k.ask(ctx, now)
+	k.publish(ctx)
 
 	next := pollInterval
-	for _, kept := range k.kept {
-		if !kept.due.IsZero() {
-			next = min(next, max(0, time.Until(kept.due)))
+	for _, d := range k.kept {
+		for _, g := range d.generations {
+			if !g.due.IsZero() {
+				next = min(next, max(0, time.Until(g.due)))
+			}
 		}
 	}
 	return next
 }
 
-// read takes over a Secret that changed.
-func (k *keeper) read(name string, now time.Time) {
-	kept := k.kept[name]
-	sealed, err := k.source.Read(name)
-	switch {
-	case err == nil && sealed.equal(kept.sealed):
-		return
-	case err == nil:
-		kept.sealed, kept.due = sealed, now
-		return
-	case errors.Is(err, errBlobInvalid):
-		k.refuse(kept, ReasonBlobInvalid, err.Error())
-	case errors.Is(err, errSecretMissing):
-		k.wait(kept, ReasonSecretNotFound, err.Error())
-	default:
-		k.wait(kept, ReasonSecretUnreadable, err.Error())
-	}
-	// Only another Secret helps, or the same one once more.
-	kept.sealed, kept.due = Sealed{}, time.Time{}
-}
-
-// due returns the data keys to ask for.
-func (k *keeper) due(now time.Time) []*kept {
-	var due []*kept
+// due returns what there is to ask for: the newest generations first, then the others of one data key after the other.
+func (k *keeper) due(now time.Time) []wanted {
+	var newest, older []wanted
 	for _, name := range k.names {
-		if kept := k.kept[name]; !kept.due.IsZero() && !kept.due.After(now) {
-			due = append(due, kept)
+		d := k.kept[name]
+		for _, g := range d.generations {
+			switch {
+			case g.due.IsZero() || g.due.After(now):
+			case g == d.newest:
+				newest = append(newest, wanted{g, d})
+			default:
+				older = append(older, wanted{g, d})
+			}
 		}
 	}
-	return due
+	return append(newest, older...)
 }
 
-// ask asks for all of them at once and notes the answers.
-func (k *keeper) ask(ctx context.Context, due []*kept) {
-	sealed := make([]Sealed, len(due))
-	for i, kept := range due {
-		sealed[i] = kept.sealed
+// wanted is a generation to ask for.
+type wanted struct {
+	*keptGeneration
+	of *keptKey
+}
+
+// ask asks for everything that is due, as much at once as a batch may have, and notes the answers. After a call that failed it
+// asks for nothing more.
+func (k *keeper) ask(ctx context.Context, now time.Time) {
+	all := k.due(now)
+	if len(all) == 0 {
+		return
 	}
-	opened, err := k.service.Open(ctx, sealed)
-	if err != nil && ctx.Err() != nil {
-		return // the sidecar stops
+	start, outages := time.Now(), 0
+	for ; len(all) > 0; all = k.due(now) {
+		batch := all[:min(len(all), maxBatch)]
+		sealed := make([]Sealed, len(batch))
+		for i, g := range batch {
+			sealed[i] = g.sealed
+		}
+		opened, err := k.service.Open(ctx, sealed)
+		if err != nil && ctx.Err() != nil {
+			return // the sidecar stops
+		}
+		if err != nil {
+			batch, opened = all, slices.Repeat([]Opened{{Err: err}}, len(all))
+		}
+		if n := k.answered(now, batch, opened); n > 0 {
+			outages = k.outages + 1
+		}
+		if time.Since(start) > patience {
+			break // the rest stays due
+		}
 	}
-	if err != nil {
-		opened = slices.Repeat([]Opened{{Err: err}}, len(due))
-	}
+	k.outages = outages
+}
+
+// answered notes the answers to a batch, and returns how many are outages. What it makes due is due now.
+func (k *keeper) answered(now time.Time, batch []wanted, opened []Opened) (outages int) {
 	// One moment for all that failed alike, so that the next try is one call again.
 	outage, refusal := time.Now().Add(k.outageDelay()), time.Now().Add(jitter(refusalRetry))
-	outages := 0
-	for i, kept := range due {
+	var older []wanted // that are refused
+	for i, g := range batch {
 		answer := opened[i]
+		if g.keptGeneration != g.of.newest && g.of.newest.denied() {
+			answer.Plaintext.Destroy() // denied in this very batch
+			continue
+		}
 		code := status.Code(answer.Err)
 		reason, refused := refusals[code]
 		switch {
 		case answer.Err == nil:
-			k.issue(kept, answer)
-			kept.due = time.Time{}
-		case refused:
-			k.refuse(kept, reason, message(answer.Err))
-			kept.due = refusal
-		default:
-			k.wait(kept, ReasonKeyServiceUnavailable, fmt.Sprintf("the key service answers %v: %s", code, message(answer.Err)))
-			kept.due = outage
+			k.issue(g.of, g.keptGeneration, answer, now)
+		case !refused:
+			k.wait(g.of, g.keptGeneration, ReasonKeyServiceUnavailable,
+				fmt.Sprintf("the key service answers %v: %s", code, message(answer.Err)))
+			g.due = outage
 			outages++
+		default:
+			k.refuse(g.of, g.keptGeneration, reason, message(answer.Err))
+			if g.due = refusal; g.keptGeneration != g.of.newest {
+				older = append(older, g)
+			}
+		}
+		k.settle(g.of)
+	}
+	k.postpone(older)
+	return outages
+}
+
+// postpone says when to ask again for older generations that are refused: maxBatch of them at a time.
+func (k *keeper) postpone(refused []wanted) {
+	now, wait := time.Now(), jitter(olderRetry)
+	for _, g := range refused {
+		g.due = time.Time{}
+	}
+	waiting := 0
+	for _, d := range k.kept {
+		for _, g := range d.generations {
+			if g != d.newest && g.due.After(now) {
+				waiting++
+			}
 		}
 	}
-	if outages > 0 {
-		k.outages++
-	} else {
-		k.outages = 0
+	for i, g := range refused {
+		g.due = now.Add(wait * time.Duration(1+(waiting+i)/maxBatch))
 	}
 }
 
-// issue publishes a plaintext, in place of an older one where there is one.
-func (k *keeper) issue(kept *kept, answer Opened) {
-	pair := readKeyPair(answer.Plaintext)
-	kept.dataKeyStatus = dataKeyStatus{
-		Name: kept.Name, State: StateIssued, Generation: kept.sealed.Generation,
-		KeyID: answer.KeyARN, KeyVersion: answer.KeyVersion, Algorithm: algorithmAESGCM, KeyPairSpec: pair.Spec,
-	}
-	kept.issued = newIssued(answer.Plaintext, newAnswer(kept.dataKeyStatus, kept.sealed, pair.PublicKey, answer.Plaintext.Len()))
-	kept.noted = ""
-	k.modified = true
-	k.log.Info("data key issued", "dataKey", kept.Name, "generation", kept.Generation, "keyVersion", kept.KeyVersion)
-}
-
-// refuse ends a data key, unless the refusal is about the bytes of a newer blob than the one it came from.
-func (k *keeper) refuse(kept *kept, reason, message string) {
-	if kept.issued != nil && aboutBlob(reason) {
-		k.note(kept, "data key kept although its Secret has changed", reason, message)
-		return
-	}
-	k.set(kept, StateRefused, reason, message)
-}
-
-// wait notes that a data key cannot be had now. One that is issued stays so: neither a Secret that is gone nor an outage
-// takes it from a pod that has it. And an outage does not soften a refusal.
-func (k *keeper) wait(kept *kept, reason, message string) {
-	switch {
-	case kept.issued != nil:
-		k.note(kept, "data key kept although its Secret has changed", reason, message)
-	case kept.State == StatePending || reason != ReasonKeyServiceUnavailable:
-		k.set(kept, StatePending, reason, message)
-	}
-}
-
-// set puts a data key into a state other than StateIssued.
-func (k *keeper) set(kept *kept, state State, reason, message string) {
-	next := dataKeyStatus{Name: kept.Name, State: state, Reason: reason, Message: message}
-	if kept.dataKeyStatus == next {
-		return
-	}
-	kept.dataKeyStatus, kept.issued = next, nil
-	k.modified = true
-	k.note(kept, "data key not issued", reason, message)
-}
-
-// note logs what keeps a data key from being issued, once.
-func (k *keeper) note(kept *kept, what, reason, message string) {
-	if noted := reason + message; noted != kept.noted {
-		kept.noted = noted
-		k.log.Warn(what, "dataKey", kept.Name, "reason", reason, "message", message)
-	}
-}
-
-func (k *keeper) publish() {
+// publish publishes what changed, and logs what of it was not logged yet.
+func (k *keeper) publish(ctx context.Context) {
+	k.news.tell(ctx, k.log)
 	if !k.modified {
 		return
 	}
 	k.modified = false
 	keys := make([]*dataKey, len(k.names))
 	for i, name := range k.names {
-		published := k.kept[name].dataKey
-		keys[i] = &published
+		keys[i] = k.kept[name].published()
 	}
 	k.store.publish(keys)
 }

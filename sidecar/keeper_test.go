@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -17,18 +20,49 @@ import (
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
 )
 
-// fakeSource holds what each name's Secret is, or the error that reading it gives.
+// fakeSource holds what each name's Secret is: the blob of generation 1 alone, all generations, or the error that reading it
+// gives.
 type fakeSource map[string]any
 
-func (f fakeSource) Read(name string) (Sealed, error) {
+// generations are entries of a Secret, each a blob or an error. The highest number is the newest's.
+type generations map[uint32]any
+
+// newestBroken stands in generations for a newest entry of which nothing can be told.
+const newestBroken = math.MaxUint32
+
+func (f fakeSource) Read(name string) (*Secret, error) {
 	switch v := f[name].(type) {
 	case string:
-		return Sealed{CiphertextBlob: []byte(v), Generation: 1}, nil
+		return generations{1: v}.secret(), nil
+	case generations:
+		return v.secret(), nil
 	case error:
-		return Sealed{}, v
+		return nil, v
 	default:
-		return Sealed{}, errSecretMissing
+		return nil, errSecretMissing
 	}
+}
+
+func (g generations) secret() *Secret {
+	s := &Secret{}
+	for i, n := range slices.Backward(slices.Sorted(maps.Keys(g))) {
+		e := Entry{Sealed: Sealed{Generation: n}}
+		switch v := g[n].(type) {
+		case string:
+			e.CiphertextBlob = []byte(v)
+		case error:
+			e.Err = v
+		}
+		switch {
+		case n == newestBroken:
+			s.Newest = Entry{Err: e.Err}
+		case i == len(g)-1:
+			s.Newest = e
+		default:
+			s.Older = append(s.Older, e)
+		}
+	}
+	return s
 }
 
 // fakeService answers each blob with its bytes as plaintext, or with the error that it is told.
@@ -97,15 +131,27 @@ func (b *bench) keeper(names ...string) *keeper {
 // wants checks what is published of a name: its state and reason, or its plaintext.
 func (b *bench) wants(name, want string) {
 	b.Helper()
-	k := b.store.get(name)
-	got := fmt.Sprintf("%s %s", k.State, k.Reason)
-	if k.issued != nil {
-		got = string(k.issued.plaintext.AppendTo(insecuresecret.Token{}, nil))
-		k.issued.release()
+	b.wantsGeneration(name, 0, want)
+}
+
+// wantsGeneration is wants for a generation, "" for one that there is not.
+func (b *bench) wantsGeneration(name string, number uint32, want string) {
+	b.Helper()
+	if got := b.published(name, number); got != want {
+		b.Errorf("%s, generation %d: got %q, want %q", name, number, got, want)
 	}
-	if got != want {
-		b.Errorf("%s: got %q, want %q", name, got, want)
+}
+
+func (b *bench) published(name string, number uint32) string {
+	_, g := b.store.get(name, number)
+	switch {
+	case g == nil:
+		return ""
+	case g.issued == nil:
+		return fmt.Sprintf("%s %s", g.State, g.Reason)
 	}
+	defer g.issued.release()
+	return string(g.issued.plaintext.AppendTo(insecuresecret.Token{}, nil))
 }
 
 var denied = status.Error(codes.PermissionDenied, "not allowed")
@@ -317,7 +363,8 @@ func TestKeeperDestroysWhatItReplaces(t *testing.T) {
 		k := b.keeper("orders")
 		b.source["orders"] = "o1"
 		b.run(k, time.Nanosecond)
-		read := b.store.get("orders").issued // a reader that is not done
+		_, g := b.store.get("orders", 0) // a reader that is not done
+		read := g.issued
 		b.source["orders"] = "o2"
 		b.run(k, time.Nanosecond)
 		if read.plaintext.IsZero() {

@@ -177,7 +177,7 @@ func TestRunServesAKeyPair(t *testing.T) {
 		t.Errorf("as bytes: got %d, and not the private key", status)
 	}
 	_, list := roundTrip(t, p.config.Socket, get("/v1/data-keys"))
-	if !strings.Contains(string(list), `"algorithm":"AES_GCM","keyPairSpec":"ECC_NIST_P256"}`) {
+	if !strings.Contains(string(list), `"algorithm":"AES_GCM","keyPairSpec":"ECC_NIST_P256",`) {
 		t.Errorf("the list does not say what it is: %s", list)
 	}
 	checkHides(t, "the list", string(list), private)

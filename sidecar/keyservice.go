@@ -28,7 +28,9 @@ const (
 	// idleTimeout closes a connection that nobody uses: a sidecar asks when it starts and when a blob changes, and the
 	// key service need not hold a connection for every pod of the cluster meanwhile.
 	idleTimeout = time.Minute
-	// maxAnswerSize holds MaxDataKeys plaintexts of the largest size, with room for names and framing.
+	// maxBatch is how many blobs one BatchDecrypt takes (kms.proto).
+	maxBatch = 100
+	// maxAnswerSize holds maxBatch plaintexts of the largest size, with room for names and framing.
 	maxAnswerSize = 1 << 20
 	// maxTokenSize is the most bytes read of a token; those of Kubernetes have about 1,200.
 	maxTokenSize = 16 << 10
@@ -95,7 +97,7 @@ func NewClient(address string, roots []byte, tokenFile string) (*Client, error) 
 // Close closes the connection.
 func (c *Client) Close() error { return c.conn.Close() }
 
-// Open asks for up to MaxDataKeys plaintexts and returns one answer each, in order, or the gRPC status error of the call
+// Open asks for up to maxBatch plaintexts and returns one answer each, in order, or the gRPC status error of the call
 // as a whole. Destroying the plaintexts is up to the caller.
 func (c *Client) Open(ctx context.Context, sealed []Sealed) ([]Opened, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)

@@ -1,56 +1,27 @@
 package sidecar
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 
 	"github.com/datakeys/datakeys/internal/envelope"
 )
 
-// Entries of the Secret of a DataKeyRequest that are read here; api/v1alpha1 declares them. What the other entries say
-// stands in the blob's header too, and there it is authenticated.
-const (
-	ciphertextBlobFile    = "ciphertextBlob"
-	encryptionContextFile = "encryptionContext"
-	aadFile               = "aad"
-)
-
 // maxContextFile is the most bytes read of an encryption context in JSON: 8192 characters may be escaped to six bytes
 // each, with room for the punctuation of 64 pairs.
 const maxContextFile = 64 << 10
 
+// namesAtOnce is how many names of a directory are read at once. How many there are is up to who may edit the Secret.
+const namesAtOnce = 256
+
 // dataLink is the link by which the kubelet swaps all files of a Secret volume at once: it makes a new directory and
 // renames a new link over this one.
 const dataLink = "..data"
-
-var (
-	// errSecretMissing reports that the Secret is not mounted yet, or has no blob.
-	errSecretMissing = errors.New("not there yet")
-	// errBlobInvalid reports a Secret that cannot hold this data key. What wraps it says why.
-	errBlobInvalid = errors.New("does not hold this data key")
-)
-
-// Sealed is one sealed data key as a Secret holds it. Nothing in it is secret.
-type Sealed struct {
-	CiphertextBlob []byte
-	// At most one of EncryptionContext and AAD is set.
-	EncryptionContext map[string]string
-	AAD               []byte
-	// Generation is the generation that the blob's header claims; opening the blob proves it.
-	Generation uint32
-}
-
-func (s Sealed) equal(other Sealed) bool {
-	return bytes.Equal(s.CiphertextBlob, other.CiphertextBlob) && maps.Equal(s.EncryptionContext, other.EncryptionContext) &&
-		bytes.Equal(s.AAD, other.AAD)
-}
 
 // Source reads sealed data keys from mounted Secrets, one directory a name.
 type Source struct {
@@ -61,7 +32,7 @@ type Source struct {
 
 type seen struct {
 	target string
-	sealed Sealed
+	secret *Secret
 	err    error
 }
 
@@ -70,17 +41,19 @@ func NewSource(dir string) *Source {
 	return &Source{dir: dir, seen: map[string]seen{}}
 }
 
-// Read returns the sealed data key of that name as it is now. It is cheap where the kubelet has changed nothing since:
-// one readlink. So reading often stands in for inotify, whose instances are few on a node and shared by every process of
-// a UID, while the kubelet itself takes a minute to bring a change.
+// Read returns the Secret of that name as it is now, the same one as the last time where the kubelet has changed nothing
+// since. Then it costs one readlink. So reading often stands in for inotify, whose instances are few on a node and shared by
+// every process of a UID, while the kubelet itself takes a minute to bring a change.
+//
+// An error is about all generations; what is wrong with one is in its Entry.
 //
 // Read is not safe for concurrent use.
-func (s *Source) Read(name string) (Sealed, error) {
+func (s *Source) Read(name string) (*Secret, error) {
 	target := s.target(name)
 	if last, ok := s.seen[name]; ok && target != "" && last.target == target {
-		return last.sealed, last.err
+		return last.secret, last.err
 	}
-	sealed, err := s.read(name, target)
+	secret, err := s.read(name, target)
 	// The kubelet removes a version after it was replaced, and so while it is read: what is missing may not have been.
 	for range 10 {
 		now := s.target(name)
@@ -88,14 +61,26 @@ func (s *Source) Read(name string) (Sealed, error) {
 			break
 		}
 		target = now
-		sealed, err = s.read(name, target)
+		secret, err = s.read(name, target)
 	}
-	if err == nil || errors.Is(err, errBlobInvalid) {
-		s.seen[name] = seen{target: target, sealed: sealed, err: err}
+	if stands(err) && (secret == nil || secret.stands()) {
+		s.seen[name] = seen{target: target, secret: secret, err: err}
 	} else {
 		delete(s.seen, name)
 	}
-	return sealed, err
+	return secret, err
+}
+
+// stands reports whether an error, or none, is what the same files would give again.
+func stands(err error) bool { return err == nil || errors.Is(err, errBlobInvalid) }
+
+func (s *Secret) stands() bool {
+	for _, older := range s.Older {
+		if !stands(older.Err) {
+			return false
+		}
+	}
+	return stands(s.Newest.Err)
 }
 
 // target is where dataLink leads, "" in a plain directory, whose files may change under the same path.
@@ -108,7 +93,7 @@ func (s *Source) target(name string) string {
 }
 
 // read opens the directory once, so that all files come from one version of the Secret.
-func (s *Source) read(name, target string) (Sealed, error) {
+func (s *Source) read(name, target string) (*Secret, error) {
 	path := filepath.Join(s.dir, name)
 	if target != "" {
 		path = filepath.Join(path, dataLink)
@@ -116,35 +101,46 @@ func (s *Source) read(name, target string) (Sealed, error) {
 	root, err := os.OpenRoot(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return Sealed{}, fmt.Errorf("the Secret %q is %w: %w", name, errSecretMissing, err)
+		return nil, fmt.Errorf("the Secret %q is %w: %w", name, errSecretMissing, err)
 	case err != nil:
-		return Sealed{}, fmt.Errorf("the Secret %q: %w", name, err)
+		return nil, fmt.Errorf("the Secret %q: %w", name, err)
 	}
 	defer func() { _ = root.Close() }()
 
-	blob, err := readFile(root, ciphertextBlobFile, envelope.MaxBlobSize)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return Sealed{}, fmt.Errorf("the Secret %q is %w: no entry %s is mounted: check the DataKeyRequest %q",
-			name, errSecretMissing, ciphertextBlobFile, name)
-	case err != nil:
-		return Sealed{}, fmt.Errorf("the Secret %q: %w", name, err)
-	}
-	parsed, err := envelope.Parse(blob)
+	bound, err := readBound(root, name)
 	if err != nil {
-		return Sealed{}, invalid(name, "entry %s: %v", ciphertextBlobFile, err)
+		return nil, err
 	}
-	// Whose blob it is decides here already, so that a Secret of another name is not opened under this one.
-	if h := parsed.Header; h.Kind != envelope.KindDataKey {
-		return Sealed{}, invalid(name, "entry %s: the blob is of kind %v: must be %v", ciphertextBlobFile, h.Kind,
-			envelope.KindDataKey)
-	} else if h.Scope.Name != name {
-		return Sealed{}, invalid(name, "entry %s: the blob belongs to the DataKeyRequest %q", ciphertextBlobFile,
-			h.Scope.Name)
+	newest, err := readEntry(root, name, ciphertextBlobFile, 0, bound)
+	if errors.Is(err, fs.ErrNotExist) {
+		// Whatever older ones there are: without the newest it is no Secret of a DataKeyRequest now.
+		return nil, fmt.Errorf("the Secret %q is %w: no entry %s is mounted: check the DataKeyRequest %q",
+			name, errSecretMissing, ciphertextBlobFile, name)
 	}
-	sealed := Sealed{CiphertextBlob: blob, Generation: parsed.Header.Scope.Generation}
+	secret := &Secret{Newest: Entry{Sealed: newest, Err: err}}
 
-	if sealed.AAD, err = readOptional(root, aadFile, envelope.MaxRawSize); err != nil {
+	found, err := readNames(root)
+	if err != nil {
+		return nil, fmt.Errorf("the Secret %q: %w", name, err)
+	}
+	var older []uint32
+	older, secret.Ignored = found.pick(newest.Generation)
+	for _, n := range older {
+		sealed, err := readEntry(root, name, olderFile(n), n, bound)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // gone since the names were read
+			continue
+		case err != nil:
+			sealed = Sealed{Generation: n}
+		}
+		secret.Older = append(secret.Older, Entry{Sealed: sealed, Err: err})
+	}
+	return secret, nil
+}
+
+// readBound reads what the blobs of all generations are bound to.
+func readBound(root *os.Root, name string) (bound Sealed, err error) {
+	if bound.AAD, err = readOptional(root, aadFile, envelope.MaxRawSize); err != nil {
 		return Sealed{}, fmt.Errorf("the Secret %q: %w", name, err)
 	}
 	context, err := readOptional(root, encryptionContextFile, maxContextFile)
@@ -152,14 +148,49 @@ func (s *Source) read(name, target string) (Sealed, error) {
 	case err != nil:
 		return Sealed{}, fmt.Errorf("the Secret %q: %w", name, err)
 	case context == nil:
-		return sealed, nil
-	case len(sealed.AAD) > 0:
+		return bound, nil
+	case len(bound.AAD) > 0:
 		return Sealed{}, invalid(name, "entries %s and %s: must not both be there", encryptionContextFile, aadFile)
 	}
-	if err := json.Unmarshal(context, &sealed.EncryptionContext); err != nil {
+	if err := json.Unmarshal(context, &bound.EncryptionContext); err != nil {
 		return Sealed{}, invalid(name, "entry %s: must be a JSON object of strings", encryptionContextFile)
 	}
+	return bound, nil
+}
+
+// readEntry reads the blob in an entry, which must be of that generation, of any one for 0.
+func readEntry(root *os.Root, name, file string, generation uint32, bound Sealed) (Sealed, error) {
+	blob, err := readFile(root, file, envelope.MaxBlobSize)
+	if err != nil {
+		return Sealed{}, fmt.Errorf("the Secret %q: %w", name, err)
+	}
+	sealed, err := parseEntry(name, file, blob, generation)
+	if err != nil {
+		return Sealed{}, err
+	}
+	sealed.EncryptionContext, sealed.AAD = bound.EncryptionContext, bound.AAD
 	return sealed, nil
+}
+
+// readNames reads which generations there are entries of.
+func readNames(root *os.Root) (found candidates, err error) {
+	dir, err := root.Open(".")
+	if err != nil {
+		return candidates{}, err
+	}
+	defer func() { _ = dir.Close() }()
+	for {
+		names, err := dir.Readdirnames(namesAtOnce)
+		for _, name := range names {
+			found.add(name)
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return found, nil
+		case err != nil:
+			return candidates{}, err
+		}
+	}
 }
 
 // readOptional is readFile, with nil for a file that is not there.
@@ -169,10 +200,6 @@ func readOptional(root *os.Root, name string, limit int) ([]byte, error) {
 		return nil, nil
 	}
 	return b, err
-}
-
-func invalid(name, format string, args ...any) error {
-	return fmt.Errorf("the Secret %q %w: %s", name, errBlobInvalid, fmt.Sprintf(format, args...))
 }
 
 // readFile reads at most limit bytes; a longer file is errBlobInvalid.

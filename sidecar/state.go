@@ -56,3 +56,8 @@ var refusals = map[codes.Code]string{
 func aboutBlob(reason string) bool {
 	return reason == ReasonBlobInvalid || reason == ReasonBlobRefused
 }
+
+// denies reports whether a refusal for that reason is about the data key or the pod: it is one of every generation.
+func denies(reason string) bool {
+	return reason == ReasonAccessDenied || reason == ReasonUnauthenticated || reason == ReasonMasterKeyState
+}

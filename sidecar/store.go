@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"iter"
 	"sync/atomic"
 
 	"github.com/datakeys/datakeys/internal/envelope"
@@ -8,12 +9,39 @@ import (
 
 // dataKey is what can be answered about one data key at one moment. It never changes; the store swaps it.
 type dataKey struct {
+	// generation is answered where none is asked for. It holds the state of the data key.
+	*generation
+	// generations are all that are known, the newest first, the one above among them if it has a number.
+	generations []*generation
+}
+
+// find returns a generation by its number, nil where there is none. 0 stands for none that is asked for; and as long as the
+// data key is not issued, nothing else is known of a number that is not known.
+func (k *dataKey) find(number uint32) *generation {
+	if number == 0 {
+		return k.generation
+	}
+	for _, g := range k.generations {
+		if g.number == number {
+			return g
+		}
+	}
+	if k.issued == nil {
+		return k.generation
+	}
+	return nil
+}
+
+// generation is what can be answered about one generation of a data key at one moment. It never changes either.
+type generation struct {
 	dataKeyStatus
+	// number is the generation, 0 where that is not known.
+	number uint32
 	// issued is set in StateIssued.
 	issued *issued
 }
 
-// dataKeyStatus is the public part of a dataKey: an item of GET /v1/data-keys.
+// dataKeyStatus is the public part of a generation: with the other generations an item of GET /v1/data-keys.
 type dataKeyStatus struct {
 	Name  string `json:"name"`
 	State State  `json:"state"`
@@ -80,9 +108,9 @@ func newStore(names []string) *store {
 	s := &store{}
 	keys := make([]*dataKey, len(names))
 	for i, name := range names {
-		keys[i] = &dataKey{dataKeyStatus: dataKeyStatus{
+		keys[i] = &dataKey{generation: &generation{dataKeyStatus: dataKeyStatus{
 			Name: name, State: StatePending, Reason: ReasonStarting, Message: "the sidecar has just started",
-		}}
+		}}}
 	}
 	s.publish(keys)
 	return s
@@ -92,10 +120,12 @@ func newStore(names []string) *store {
 // first holder of the ones that are.
 func (s *store) publish(keys []*dataKey) {
 	next := &snapshot{byName: make(map[string]*dataKey, len(keys))}
-	kept := make(map[*issued]bool, len(keys))
+	kept := map[*issued]bool{}
 	for _, k := range keys {
 		next.byName[k.Name] = k
-		kept[k.issued] = true
+		for i := range k.plaintexts() {
+			kept[i] = true
+		}
 	}
 	next.list, next.unready = renderList(keys), renderUnready(keys)
 	last := s.current.Swap(next)
@@ -103,19 +133,37 @@ func (s *store) publish(keys []*dataKey) {
 		return
 	}
 	for _, k := range last.byName {
-		if k.issued != nil && !kept[k.issued] {
-			k.issued.release()
+		for i := range k.plaintexts() {
+			if !kept[i] {
+				i.release()
+			}
 		}
 	}
 }
 
-// get returns what is known of a data key, nil for a name that is not the sidecar's. In StateIssued the caller holds
-// the plaintext and must release it.
-func (s *store) get(name string) *dataKey {
+// plaintexts yields every plaintext of a data key, once.
+func (k *dataKey) plaintexts() iter.Seq[*issued] {
+	return func(yield func(*issued) bool) {
+		for _, g := range k.generations {
+			if g.issued != nil && !yield(g.issued) {
+				return
+			}
+		}
+	}
+}
+
+// get returns what is known of a data key, nil for a name that is not the sidecar's, and of the generation of that number, or
+// of the one that stands for 0; nil for one that it does not have. In StateIssued the caller holds the generation's plaintext
+// and must release it.
+func (s *store) get(name string, number uint32) (*dataKey, *generation) {
 	for {
 		k := s.current.Load().byName[name]
-		if k == nil || k.issued == nil || k.issued.hold() {
-			return k
+		if k == nil {
+			return nil, nil
+		}
+		g := k.find(number)
+		if g == nil || g.issued == nil || g.issued.hold() {
+			return k, g
 		}
 		// Replaced between the two: the newer one is published already.
 	}
@@ -126,9 +174,9 @@ func (s *store) close() {
 	last := s.current.Load()
 	keys := make([]*dataKey, 0, len(last.byName))
 	for name := range last.byName {
-		keys = append(keys, &dataKey{dataKeyStatus: dataKeyStatus{
+		keys = append(keys, &dataKey{generation: &generation{dataKeyStatus: dataKeyStatus{
 			Name: name, State: StatePending, Reason: ReasonStopping, Message: "the sidecar is about to exit",
-		}})
+		}}})
 	}
 	s.publish(keys)
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 
@@ -17,11 +18,16 @@ import (
 func TestStoreUnderReaders(t *testing.T) {
 	s := newStore([]string{"orders"})
 	plaintext := func(i int) []byte { return bytes.Repeat([]byte{byte(i%255 + 1)}, 64) }
-	s.publish([]*dataKey{issuedKey(t, "orders", plaintext(0))})
 	var published []*issued
+	publish := func(i int) {
+		k := keyOf(issuedGeneration(t, "orders", 3, plaintext(i)), issuedGeneration(t, "orders", 1, plaintext(i+7)))
+		published = slices.AppendSeq(published, k.plaintexts())
+		s.publish([]*dataKey{k})
+	}
+	publish(0)
 	stop := make(chan struct{})
 	var readers sync.WaitGroup
-	for range 4 {
+	for _, number := range []uint32{0, 0, 3, 1} {
 		readers.Go(func() {
 			for {
 				select {
@@ -29,19 +35,17 @@ func TestStoreUnderReaders(t *testing.T) {
 					return
 				default:
 				}
-				k := s.get("orders")
-				got := k.issued.plaintext.AppendTo(insecuresecret.Token{}, nil)
+				_, g := s.get("orders", number)
+				got := g.issued.plaintext.AppendTo(insecuresecret.Token{}, nil)
 				if len(got) != 64 || got[0] == 0 || !bytes.Equal(got, bytes.Repeat(got[:1], 64)) {
 					t.Errorf("a reader got %d bytes that are no plaintext", len(got))
 				}
-				k.issued.release()
+				g.issued.release()
 			}
 		})
 	}
 	for i := range 2000 {
-		k := issuedKey(t, "orders", plaintext(i))
-		published = append(published, k.issued)
-		s.publish([]*dataKey{k})
+		publish(i)
 	}
 	close(stop)
 	readers.Wait()
@@ -51,8 +55,10 @@ func TestStoreUnderReaders(t *testing.T) {
 			t.Fatalf("plaintext %d of %d is left", i, len(published))
 		}
 	}
-	if k := s.get("orders"); k.State != StatePending || k.Reason != ReasonStopping {
-		t.Errorf("after close: got %s %s", k.State, k.Reason)
+	for _, number := range []uint32{0, 3} {
+		if _, g := s.get("orders", number); g.State != StatePending || g.Reason != ReasonStopping {
+			t.Errorf("after close: got %s %s", g.State, g.Reason)
+		}
 	}
 }
 
@@ -70,16 +76,18 @@ func TestNothingPrints(t *testing.T) {
 	s := newStore([]string{"orders"})
 	s.publish([]*dataKey{key})
 	body := secretBody{issued: key.issued}
+	asked := &keptGeneration{generation: key.generation}
+	tended := &keptKey{name: "orders", generations: []*keptGeneration{asked}, newest: asked, current: asked}
 	for _, holder := range []any{
 		key, *key, key.issued, s, s.current.Load(), body, &body,
 		secretReader{body},
-		kept{dataKey: *key},
-		&kept{dataKey: *key},
+		key.generation, *key.generation, []*generation{key.generation}, asked, *asked, wanted{asked, tended}, []wanted{{asked, tended}},
+		tended, *tended,
 		Opened{Plaintext: key.issued.plaintext},
 		&Opened{Plaintext: key.issued.plaintext},
 		[]Opened{{Plaintext: key.issued.plaintext}},
 		map[string]*dataKey{"orders": key},
-		&api{store: s}, &keeper{store: s, kept: map[string]*kept{"orders": {dataKey: *key}}},
+		&api{store: s}, &keeper{store: s, kept: map[string]*keptKey{"orders": tended}},
 	} {
 		what := fmt.Sprintf("%T", holder)
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%q"} {

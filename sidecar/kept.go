@@ -1,0 +1,267 @@
+package sidecar
+
+import (
+	"cmp"
+	"errors"
+	"log/slog"
+	"slices"
+	"time"
+)
+
+// keptKey is what keeper knows of one data key.
+type keptKey struct {
+	name string
+	// secret was taken over last; nil to take over whatever there is.
+	secret *Secret
+	// generations are those of secret, the newest first.
+	generations []*keptGeneration
+	// newest is the first of them, or one without a number where that cannot be told.
+	newest *keptGeneration
+	// current is answered where no generation is asked for: newest, or, until that can be had, what was so before, even if
+	// secret has it no more.
+	current *keptGeneration
+	// bound is what renderBound gave for secret; nil before it is needed.
+	bound []byte
+	// ignored is what was logged last of entries that are no generation's.
+	ignored []string
+}
+
+// keptGeneration is what keeper knows of one generation.
+type keptGeneration struct {
+	*generation
+	sealed Sealed
+	// due is when to ask for sealed, zero when there is nothing to ask.
+	due time.Time
+	// noted is what was logged last, so that the same is not logged every second.
+	noted string
+}
+
+func newKeptGeneration(name string, number uint32) *keptGeneration {
+	return &keptGeneration{generation: &generation{number: number, dataKeyStatus: dataKeyStatus{
+		Name: name, State: StatePending, Reason: ReasonStarting, Message: "it has not been asked for yet",
+	}}}
+}
+
+// denied reports whether the key service has said no, and not because of the blob.
+func (g *keptGeneration) denied() bool { return g.State == StateRefused && denies(g.Reason) }
+
+// all are the generations that are answered by number, the newest first.
+func (d *keptKey) all() []*keptGeneration {
+	if d.current.number == 0 || slices.Contains(d.generations, d.current) {
+		return d.generations
+	}
+	at, _ := slices.BinarySearchFunc(d.generations, d.current.number, func(g *keptGeneration, number uint32) int {
+		return cmp.Compare(number, g.number) // the highest is first
+	})
+	return slices.Insert(slices.Clone(d.generations), at, d.current)
+}
+
+// published is what is to be published of a data key.
+func (d *keptKey) published() *dataKey {
+	k := &dataKey{generation: d.current.generation}
+	for _, g := range d.all() {
+		k.generations = append(k.generations, g.generation)
+	}
+	return k
+}
+
+// read takes over a Secret that changed.
+func (k *keeper) read(d *keptKey, now time.Time) {
+	before := d.all()
+	secret, err := k.source.Read(d.name)
+	switch {
+	case err != nil:
+		k.lose(d, err)
+	case secret != d.secret:
+		k.take(d, secret, now)
+	default:
+		return
+	}
+	k.settle(d)
+	after := d.all()
+	for _, g := range before {
+		if g.issued != nil && !slices.Contains(after, g) {
+			k.news.add(newsText{level: slog.LevelInfo, what: "generations dropped", dataKey: d.name}, g.number)
+		}
+	}
+	k.modified = k.modified || !slices.Equal(before, after)
+}
+
+// lose notes that there is no Secret. What is issued stays so; for the rest only another Secret helps, or the same one once more.
+func (k *keeper) lose(d *keptKey, err error) {
+	d.secret = nil
+	var issued []*keptGeneration
+	for _, g := range d.generations {
+		if g.sealed, g.due = (Sealed{}), (time.Time{}); g.issued != nil {
+			issued = append(issued, g)
+		}
+	}
+	d.generations = issued
+	if d.newest.issued == nil {
+		d.forgetNewest()
+	}
+	k.failed(d, d.newest, err)
+}
+
+// take takes over a Secret. What is issued stays so until the key service has answered to what stands in its place.
+func (k *keeper) take(d *keptKey, s *Secret, now time.Time) {
+	before := d.all()
+	d.secret, d.generations, d.bound = s, nil, nil
+	if s.Newest.Err != nil {
+		d.forgetNewest()
+		k.failed(d, d.newest, s.Newest.Err)
+	} else {
+		d.newest = d.adopt(before, s.Newest.Generation)
+		d.change(d.newest, s.Newest.Sealed, now)
+	}
+	for _, entry := range s.Older {
+		g := d.adopt(before, entry.Generation)
+		if entry.Err == nil {
+			d.change(g, entry.Sealed, now)
+			continue
+		}
+		g.sealed, g.due = Sealed{}, time.Time{}
+		k.failed(d, g, entry.Err)
+	}
+	for _, sentence := range s.Ignored {
+		if !slices.Contains(d.ignored, sentence) {
+			k.log.Warn("entries of the Secret are ignored", "dataKey", d.name, "message", sentence)
+		}
+	}
+	d.ignored = s.Ignored
+}
+
+// forgetNewest says that it cannot be told which generation is the newest.
+func (d *keptKey) forgetNewest() {
+	if d.newest.number != 0 {
+		d.newest = newKeptGeneration(d.name, 0)
+	}
+}
+
+// adopt adds a generation that the Secret has, as it was among those before.
+func (d *keptKey) adopt(before []*keptGeneration, number uint32) *keptGeneration {
+	at := slices.IndexFunc(before, func(g *keptGeneration) bool { return g.number == number })
+	if at < 0 {
+		d.generations = append(d.generations, newKeptGeneration(d.name, number))
+	} else {
+		d.generations = append(d.generations, before[at])
+	}
+	return d.generations[len(d.generations)-1]
+}
+
+// change takes over what the Secret has of a generation. While the newest one is denied, the others wait for that.
+func (d *keptKey) change(g *keptGeneration, sealed Sealed, now time.Time) {
+	if sealed.equal(g.sealed) {
+		return
+	}
+	if g.sealed, g.due = sealed, now; g != d.newest && d.newest.denied() {
+		g.due = time.Time{}
+	}
+}
+
+// failed notes that a Secret, or an entry of it, cannot be used.
+func (k *keeper) failed(d *keptKey, g *keptGeneration, err error) {
+	switch {
+	case errors.Is(err, errBlobInvalid):
+		k.refuse(d, g, ReasonBlobInvalid, err.Error())
+	case errors.Is(err, errSecretMissing):
+		k.wait(d, g, ReasonSecretNotFound, err.Error())
+	default:
+		k.wait(d, g, ReasonSecretUnreadable, err.Error())
+	}
+}
+
+// settle decides which generation is the current one: the newest, but what is issued only gives way to another that is, or to a
+// refusal that is not about the newest one's bytes.
+func (k *keeper) settle(d *keptKey) {
+	n, last := d.newest, d.current
+	if n == last || n.issued == nil && last.issued != nil && (n.State != StateRefused || aboutBlob(n.Reason)) {
+		return
+	}
+	d.current, k.modified = n, true
+}
+
+// issue publishes a plaintext, in place of an older one where there is one.
+func (k *keeper) issue(d *keptKey, g *keptGeneration, answer Opened, now time.Time) {
+	pair := readKeyPair(answer.Plaintext)
+	if d.bound == nil {
+		d.bound = renderBound(g.sealed)
+	}
+	s := dataKeyStatus{
+		Name: d.name, State: StateIssued, Generation: g.number,
+		KeyID: answer.KeyARN, KeyVersion: answer.KeyVersion, Algorithm: algorithmAESGCM, KeyPairSpec: pair.Spec,
+	}
+	g.generation = &generation{dataKeyStatus: s, number: g.number, issued: newIssued(answer.Plaintext,
+		newAnswer(s, g.sealed.CiphertextBlob, pair.PublicKey, answer.Plaintext.Len(), d.bound))}
+	g.due, g.noted = time.Time{}, ""
+	k.modified = true
+	if g != d.newest {
+		k.news.add(newsText{level: slog.LevelInfo, what: "older generations issued", dataKey: d.name}, g.number)
+		return
+	}
+	k.log.Info("data key issued", "dataKey", d.name, "generation", g.number, "keyVersion", s.KeyVersion)
+	for _, g := range d.generations { // that waited for this one
+		if g.issued == nil && g.due.IsZero() && g.sealed.CiphertextBlob != nil {
+			g.due = now
+		}
+	}
+}
+
+// refuse ends a generation, unless the refusal is about the bytes of a newer blob than the one it came from.
+func (k *keeper) refuse(d *keptKey, g *keptGeneration, reason, message string) {
+	if g.issued == nil || !aboutBlob(reason) {
+		k.set(g, StateRefused, reason, message)
+	}
+	k.note(d, g, reason, message)
+	if g != d.newest || !denies(reason) {
+		return
+	}
+	// It is about the data key, and asking for each generation again would not tell more.
+	for _, g := range d.generations {
+		if g != d.newest && (g.issued != nil || g.sealed.CiphertextBlob != nil) {
+			k.set(g, StateRefused, reason, message)
+			g.due, g.noted = time.Time{}, reason+message
+		}
+	}
+	d.secret = nil // what it holds in place of blobs is to be told again
+}
+
+// wait notes that a generation cannot be had now. One that is issued stays so: neither a Secret that is gone nor an outage
+// takes it from a pod that has it. And an outage does not soften a refusal.
+func (k *keeper) wait(d *keptKey, g *keptGeneration, reason, message string) {
+	switch {
+	case g.issued != nil:
+	case g.State == StatePending || reason != ReasonKeyServiceUnavailable:
+		k.set(g, StatePending, reason, message)
+	default:
+		return
+	}
+	k.note(d, g, reason, message)
+}
+
+// set puts a generation into a state other than StateIssued.
+func (k *keeper) set(g *keptGeneration, state State, reason, message string) {
+	if next := (dataKeyStatus{Name: g.Name, State: state, Reason: reason, Message: message}); next != g.dataKeyStatus {
+		g.generation = &generation{dataKeyStatus: next, number: g.number}
+		k.modified = true
+	}
+}
+
+// note logs what keeps a generation from being issued, once.
+func (k *keeper) note(d *keptKey, g *keptGeneration, reason, message string) {
+	noted := reason + message
+	if noted == g.noted {
+		return
+	}
+	g.noted = noted
+	switch kept := g.issued != nil; {
+	case g != d.newest && kept:
+		k.news.add(newsText{slog.LevelWarn, "older generations kept although the Secret has changed", d.name, reason, message}, g.number)
+	case g != d.newest:
+		k.news.add(newsText{slog.LevelWarn, "older generations not issued", d.name, reason, message}, g.number)
+	case kept || d.current.issued != nil && !denies(reason) && reason != ReasonMasterKeyNotFound:
+		k.log.Warn("data key kept although its Secret has changed", "dataKey", d.name, "reason", reason, "message", message)
+	default:
+		k.log.Warn("data key not issued", "dataKey", d.name, "reason", reason, "message", message)
+	}
+}

@@ -1,0 +1,42 @@
+package sidecar
+
+import (
+	"context"
+	"log/slog"
+)
+
+// news is what is to be logged of older generations. There may be a hundred of a data key: those that fare alike share a line.
+type news []newsLine
+
+type newsLine struct {
+	newsText
+	generations []uint32
+}
+
+type newsText struct {
+	level                          slog.Level
+	what, dataKey, reason, message string
+}
+
+func (n *news) add(t newsText, generation uint32) {
+	lines := *n
+	for i := len(lines) - 1; i >= 0 && lines[i].dataKey == t.dataKey; i-- {
+		if lines[i].newsText == t {
+			lines[i].generations = append(lines[i].generations, generation)
+			return
+		}
+	}
+	*n = append(lines, newsLine{t, []uint32{generation}})
+}
+
+// tell logs everything, once.
+func (n *news) tell(ctx context.Context, log *slog.Logger) {
+	for _, line := range *n {
+		attrs := []slog.Attr{slog.String("dataKey", line.dataKey), slog.Any("generations", line.generations)}
+		if line.reason != "" {
+			attrs = append(attrs, slog.String("reason", line.reason), slog.String("message", line.message))
+		}
+		log.LogAttrs(ctx, line.level, line.what, attrs...)
+	}
+	*n = nil
+}
