@@ -151,10 +151,10 @@ type MasterKeyDeletion struct {
 	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$') && self != '' && duration(self) >= duration('168h') && duration(self) <= duration('8784h')",message="waitingPeriod is 168h to 8784h, in whole hours, minutes and seconds, such as 720h"
 	WaitingPeriod *metav1.Duration `json:"waitingPeriod,omitempty"`
 
-	// orphanDataKeys, if true, destroys the material although DataKeyRequests or Secrets still refer to it. Their data keys are
-	// lost then, and whatever was encrypted with them. The default, false, waits until none is left.
+	// orphanDataKeys says, if true, that the material is destroyed although DataKeyRequests or Secrets still refer to it. Their data
+	// keys are lost then, and whatever was encrypted with them. The default, false, waits until none is left.
 	// +optional
-	OrphanDataKeys *bool `json:"orphanDataKeys,omitempty"`
+	OrphanDataKeys *bool `json:"orphanDataKeys,omitempty"` //nolint:kubeapilinter // there is no third answer
 }
 
 // MasterKeyRotation says when a master key gets a new primary version.
@@ -188,9 +188,9 @@ type MasterKeyRotation struct {
 	// +kubebuilder:validation:XValidation:rule="self.matches('^[A-Za-z][-+_0-9A-Za-z]*(/[A-Za-z][-+_0-9A-Za-z]*)*$') && self.lowerAscii() != 'local'",message="timeZone is a name of the IANA time zone database, such as Europe/Berlin or Etc/UTC"
 	TimeZone string `json:"timeZone,omitempty"`
 
-	// suspend, if true, leaves out interval and schedule. What was missed is made up for once when it is taken away.
+	// suspend leaves out, if true, interval and schedule. What was missed is made up for once when it is taken away.
 	// +optional
-	Suspend *bool `json:"suspend,omitempty"`
+	Suspend *bool `json:"suspend,omitempty"` //nolint:kubeapilinter // as a CronJob has it
 }
 
 // MasterKeyStatus is the observed state of a MasterKey. Nothing in it is trusted: the sealed material is the record.

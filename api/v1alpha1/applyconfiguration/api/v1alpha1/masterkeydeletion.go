@@ -15,8 +15,8 @@ type MasterKeyDeletionApplyConfiguration struct {
 	// whole hours, minutes and seconds, 720h (30 days) by default. A later, shorter period does not bring the end of one that has
 	// begun nearer.
 	WaitingPeriod *v1.Duration `json:"waitingPeriod,omitempty"`
-	// orphanDataKeys, if true, destroys the material although DataKeyRequests or Secrets still refer to it. Their data keys are
-	// lost then, and whatever was encrypted with them. The default, false, waits until none is left.
+	// orphanDataKeys says, if true, that the material is destroyed although DataKeyRequests or Secrets still refer to it. Their data
+	// keys are lost then, and whatever was encrypted with them. The default, false, waits until none is left.
 	OrphanDataKeys *bool `json:"orphanDataKeys,omitempty"`
 }
 

@@ -21,7 +21,7 @@ type MasterKeyRotationApplyConfiguration struct {
 	// timeZone is the time zone of schedule, a name of the IANA database such as Europe/Berlin. The default is Etc/UTC. Local, the
 	// zone of whatever machine the manager runs on, is none.
 	TimeZone *string `json:"timeZone,omitempty"`
-	// suspend, if true, leaves out interval and schedule. What was missed is made up for once when it is taken away.
+	// suspend leaves out, if true, interval and schedule. What was missed is made up for once when it is taken away.
 	Suspend *bool `json:"suspend,omitempty"`
 }
 
