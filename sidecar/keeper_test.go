@@ -73,6 +73,9 @@ type fakeService struct {
 	// asked are the calls: when, since the start, and for which blobs.
 	asked []string
 	when  []time.Duration
+	// given are all plaintexts that were answered. meanwhile, where it is set, is called in every call.
+	given     []envelope.Plaintext
+	meanwhile func()
 }
 
 func (f *fakeService) Open(_ context.Context, sealed []Sealed) ([]Opened, error) {
@@ -88,9 +91,17 @@ func (f *fakeService) Open(_ context.Context, sealed []Sealed) ([]Opened, error)
 		p, err := envelope.PlaintextFromBytes([]byte("plaintext of " + blob))
 		opened[i] = Opened{KeyARN: "arn", KeyVersion: 1, Plaintext: p, Err: err}
 	}
+	if f.meanwhile != nil {
+		f.meanwhile()
+	}
 	f.asked, f.when = append(f.asked, call), append(f.when, time.Since(f.started))
 	if f.all != nil {
 		return nil, f.all
+	}
+	for _, o := range opened {
+		if o.Err == nil {
+			f.given = append(f.given, o.Plaintext)
+		}
 	}
 	return opened, nil
 }
@@ -113,7 +124,25 @@ func withKeeper(t *testing.T, names []string, f func(b *bench)) {
 		}
 		b.wants("orders", "Pending Starting")
 		f(b)
+		b.checkWiped()
 	})
+}
+
+// checkWiped checks that no plaintext is left but those that are published.
+func (b *bench) checkWiped() {
+	b.Helper()
+	left, published := 0, 0
+	for _, p := range b.service.given {
+		if !p.IsZero() {
+			left++
+		}
+	}
+	for _, k := range b.store.current.Load().byName {
+		published += len(slices.Collect(k.plaintexts()))
+	}
+	if left != published {
+		b.Errorf("%d plaintexts are left, %d are published", left, published)
+	}
 }
 
 // run lets the keeper work for that long, and stops it.
