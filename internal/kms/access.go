@@ -305,6 +305,8 @@ func (k MasterKey) usable() error {
 	case KeyStatePendingDeletion:
 		return &Error{Code: CodeFailedPrecondition, Reason: kmsv1.ReasonKeyPendingDeletion, Message: fmt.Sprintf(
 			"MasterKey %s/%s is PendingDeletion: cancel its deletion to use it again", k.Namespace, k.Name)}
+	case KeyStateDestroyed:
+		return k.exists()
 	}
 	return &Error{Code: CodeFailedPrecondition, Message: fmt.Sprintf("MasterKey %s/%s is in the unknown state %q", k.Namespace, k.Name, k.State)}
 }
