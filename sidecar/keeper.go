@@ -187,7 +187,9 @@ func (k *keeper) answered(now time.Time, batch []wanted, opened []Opened) (outag
 				older = append(older, g)
 			}
 		}
-		k.settle(g.of)
+		if g.keptGeneration == g.of.newest {
+			k.settle(g.of, g.of.all())
+		}
 	}
 	k.postpone(older)
 	return outages
@@ -212,18 +214,17 @@ func (k *keeper) postpone(refused []wanted) {
 	}
 }
 
-// publish publishes what changed, and logs what of it was not logged yet.
+// publish publishes what changed, and then tells of it.
 func (k *keeper) publish(ctx context.Context) {
+	if k.modified {
+		k.modified = false
+		keys := make([]*dataKey, len(k.names))
+		for i, name := range k.names {
+			keys[i] = k.kept[name].published()
+		}
+		k.store.publish(keys)
+	}
 	k.news.tell(ctx, k.log)
-	if !k.modified {
-		return
-	}
-	k.modified = false
-	keys := make([]*dataKey, len(k.names))
-	for i, name := range k.names {
-		keys[i] = k.kept[name].published()
-	}
-	k.store.publish(keys)
 }
 
 // outageDelay is how long to wait after the outage at hand.

@@ -77,14 +77,7 @@ func (k *keeper) read(d *keptKey, now time.Time) {
 	default:
 		return
 	}
-	k.settle(d)
-	after := d.all()
-	for _, g := range before {
-		if g.issued != nil && !slices.Contains(after, g) {
-			k.news.add(newsText{level: slog.LevelInfo, what: "generations dropped", dataKey: d.name}, g.number)
-		}
-	}
-	k.modified = k.modified || !slices.Equal(before, after)
+	k.settle(d, before)
 }
 
 // lose notes that there is no Secret. What is issued stays so; for the rest only another Secret helps, or the same one once more.
@@ -171,14 +164,23 @@ func (k *keeper) failed(d *keptKey, g *keptGeneration, err error) {
 	}
 }
 
-// settle decides which generation is the current one: the newest, but what is issued only gives way to another that is, or to a
-// refusal that is not about the newest one's bytes.
-func (k *keeper) settle(d *keptKey) {
+// settle decides which generation is the current one, and tells which of those before are gone. The current one is the newest,
+// but what is issued only gives way to another that is, or to a refusal that is not about the newest one's bytes.
+func (k *keeper) settle(d *keptKey, before []*keptGeneration) {
 	n, last := d.newest, d.current
-	if n == last || n.issued == nil && last.issued != nil && (n.State != StateRefused || aboutBlob(n.Reason)) {
+	if n != last && (n.issued != nil || last.issued == nil || n.State == StateRefused && !aboutBlob(n.Reason)) {
+		d.current, k.modified = n, true
+	}
+	after := d.all()
+	if slices.Equal(before, after) {
 		return
 	}
-	d.current, k.modified = n, true
+	k.modified = true
+	for _, g := range before {
+		if g.issued != nil && !slices.Contains(after, g) {
+			k.news.add(newsText{level: slog.LevelInfo, what: "generations dropped", dataKey: d.name}, g.number)
+		}
+	}
 }
 
 // issue publishes a plaintext, in place of an older one where there is one.
@@ -199,7 +201,7 @@ func (k *keeper) issue(d *keptKey, g *keptGeneration, answer Opened, now time.Ti
 		k.news.add(newsText{level: slog.LevelInfo, what: "older generations issued", dataKey: d.name}, g.number)
 		return
 	}
-	k.log.Info("data key issued", "dataKey", d.name, "generation", g.number, "keyVersion", s.KeyVersion)
+	k.news.add(newsText{level: slog.LevelInfo, what: "data key issued", dataKey: d.name, keyVersion: s.KeyVersion}, g.number)
 	for _, g := range d.generations { // that waited for this one
 		if g.issued == nil && g.due.IsZero() && g.sealed.CiphertextBlob != nil {
 			g.due = now
@@ -254,11 +256,14 @@ func (k *keeper) note(d *keptKey, g *keptGeneration, reason, message string) {
 		return
 	}
 	g.noted = noted
-	switch kept := g.issued != nil; {
-	case g != d.newest && kept:
-		k.news.add(newsText{slog.LevelWarn, "older generations kept although the Secret has changed", d.name, reason, message}, g.number)
+	kept := g.issued != nil
+	text := newsText{level: slog.LevelWarn, what: "older generations not issued", dataKey: d.name, reason: reason, message: message}
+	switch {
 	case g != d.newest:
-		k.news.add(newsText{slog.LevelWarn, "older generations not issued", d.name, reason, message}, g.number)
+		if kept {
+			text.what = "older generations kept although the Secret has changed"
+		}
+		k.news.add(text, g.number)
 	case kept || d.current.issued != nil && !denies(reason) && reason != ReasonMasterKeyNotFound:
 		k.log.Warn("data key kept although its Secret has changed", "dataKey", d.name, "reason", reason, "message", message)
 	default:

@@ -5,7 +5,8 @@ import (
 	"log/slog"
 )
 
-// news is what is to be logged of older generations. There may be a hundred of a data key: those that fare alike share a line.
+// news is what is to be logged once it is true for all who ask. There may be a hundred generations of a data key: those that fare
+// alike share a line.
 type news []newsLine
 
 type newsLine struct {
@@ -16,6 +17,8 @@ type newsLine struct {
 type newsText struct {
 	level                          slog.Level
 	what, dataKey, reason, message string
+	// keyVersion is set where a line is about one generation.
+	keyVersion int32
 }
 
 func (n *news) add(t newsText, generation uint32) {
@@ -32,7 +35,12 @@ func (n *news) add(t newsText, generation uint32) {
 // tell logs everything, once.
 func (n *news) tell(ctx context.Context, log *slog.Logger) {
 	for _, line := range *n {
-		attrs := []slog.Attr{slog.String("dataKey", line.dataKey), slog.Any("generations", line.generations)}
+		attrs := []slog.Attr{slog.String("dataKey", line.dataKey)}
+		if line.keyVersion != 0 {
+			attrs = append(attrs, slog.Any("generation", line.generations[0]), slog.Any("keyVersion", line.keyVersion))
+		} else {
+			attrs = append(attrs, slog.Any("generations", line.generations))
+		}
 		if line.reason != "" {
 			attrs = append(attrs, slog.String("reason", line.reason), slog.String("message", line.message))
 		}

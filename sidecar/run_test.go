@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -147,6 +150,127 @@ func TestRunWaitsForTheKeyService(t *testing.T) {
 	p.service.Start(t)
 	if err := p.wait(t); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// rotated returns the entries of a Secret with those generations, the newest first, wrapped anew each time.
+func (p *pod) rotated(t testing.TB, name string, plaintexts map[uint32][]byte) map[string][]byte {
+	t.Helper()
+	entries := map[string][]byte{"encryptionContext": []byte(`{"tenant":"a"}`)}
+	newest := slices.Max(slices.Collect(maps.Keys(plaintexts)))
+	for n, plaintext := range plaintexts {
+		entry := fmt.Sprint("ciphertextBlob.", n)
+		if n == newest {
+			entry = "ciphertextBlob"
+		}
+		entries[entry] = p.service.Seal(t, name, n, plaintext, map[string]string{"tenant": "a"})
+	}
+	return entries
+}
+
+// TestRunServesAllGenerations rotates a data key, rewraps it, and drops its oldest generation, while an application reads.
+func TestRunServesAllGenerations(t *testing.T) {
+	p := newPod(t, "orders")
+	first, second := bytes.Repeat([]byte("1"), 1024), bytes.Repeat([]byte("2"), 1024)
+	wants := func(generation string, want []byte) {
+		t.Helper()
+		if status, got := p.key(t, "orders"+generation); status != http.StatusOK || !bytes.Equal(got, want) {
+			t.Errorf("orders%s: got %d and %d bytes", generation, status, len(got))
+		}
+	}
+	p.mount.Put(t, "orders", p.rotated(t, "orders", map[uint32][]byte{1: first}))
+	p.start(t)
+	if err := p.wait(t); err != nil {
+		t.Fatal(err)
+	}
+	wants("", first)
+	stop, read := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(read)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				wants("?generation=1", first)
+			}
+		}
+	}()
+	p.mount.Put(t, "orders", p.rotated(t, "orders", map[uint32][]byte{1: first, 2: second}))
+	p.logs.await(`"generation":2`)
+	p.logs.await(`"older generations issued","dataKey":"orders","generations":[1]`)
+	close(stop)
+	<-read
+	wants("", second)
+	wants("?generation=2", second)
+	wants("?generation=1", first)
+
+	all := map[uint32][]byte{}
+	for n := range uint32(MaxGenerations) {
+		all[n+3] = bytes.Repeat([]byte{byte(n)}, 1024)
+	}
+	locked := lockedMemory(t)
+	p.mount.Put(t, "orders", p.rotated(t, "orders", all))
+	p.logs.await(`"generation":102`)
+	p.logs.await(`"generations dropped","dataKey":"orders","generations":[2]`)
+	wants("", all[102])
+	for n, plaintext := range all {
+		wants(fmt.Sprint("?generation=", n), plaintext)
+	}
+	if status, _ := p.key(t, "orders?generation=2"); status != http.StatusNotFound {
+		t.Errorf("a generation that was dropped: got %d", status)
+	}
+	if n := lockedMemory(t) - locked; n > 256<<10 {
+		t.Errorf("%d generations of 1 KiB take %d bytes of locked memory", len(all), n)
+	}
+	p.stop()
+	if err := <-p.done; err != nil {
+		t.Error(err)
+	}
+	for _, plaintext := range [][]byte{first, second, all[3]} {
+		checkHides(t, "the log", p.logs.String(), plaintext[:32])
+	}
+}
+
+// lockedMemory is how much memory the process has locked, in bytes. A process may lock 8 MiB.
+func lockedMemory(t testing.TB) int {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(status), "VmLck:")
+	var kib int
+	if _, err := fmt.Sscanf(after, "%d kB", &kib); err != nil {
+		t.Fatal(err)
+	}
+	return kib << 10
+}
+
+// What an older generation lacks keeps no pod from starting.
+func TestRunWaitsForTheNewestGenerationAlone(t *testing.T) {
+	p := newPod(t, "orders")
+	entries := p.rotated(t, "orders", map[uint32][]byte{1: testPlaintext, 2: testPlaintext, 3: testPlaintext, 4: testPlaintext})
+	entries["ciphertextBlob.2"] = p.service.Seal(t, "orders", 2, testPlaintext, nil) // with another context
+	entries["ciphertextBlob.1"] = entries["ciphertextBlob.3"]
+	entries["ciphertextBlob.x"] = nil
+	p.mount.Put(t, "orders", entries)
+	p.start(t)
+	if err := p.wait(t); err != nil {
+		t.Fatal(err)
+	}
+	for target, want := range map[string]int{
+		"orders": 200, "orders?generation=4": 200, "orders?generation=3": 200, "orders?generation=2": 403, "orders?generation=1": 503,
+		"orders?generation=5": 404,
+	} {
+		if status, _ := p.key(t, target); status != want {
+			t.Errorf("%s: got %d, want %d", target, status, want)
+		}
+	}
+	for _, want := range []string{"the blob is of generation 3", `entry \"ciphertextBlob.x\"`, "BlobRefused"} {
+		if n := strings.Count(p.logs.String(), want); n != 1 {
+			t.Errorf("%s was logged %d times:\n%s", want, n, p.logs)
+		}
 	}
 }
 

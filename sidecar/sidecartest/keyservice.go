@@ -31,6 +31,9 @@ import (
 // ARN is the key that a KeyService answers with.
 const ARN = "arn:datakeys:kms:test:team-a:key/1b4e28ba-2fa1-41d2-883f-0016d3cca427"
 
+// maxBatch is how many blobs one BatchDecrypt takes (kms.proto).
+const maxBatch = 100
+
 // KeyService is a key service with one master key, of namespace team-a, on loopback, over gRPC and TLS. It opens what
 // it sealed.
 type KeyService struct {
@@ -80,7 +83,7 @@ func (k *KeyService) start(t testing.TB, address string) {
 		t.Fatal(err)
 	}
 	k.Address = l.Addr().String()
-	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(k.config)))
+	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(k.config)), grpc.MaxRecvMsgSize(kmsv1.MaxRequestSize))
 	kmsv1.RegisterKeyServiceServer(server, k)
 	k.server = server
 	go func() { _ = server.Serve(l) }()
@@ -137,6 +140,9 @@ func (k *KeyService) BatchDecrypt(ctx context.Context, r *kmsv1.BatchDecryptRequ
 	k.tokens = append(k.tokens, md.Get("authorization")...)
 	if k.outage != nil {
 		return nil, k.outage
+	}
+	if n := len(r.GetRequests()); n < 1 || n > maxBatch {
+		return nil, status.Errorf(codes.InvalidArgument, "requests: must be 1 to %d, not %d", maxBatch, n)
 	}
 	response := &kmsv1.BatchDecryptResponse{}
 	for _, request := range r.GetRequests() {
