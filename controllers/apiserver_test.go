@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
+	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -131,7 +132,9 @@ func (c *cluster) startManager(t *testing.T, faults *controllerstest.Faults) (st
 	}
 	keys := &controllerstest.KeyService{Client: faults.Wrap(c.client), Namespace: c.manager, Serial: c.serial}
 	ctx, cancel := context.WithCancel(context.Background()) // t.Context ends before the cleanups run
-	if err := controllers.Setup(ctx, mgr, controllers.Config{KeyService: keys, Namespace: c.manager}); err != nil {
+	if err := controllers.Setup(ctx, mgr, controllers.Config{
+		KeyService: keys, Namespace: c.manager, ServerTime: controllers.ServerTime(clock.RealClock{}), CountDelay: time.Millisecond,
+	}); err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan error, 1)

@@ -1,10 +1,11 @@
 package controllers
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -13,7 +14,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
-	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -25,13 +25,15 @@ import (
 // firstGeneration is the generation of a data key that was never rotated.
 const firstGeneration = 1
 
-// dataKeyRequestReconciler sees to it that every DataKeyRequest has one data key, ever, and a Secret that holds its blob.
+// dataKeyRequestReconciler sees to it that every DataKeyRequest has one data key of each generation, ever, and a Secret that holds its
+// blobs, and that these are wrapped anew after a rotation of the master key.
 type dataKeyRequestReconciler struct {
 	client     client.Client // reads from the cache
 	reader     client.Reader // reads from the API server
 	keyService KeyService
-	clock      clock.PassiveClock
+	clocks     clocks
 	recorder   events.EventRecorder
+	rewraps    *spacing
 }
 
 // The Secret of a request stands in the request's namespace, which may be any: hence the rule for the whole cluster. Secrets
@@ -46,161 +48,349 @@ type dataKeyRequestReconciler struct {
 
 // Reconcile brings one DataKeyRequest to its Secret.
 func (r *dataKeyRequestReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
-	patch, told, err := r.reconcile(ctx, req)
-	return ctrl.Result{}, finish(ctx, r.client, r.recorder, patch, told, err)
+	result, patch, told, err := r.reconcile(ctx, req)
+	return result, finish(ctx, r.client, r.recorder, patch, told, err)
 }
 
-func (r *dataKeyRequestReconciler) reconcile(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []notice, error) {
+// dataKeyView is what was found of a data key, and what became of it.
+type dataKeyView struct {
+	key DataKey
+	// generations are those that belong into the status.
+	generations generations
+	// primary is the primary version of the master key, as its status has it: a hint.
+	primary int32
+	// next is when the next generation is due, and look when else to look again; zero for never.
+	next, look time.Time
+	// rotateRequestedAt and rewrapRequestedAt are the requests that are served.
+	rotateRequestedAt, rewrapRequestedAt string
+	findings                             []finding
+	told                                 []notice
+	// failed is what went wrong with a rotation or with wrapping anew: what is there opens as before.
+	failed error
+}
+
+func (r *dataKeyRequestReconciler) reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, runtime.ApplyConfiguration, []notice, error) {
 	request := &v1alpha1.DataKeyRequest{}
 	if err := r.client.Get(ctx, req.NamespacedName, request); err != nil {
-		return nil, nil, client.IgnoreNotFound(err) // gone: done
+		r.rewraps.forget(req)
+		return ctrl.Result{}, nil, nil, client.IgnoreNotFound(err) // gone: done
 	}
 	if len(request.Status.Generations) == 0 {
 		// What follows may make a data key. The cache may be older than a status that has one already.
 		if err := r.reader.Get(ctx, req.NamespacedName, request); err != nil {
-			return nil, nil, client.IgnoreNotFound(err) // gone: done
+			return ctrl.Result{}, nil, nil, client.IgnoreNotFound(err) // gone: done
 		}
 	}
 	if !request.DeletionTimestamp.IsZero() {
 		told, err := r.reconcileDeletion(ctx, request)
-		return nil, told, err // being deleted: done, or requeue with back-off
+		return ctrl.Result{}, nil, told, err // being deleted: done, or requeue with back-off
 	}
 	if err := r.reconcileFinalizer(ctx, request); err != nil {
-		return nil, nil, err // requeue with back-off
+		return ctrl.Result{}, nil, nil, err // requeue with back-off
 	}
 
-	dataKey, sealed, told, err := r.reconcileDataKey(ctx, request)
+	view, err := r.reconcileDataKey(ctx, request)
 	problem, err := explain(err)
 	if err != nil && problem == nil {
-		return nil, told, err // requeue with back-off
+		return ctrl.Result{}, nil, view.told, err // requeue with back-off
 	}
 
-	status, changed := r.status(request, dataKey, sealed, problem)
+	status, changed := r.status(request, view, problem)
+	told := view.told
 	if changed && len(told) == 0 {
-		told = append(told, readyEvent(request, problem, readyDataKey(dataKey, sealed)))
+		told = append(told, readyEvent(request, problem, readyDataKey(view)))
+	}
+	if err == nil {
+		err = view.failed // apply patch, requeue with back-off
+	}
+	result := ctrl.Result{RequeueAfter: pause(r.clocks.Now(), view.next, view.look)}
+	if err != nil {
+		result = ctrl.Result{} // the back-off of the error
 	}
 	if equality.Semantic.DeepEqual(status, request.Status) {
-		return nil, told, err // nothing changed: done
+		return result, nil, told, err // nothing changed: done
 	}
-	return applyDataKeyRequestStatus(request, status), told, err // apply patch, done or as explain says
+	return result, applyDataKeyRequestStatus(request, status), told, err // apply patch, done or as explain says
 }
 
-// reconcileDataKey finds or makes the data key of a request and brings the Secret to it.
-func (r *dataKeyRequestReconciler) reconcileDataKey(ctx context.Context, request *v1alpha1.DataKeyRequest) (DataKey, SealedDataKey, []notice, error) {
+// reconcileDataKey finds or makes the data key of a request, brings the Secret to it, and then brings the data key to where its
+// master key and the time want it. What is new goes into the status first, which is the record from then on; the Secret follows when the
+// status is there.
+func (r *dataKeyRequestReconciler) reconcileDataKey(ctx context.Context, request *v1alpha1.DataKeyRequest) (dataKeyView, error) {
+	var view dataKeyView
 	masterKey, err := usableMasterKey(ctx, r.client, request)
 	if err != nil {
-		return DataKey{}, SealedDataKey{}, nil, err
+		return view, err
 	}
-	key := dataKeyOf(request, masterKeyRef(masterKey))
-	fromStatus, err := r.judgeStatus(ctx, key, &request.Status)
+	view.key = dataKeyOf(request, masterKeyRef(masterKey))
+	view.primary = ptr.Deref(masterKey.Status.PrimaryVersion, 0)
+	view.rotateRequestedAt, view.rewrapRequestedAt = request.Status.RotateRequestedAt, request.Status.RewrapRequestedAt
+	inStatus, err := r.judgeStatus(ctx, view.key, &request.Status)
 	if err != nil {
-		return key, SealedDataKey{}, nil, err
+		return view, err
+	}
+	if inStatus.state == blobAbsent {
+		// What there is now is as new as anybody can have asked for.
+		view.rotateRequestedAt = requested(request.Annotations[v1alpha1.AnnotationRotateRequestedAt])
+		view.rewrapRequestedAt = requested(request.Annotations[v1alpha1.AnnotationRewrapRequestedAt])
 	}
 	for range 2 { // the second round meets a Secret that another manager made after the first one looked
-		secret, found, err := readSecret(ctx, r.reader, request)
+		secret, there, err := readSecret(ctx, r.reader, request)
 		if err != nil {
-			return key, SealedDataKey{}, nil, err
+			return view, err
 		}
-		fromSecret := judgement{state: blobAbsent}
-		if found {
-			if fromSecret, err = r.judgeSecret(ctx, key, secret); err != nil {
-				return key, SealedDataKey{}, nil, err
+		inSecret := found{state: blobAbsent}
+		if there {
+			if inSecret, err = r.judgeSecret(ctx, view.key, secret, inStatus.generations); err != nil {
+				return view, err
 			}
 		}
-		sealed, told, err := r.act(ctx, request, key, fromStatus, fromSecret, secret)
+		err = r.act(ctx, request, &view, inStatus, inSecret, secret)
 		if err == nil {
-			return key, sealed, told, nil
+			r.advance(ctx, request, &view)
+			return view, nil
 		}
 		if !apierrors.IsAlreadyExists(err) {
-			return key, SealedDataKey{}, nil, err
+			return view, err
 		}
 	}
-	return key, SealedDataKey{}, nil, fmt.Errorf("the Secret %q comes and goes", key.Name)
-}
-
-// judgement is what a blob was found to be and, where it opens, what it is.
-type judgement struct {
-	state  blobState
-	sealed SealedDataKey
+	return view, fmt.Errorf("the Secret %q comes and goes", view.key.Name)
 }
 
 // act does what decide says.
 func (r *dataKeyRequestReconciler) act(
-	ctx context.Context, request *v1alpha1.DataKeyRequest, key DataKey, fromStatus, fromSecret judgement, secret *corev1.Secret,
-) (SealedDataKey, []notice, error) {
-	normal := func(reason, format string, args ...any) []notice {
-		return []notice{newNotice(request, corev1.EventTypeNormal, reason, format, args...)}
+	ctx context.Context, request *v1alpha1.DataKeyRequest, view *dataKeyView, inStatus, inSecret found, secret *corev1.Secret,
+) error {
+	key := view.key
+	all, lost := merge(inStatus, inSecret, r.clocks.Now())
+	tell := func(reason, format string, args ...any) {
+		view.told = append(view.told, newNotice(request, corev1.EventTypeNormal, reason, format, args...))
 	}
-	switch decide(fromStatus.state, fromSecret.state) {
+	switch decide(inStatus.state, inSecret.state, len(lost) > 0) {
 	case actionCreate:
-		sealed, err := r.createDataKey(ctx, request, key)
-		return sealed, normal(v1alpha1.ReasonCreated, "made generation %d of the data key, under version %d of master key %s",
-			key.Generation, sealed.KeyVersion, key.MasterKey.KeyID), err
-	case actionRecreate:
-		sealed, err := r.createSecret(ctx, key, fromStatus.sealed)
-		return sealed, normal(v1alpha1.ReasonRepaired, "wrote Secret %q again, which was gone", key.Name), err
-	case actionKeep:
-		repaired, err := r.updateSecret(ctx, secret, key, fromStatus.sealed)
-		if !repaired {
-			return fromStatus.sealed, nil, err
+		key.Generation = firstGeneration
+		one, err := r.generate(ctx, request, key)
+		if err != nil {
+			return err
 		}
-		return fromStatus.sealed, normal(v1alpha1.ReasonRepaired, "repaired Secret %q, which had been changed", key.Name), err
-	case actionAdopt:
-		_, err := r.updateSecret(ctx, secret, key, fromSecret.sealed)
-		return fromSecret.sealed, normal(v1alpha1.ReasonAdopted, "took the data key from Secret %q, which was there before", key.Name), err
+		if view.generations, err = r.createSecret(ctx, key, generations{one}); err != nil {
+			return err
+		}
+		tell(v1alpha1.ReasonCreated, "made generation %d of the data key, under version %d of master key %s",
+			one.number(), one.sealed.KeyVersion, key.MasterKey.KeyID)
+		return nil
+	case actionRecreate, actionKeep:
+		view.generations = r.drop(ctx, request, view, all)
+		return r.follow(ctx, view, inStatus, inSecret, secret, tell)
 	case actionConflict:
-		return SealedDataKey{}, nil, secretConflict(secret, key)
+		return secretConflict(secret, key)
 	case actionChanged:
-		return SealedDataKey{}, nil, permanentError{v1alpha1.ReasonMasterKeyChanged, fmt.Sprintf(
+		return permanentError{v1alpha1.ReasonMasterKeyChanged, fmt.Sprintf(
 			"this data key was wrapped by master key %s, but MasterKey %s/%s is master key %s now: nothing was touched; restore the MasterKey with its annotation %s",
 			request.Status.KeyID, key.MasterKey.Namespace, key.MasterKey.Name, key.MasterKey.KeyID, v1alpha1.AnnotationKeyID)}
 	case actionBroken:
-		return SealedDataKey{}, nil, permanentError{v1alpha1.ReasonDataKeyBroken, fmt.Sprintf(
-			"neither the status nor the Secret %q holds a blob that opens as generation %d of this data key under master key %s: restore the Secret; a new data key is never made in its place",
-			key.Name, key.Generation, key.MasterKey.KeyID)}
+		if inStatus.missing || inSecret.missing {
+			return permanentError{v1alpha1.ReasonKeyVersionMissing, fmt.Sprintf(
+				"%s is wrapped by a version of master key %s that its material does not have: restore a newer backup of the Secret %q in the namespace of the manager; nothing was touched",
+				numbers(lost), key.MasterKey.KeyID, key.MasterKey.KeyID)}
+		}
+		return permanentError{v1alpha1.ReasonDataKeyBroken, fmt.Sprintf(
+			"neither the status nor the Secret %q holds a blob that opens as %s of this data key under master key %s: restore the Secret; a new data key is never made in its place",
+			key.Name, numbers(lost), key.MasterKey.KeyID)}
 	default:
-		return SealedDataKey{}, nil, errors.New("internal error: no action")
+		return errors.New("internal error: no action")
 	}
 }
 
-// createDataKey makes a data key. It is durable with the Secret's Create, which only one of two managers can win; what the
+// follow brings the Secret to the generations of the view.
+func (r *dataKeyRequestReconciler) follow(
+	ctx context.Context, view *dataKeyView, inStatus, inSecret found, secret *corev1.Secret, tell func(reason, format string, args ...any),
+) error {
+	name := view.key.Name
+	if inSecret.state == blobAbsent {
+		tell(v1alpha1.ReasonRepaired, "wrote Secret %q again, which was gone", name)
+		_, err := r.createSecret(ctx, view.key, view.generations)
+		return err
+	}
+	if inStatus.state != blobOpens {
+		tell(v1alpha1.ReasonAdopted, "took the data key from Secret %q, which was there before", name)
+	}
+	repaired, err := r.updateSecret(ctx, secret, view.key, view.generations)
+	if repaired && len(view.told) == 0 && !inSecret.precedes(view.generations) {
+		tell(v1alpha1.ReasonRepaired, "repaired Secret %q, which had been changed", name)
+	}
+	return err
+}
+
+// precedes reports whether a Secret is as it was before its data key was rotated or wrapped anew.
+func (in found) precedes(now generations) bool {
+	if in.state != blobOpens {
+		return false
+	}
+	before, same := in.generations.newest(), now.find(in.generations.newest().number())
+	return before.number() < now.newest().number() || same != nil && before.sealed.KeyVersion < same.sealed.KeyVersion
+}
+
+// drop lets the generations go that spec.rotation.keep says. The Secret lets them go before the status: what is in the Secret alone would
+// be taken over again.
+func (r *dataKeyRequestReconciler) drop(ctx context.Context, request *v1alpha1.DataKeyRequest, view *dataKeyView, all generations) generations {
+	dropped, next := all.droppable(request.Spec.Rotation.Keep, r.clocks.Now())
+	view.look = next
+	if len(dropped) == 0 {
+		return all
+	}
+	if err := r.clocks.agree(ctx); err != nil {
+		view.failed = err
+		return all
+	}
+	view.told = append(view.told, newNotice(request, corev1.EventTypeNormal, v1alpha1.ReasonDropped,
+		"dropped %s of the data key, as spec.rotation.keep says", numbers(dropped)))
+	return all.without(dropped)
+}
+
+// advance wraps a data key anew, and makes its next generation, where that is due. Both are durable with the status that the view becomes.
+func (r *dataKeyRequestReconciler) advance(ctx context.Context, request *v1alpha1.DataKeyRequest, view *dataKeyView) {
+	rewrapped := r.rewrap(ctx, request, view)
+	rotated := r.rotate(ctx, request, view)
+	view.findings = []finding{rotated, rewrapped}
+}
+
+// rewrap wraps the generations anew that are behind, if the policy says so.
+func (r *dataKeyRequestReconciler) rewrap(ctx context.Context, request *v1alpha1.DataKeyRequest, view *dataKeyView) finding {
+	f := finding{kind: v1alpha1.ConditionRewrapped}
+	asked := requested(request.Annotations[v1alpha1.AnnotationRewrapRequestedAt])
+	behind := view.generations.behind(view.primary)
+	say := func(reason, format string, args ...any) finding {
+		f.reason, f.message = reason, fmt.Sprintf(format, args...)
+		return f
+	}
+	if behind > 0 && request.Spec.RewrapPolicy == v1alpha1.RewrapPolicyManual && (asked == "" || asked == view.rewrapRequestedAt) {
+		return say(v1alpha1.ReasonManual, "%d of %d generations are wrapped by an older version than the primary version %d: set the annotation %s to any new value",
+			behind, len(view.generations), view.primary, v1alpha1.AnnotationRewrapRequestedAt)
+	}
+	if behind > 0 {
+		if wait := r.rewraps.wait(ctrl.Request{NamespacedName: client.ObjectKeyFromObject(request)}); wait > 0 {
+			view.look = r.clocks.Now().Add(wait)
+			return say(v1alpha1.ReasonRewrapping, "%d of %d generations wait to be wrapped anew", behind, len(view.generations))
+		}
+		anew := slices.Clone(view.generations)
+		for i := range anew {
+			sealed, err := r.keyService.RewrapDataKey(ctx, keyOfGeneration(view.key, anew[i].number()), anew[i].sealed.CiphertextBlob)
+			if err != nil {
+				view.failed = err
+				return say(v1alpha1.ReasonRewrapping, "%d of %d generations could not be wrapped anew now; it is tried again", behind, len(view.generations))
+			}
+			anew[i].sealed = sealed
+		}
+		if anew.behind(view.primary) < behind {
+			view.told = append(view.told, newNotice(request, corev1.EventTypeNormal, v1alpha1.ReasonRewrapped,
+				"wrapped the data key anew, under version %d of master key %s", anew.newest().sealed.KeyVersion, view.key.MasterKey.KeyID))
+		}
+		view.generations = anew
+	}
+	view.rewrapRequestedAt = asked
+	f.holds = true
+	return say(v1alpha1.ReasonRewrapped, "no generation is behind version %d of the master key", view.generations.oldestVersion())
+}
+
+// rotate makes the next generation where that is due.
+func (r *dataKeyRequestReconciler) rotate(ctx context.Context, request *v1alpha1.DataKeyRequest, view *dataKeyView) finding {
+	f := finding{kind: v1alpha1.ConditionRotated}
+	newest, now := view.generations.newest(), r.clocks.Now()
+	asked := requested(request.Annotations[v1alpha1.AnnotationRotateRequestedAt])
+	if interval := request.Spec.Rotation.Interval; interval != nil {
+		view.next = intervalEnd(newest.createdAt, interval.Duration, request.Namespace+"/"+request.Name)
+	}
+	say := func(reason, format string, args ...any) finding {
+		f.reason, f.message = reason, fmt.Sprintf(format, args...)
+		return f
+	}
+	done := func() finding {
+		if view.next.IsZero() && asked == "" {
+			return f // nobody asks for rotations
+		}
+		f.holds = true
+		return say(v1alpha1.ReasonRotated, "generation %d is the newest since %s", newest.number(), newest.createdAt.UTC().Format(time.RFC3339))
+	}
+	isAsked := asked != "" && asked != view.rotateRequestedAt
+	switch due := passed(now, view.next, newest.createdAt); {
+	case !isAsked && !due:
+		return done()
+	case len(view.generations) >= v1alpha1.MaxGenerations:
+		view.next = time.Time{}
+		return say(v1alpha1.ReasonTooManyGenerations, "there are %d generations, the most that a data key may have: set spec.rotation.keep", len(view.generations))
+	case !isAsked:
+		if err := r.clocks.agree(ctx); err != nil {
+			view.failed = err
+			return say(v1alpha1.ReasonClocksDisagree,
+				"a rotation is due by the clock of the manager, but that of the API server is apart from it: set the wrong one right")
+		}
+	}
+	one, err := r.generate(ctx, request, keyOfGeneration(view.key, newest.number()+1))
+	if err != nil {
+		view.failed = err
+		return say(v1alpha1.ReasonRotationFailed, "a rotation is due and failed; it is tried again")
+	}
+	view.told = append(view.told, newNotice(request, corev1.EventTypeNormal, v1alpha1.ReasonRotated,
+		"made generation %d of the data key, under version %d of master key %s", one.number(), one.sealed.KeyVersion, view.key.MasterKey.KeyID))
+	view.generations = slices.Clone(view.generations)
+	view.generations.add(one)
+	view.rotateRequestedAt, newest = asked, one
+	if interval := request.Spec.Rotation.Interval; interval != nil {
+		view.next = intervalEnd(one.createdAt, interval.Duration, request.Namespace+"/"+request.Name)
+	}
+	return done()
+}
+
+func keyOfGeneration(key DataKey, number int32) DataKey {
+	key.Generation = number
+	return key
+}
+
+// generate makes a generation of a data key. It is durable with what the caller writes, which only one of two managers can: what the
 // other one made is forgotten.
-func (r *dataKeyRequestReconciler) createDataKey(ctx context.Context, request *v1alpha1.DataKeyRequest, key DataKey) (SealedDataKey, error) {
+func (r *dataKeyRequestReconciler) generate(ctx context.Context, request *v1alpha1.DataKeyRequest, key DataKey) (generation, error) {
 	// The cache may be older than a change of the MasterKey, and a data key under a key that is gone would be lost.
 	live, err := usableMasterKey(ctx, r.reader, request)
 	if err != nil {
-		return SealedDataKey{}, err
+		return generation{}, err
 	}
 	if masterKeyRef(live) != key.MasterKey || !live.Ready() {
-		return SealedDataKey{}, notLookedAt(live.Namespace, live.Name)
+		return generation{}, notLookedAt(live.Namespace, live.Name)
 	}
 	sealed, err := r.keyService.GenerateDataKeyWithoutPlaintext(ctx, key)
 	if err != nil {
-		return SealedDataKey{}, dataKeyError(key, err)
+		return generation{}, dataKeyError(key, err)
 	}
-	return r.createSecret(ctx, key, sealed)
+	return generation{sealed, r.clocks.Now()}, nil
 }
 
 // createSecret makes the Secret and opens what the API server says that it stored.
-func (r *dataKeyRequestReconciler) createSecret(ctx context.Context, key DataKey, sealed SealedDataKey) (SealedDataKey, error) {
-	secret, err := buildSecret(key, sealed)
+func (r *dataKeyRequestReconciler) createSecret(ctx context.Context, key DataKey, of generations) (generations, error) {
+	secret, err := buildSecret(key, of)
 	if err != nil {
-		return SealedDataKey{}, err
+		return nil, err
 	}
 	if err := r.client.Create(ctx, secret); err != nil {
-		return SealedDataKey{}, fmt.Errorf("create Secret %q: %w", key.Name, err)
+		return nil, fmt.Errorf("create Secret %q: %w", key.Name, err)
 	}
-	stored, err := r.judgeSecret(ctx, key, secret)
-	if err == nil && stored.state != blobOpens {
+	stored, err := r.judgeSecret(ctx, key, secret, nil)
+	if err == nil && len(stored.generations) != len(of) {
 		err = fmt.Errorf("the Secret %q was changed while it was created", key.Name)
 	}
-	return stored.sealed, err
+	all := slices.Clone(of)
+	for i := range all {
+		if g := stored.generations.find(all[i].number()); g != nil {
+			all[i].sealed = g.sealed
+		}
+	}
+	return all, err
 }
 
-// updateSecret brings a Secret to a blob that opens, and says whether that took a write. The Secret's resourceVersion makes an
+// updateSecret brings a Secret to the generations of a data key, and says whether that took a write. The Secret's resourceVersion makes an
 // Update fail that would overwrite what nobody has looked at.
-func (r *dataKeyRequestReconciler) updateSecret(ctx context.Context, secret *corev1.Secret, key DataKey, sealed SealedDataKey) (bool, error) {
-	repaired, differs, err := repairSecret(secret, key, sealed)
+func (r *dataKeyRequestReconciler) updateSecret(ctx context.Context, secret *corev1.Secret, key DataKey, of generations) (bool, error) {
+	repaired, differs, err := repairSecret(secret, key, of)
 	if err != nil || !differs {
 		return false, err
 	}
@@ -214,80 +404,40 @@ func (r *dataKeyRequestReconciler) updateSecret(ctx context.Context, secret *cor
 	return true, nil
 }
 
-// judgeStatus opens the newest blob in the status, which is not trusted until then.
-func (r *dataKeyRequestReconciler) judgeStatus(ctx context.Context, key DataKey, status *v1alpha1.DataKeyRequestStatus) (judgement, error) {
-	if len(status.Generations) == 0 && status.Generation == nil {
-		return judgement{state: blobAbsent}, nil
-	}
-	var blob []byte
-	if len(status.Generations) > 0 {
-		blob = status.Generations[0].CiphertextBlob
-	}
-	judged, err := r.open(ctx, key, blob)
-	if judged.state == blobRefused && status.KeyID != "" && status.KeyID != key.MasterKey.KeyID {
-		judged.state = blobOfOtherKey
-	}
-	return judged, err
-}
-
-// judgeSecret opens the blob in a Secret.
-func (r *dataKeyRequestReconciler) judgeSecret(ctx context.Context, key DataKey, secret *corev1.Secret) (judgement, error) {
-	if secret.Type != v1alpha1.SecretTypeDataKey {
-		return judgement{state: blobForeign}, nil
-	}
-	return r.open(ctx, key, secret.Data[v1alpha1.SecretKeyCiphertextBlob])
-}
-
-func (r *dataKeyRequestReconciler) open(ctx context.Context, key DataKey, blob []byte) (judgement, error) {
-	if len(blob) == 0 {
-		return judgement{state: blobRefused}, nil
-	}
-	sealed, err := r.keyService.OpenDataKey(ctx, key, blob)
-	switch {
-	case errors.Is(err, ErrBlobRefused):
-		return judgement{state: blobRefused}, nil
-	case err != nil:
-		return judgement{}, dataKeyError(key, err)
-	default:
-		return judgement{blobOpens, sealed}, nil
-	}
-}
-
 // status is the next status of a request, and whether its Ready condition changed. Whatever happened, it keeps the blobs: they
 // are the second copy of the data key.
-func (r *dataKeyRequestReconciler) status(request *v1alpha1.DataKeyRequest, key DataKey, sealed SealedDataKey, problem *problem) (v1alpha1.DataKeyRequestStatus, bool) {
+func (r *dataKeyRequestReconciler) status(request *v1alpha1.DataKeyRequest, view dataKeyView, problem *problem) (v1alpha1.DataKeyRequestStatus, bool) {
 	next := *request.Status.DeepCopy()
 	if problem == nil {
-		next.KeyID = key.MasterKey.KeyID
-		next.KeyVersion = new(sealed.KeyVersion)
-		next.Generation = new(key.Generation)
-		if len(next.Generations) == 0 || !bytes.Equal(next.Generations[0].CiphertextBlob, sealed.CiphertextBlob) {
-			next.Generations = []v1alpha1.DataKeyGeneration{{
-				CreatedAt:      metav1.NewTime(r.clock.Now()).Rfc3339Copy(),
-				CiphertextBlob: sealed.CiphertextBlob,
-			}}
-		}
-		next.Generations = next.Generations[:1] // there is one generation today
-		next.Generations[0].Generation, next.Generations[0].KeyVersion = key.Generation, sealed.KeyVersion
+		newest := view.generations.newest()
+		next.KeyID = view.key.MasterKey.KeyID
+		next.KeyVersion = new(newest.sealed.KeyVersion)
+		next.Generation = new(newest.number())
+		next.Generations = view.generations.inStatus()
+		next.LastRotationTime, next.NextRotationTime = timeOf(newest.createdAt), timeOf(view.next)
+		next.RotateRequestedAt, next.RewrapRequestedAt = view.rotateRequestedAt, view.rewrapRequestedAt
 	}
 	next.ObservedGeneration = new(request.Generation)
-	changed := setReady(&next.Conditions, r.clock, request.Generation, problem, readyDataKey(key, sealed))
+	changed := setConditions(&next.Conditions, r.clocks, request.Generation, problem, readyDataKey(view), view.findings)
 	return next, changed
 }
 
-func readyDataKey(key DataKey, sealed SealedDataKey) string {
-	return fmt.Sprintf("generation %d is wrapped by version %d of master key %s", key.Generation, sealed.KeyVersion, key.MasterKey.KeyID)
+func readyDataKey(view dataKeyView) string {
+	if len(view.generations) == 0 {
+		return ""
+	}
+	newest := view.generations.newest()
+	return fmt.Sprintf("generation %d is wrapped by version %d of master key %s", newest.number(), newest.sealed.KeyVersion, view.key.MasterKey.KeyID)
 }
 
 // applyDataKeyRequestStatus is the whole status as an apply configuration: a field that is left out would be removed.
 func applyDataKeyRequestStatus(request *v1alpha1.DataKeyRequest, status v1alpha1.DataKeyRequestStatus) *v1alpha1ac.DataKeyRequestApplyConfiguration {
 	apply := v1alpha1ac.DataKeyRequestStatus().
-		WithConditions(applyReady(status.Conditions)).
+		WithConditions(applyConditions(status.Conditions)...).
 		WithObservedGeneration(*status.ObservedGeneration)
-	if status.KeyID != "" {
-		apply.WithKeyID(status.KeyID)
-	}
+	apply.KeyID, apply.RotateRequestedAt, apply.RewrapRequestedAt = nonZero(status.KeyID), nonZero(status.RotateRequestedAt), nonZero(status.RewrapRequestedAt)
 	apply.KeyVersion, apply.Generation = status.KeyVersion, status.Generation
+	apply.LastRotationTime, apply.NextRotationTime = nonZero(status.LastRotationTime), nonZero(status.NextRotationTime)
 	for _, generation := range status.Generations {
 		apply.WithGenerations(v1alpha1ac.DataKeyGeneration().
 			WithGeneration(generation.Generation).
@@ -351,13 +501,12 @@ func masterKeyName(request *v1alpha1.DataKeyRequest) (namespace, name string) {
 	return ref.Namespace, ref.Name
 }
 
-// dataKeyOf is the data key of a request, wrapped by that master key.
+// dataKeyOf is the data key of a request, of whatever generation, wrapped by that master key.
 func dataKeyOf(request *v1alpha1.DataKeyRequest, masterKey MasterKeyRef) DataKey {
 	return DataKey{
 		MasterKey:         masterKey,
 		Namespace:         request.Namespace,
 		Name:              request.Name,
-		Generation:        firstGeneration,
 		Length:            request.Spec.Length(),
 		KeyPairSpec:       string(request.Spec.KeyPairSpec),
 		EncryptionContext: request.Spec.Context(),
@@ -384,7 +533,7 @@ func readSecret(ctx context.Context, reader client.Reader, request *v1alpha1.Dat
 func secretConflict(secret *corev1.Secret, key DataKey) error {
 	why := fmt.Sprintf("has type %q", secret.Type)
 	if secret.Type == v1alpha1.SecretTypeDataKey {
-		why = fmt.Sprintf("holds no blob that opens as generation %d of this data key under master key %s", key.Generation, key.MasterKey.KeyID)
+		why = fmt.Sprintf("holds no blob that opens as this data key under master key %s", key.MasterKey.KeyID)
 	}
 	return permanentError{v1alpha1.ReasonSecretConflict, fmt.Sprintf(
 		"Secret %q exists and %s: it was not touched; delete it, or make a DataKeyRequest of another name", key.Name, why)}

@@ -34,7 +34,10 @@ func requestPatch(status metav1.ConditionStatus, reason, message string, since m
 		WithConditions(metav1ac.Condition().WithType("Ready").WithStatus(status).WithReason(reason).WithMessage(message).
 			WithObservedGeneration(1).WithLastTransitionTime(since))
 	if blob != nil {
-		apply.WithKeyID(keyID).WithKeyVersion(1).WithGeneration(1).WithGenerations(v1alpha1ac.DataKeyGeneration().
+		// The data key is as old as what is told of it.
+		apply.WithConditions(metav1ac.Condition().WithType("Rewrapped").WithStatus("True").WithReason("Rewrapped").WithMessage(rewrappedMessage).
+			WithObservedGeneration(1).WithLastTransitionTime(createdAt)).
+			WithLastRotationTime(createdAt).WithKeyID(keyID).WithKeyVersion(1).WithGeneration(1).WithGenerations(v1alpha1ac.DataKeyGeneration().
 			WithGeneration(1).WithKeyVersion(1).WithCreatedAt(createdAt).WithCiphertextBlob(blob...))
 	}
 	return v1alpha1ac.DataKeyRequest("orders", namespace).WithUID(requestUID).WithResourceVersion("5").WithStatus(apply)
@@ -46,7 +49,7 @@ func TestDataKeyRequest(t *testing.T) {
 		adoptedMessage = `Normal Adopted took the data key from Secret "orders", which was there before`
 		brokenMessage  = `neither the status nor the Secret "orders" holds a blob that opens as generation 1 of this data key under master key ` +
 			keyUID + `: restore the Secret; a new data key is never made in its place`
-		refusedMessage = `Secret "orders" exists and holds no blob that opens as generation 1 of this data key under master key ` +
+		refusedMessage = `Secret "orders" exists and holds no blob that opens as this data key under master key ` +
 			keyUID + `: it was not touched; delete it, or make a DataKeyRequest of another name`
 		opaqueMessage = `Secret "orders" exists and has type "Opaque": it was not touched; delete it, or make a DataKeyRequest of another name`
 		crossMessage  = `spec.masterKeyRef.namespace is "team-b": a MasterKey of another namespace cannot be used; ` +
@@ -396,8 +399,12 @@ func TestDataKeyRequest(t *testing.T) {
 			wantSecret:   opaque,
 		},
 		"a spoilt status is mended from a Secret that opens": {
-			objects:    []client.Object{request(withBlob(keyUID, []byte("spoilt"))), masterKey(readyKey), ownMaterial, secretWith(keyUID, first)},
-			wantPatch:  ready(earlier, now, first),
+			objects: []client.Object{request(withBlob(keyUID, []byte("spoilt"))), masterKey(readyKey), ownMaterial, secretWith(keyUID, first)},
+			wantPatch: func() runtime.ApplyConfiguration {
+				patch := ready(earlier, now, first)
+				patch.Status.Conditions[1].WithLastTransitionTime(earlier)
+				return patch
+			}(),
 			wantEvents: []string{adoptedMessage},
 			wantSecret: secretWith(keyUID, first),
 		},
@@ -407,8 +414,8 @@ func TestDataKeyRequest(t *testing.T) {
 				masterKey(readyKey), ownMaterial,
 			},
 			wantPatch: func() runtime.ApplyConfiguration {
-				patch := notReady("DataKeyBroken", brokenMessage)
-				patch.Status.WithKeyID(keyUID).WithKeyVersion(1).WithGeneration(1)
+				patch := stillHas("DataKeyBroken", brokenMessage, keyUID, first)
+				patch.Status.Generations = nil
 				return patch
 			}(),
 			wantEvents:   []string{"Warning DataKeyBroken " + brokenMessage},

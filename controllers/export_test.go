@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"context"
+	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
@@ -16,12 +17,22 @@ type Reconciler interface {
 	Inner(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []string, error)
 }
 
+// Indexes are the indexes that Setup adds to the cache, by name.
+func Indexes() map[string]client.IndexerFunc {
+	return map[string]client.IndexerFunc{indexKeyID: keyIDIndex, IndexAlias: aliasIndex, indexMasterKey: masterKeyIndex}
+}
+
+// ServerTime is a clock of the API server that tells the time of another clock.
+func ServerTime(c clock.PassiveClock) func(context.Context) (time.Time, error) {
+	return func(context.Context) (time.Time, error) { return c.Now(), nil }
+}
+
 func NewMasterKeyReconciler(c client.Client, reader client.Reader, keyService KeyService, clock clock.PassiveClock, recorder events.EventRecorder) Reconciler {
-	return &masterKeyReconciler{c, reader, keyService, clock, recorder}
+	return &masterKeyReconciler{c, reader, keyService, clocks{clock, ServerTime(clock)}, recorder}
 }
 
 func NewDataKeyRequestReconciler(c client.Client, reader client.Reader, keyService KeyService, clock clock.PassiveClock, recorder events.EventRecorder) Reconciler {
-	return &dataKeyRequestReconciler{c, reader, keyService, clock, recorder}
+	return &dataKeyRequestReconciler{c, reader, keyService, clocks{clock, ServerTime(clock)}, recorder, newSpacing(DefaultRewrapRate)}
 }
 
 func NewPodReconciler(c client.Client, recorder events.EventRecorder) Reconciler {
@@ -29,12 +40,12 @@ func NewPodReconciler(c client.Client, recorder events.EventRecorder) Reconciler
 }
 
 func (r *masterKeyReconciler) Inner(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []string, error) {
-	patch, told, err := r.reconcile(ctx, req)
+	_, patch, told, err := r.reconcile(ctx, req)
 	return patch, lines(told), err
 }
 
 func (r *dataKeyRequestReconciler) Inner(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []string, error) {
-	patch, told, err := r.reconcile(ctx, req)
+	_, patch, told, err := r.reconcile(ctx, req)
 	return patch, lines(told), err
 }
 

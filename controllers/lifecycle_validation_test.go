@@ -161,7 +161,7 @@ func TestWhateverDurationIsTakenIsDecoded(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
 	const seed = 20261122
-	random := rand.New(rand.NewPCG(seed, seed)) //nolint:gosec // the values need to come again, not to be secret
+	random := rand.New(rand.NewPCG(seed, seed))
 	alphabets := []string{
 		"0123456789hms",           // what a duration is made of
 		"19hms.+-µun \t\nHMSdPTe", // and what others make of it
@@ -224,7 +224,7 @@ func lifecycleRules() map[string]lifecycleRule {
 
 		either = "spec.rotation: Invalid value: exactly one of interval and schedule is required"
 		zoned  = "spec.rotation: Invalid value: timeZone is for a schedule: leave it out, or use schedule in place of interval"
-		five   = "schedule has five fields (minute, hour, day of the month, month, day of the week), such as 0 3 1 */3 *; a time zone stands in timeZone"
+		five   = "schedule has five fields (minute, hour, day of the month, the month, day of the week), such as 0 3 1 */3 *; a time zone stands in timeZone"
 		zone   = "timeZone is a name of the IANA time zone database, such as Europe/Berlin or Etc/UTC"
 	)
 	rules := map[string]lifecycleRule{

@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
-	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -21,13 +21,13 @@ import (
 // maxStatusVersions is how many versions a status shows. The material has all of them.
 const maxStatusVersions = 20
 
-// masterKeyReconciler sees to it that every MasterKey has material that opens. It never deletes any: a MasterKey that is gone
-// leaves its material behind.
+// masterKeyReconciler sees to it that every MasterKey has material that opens, that the material is rotated, and that it is kept
+// for the waiting period where it is to be destroyed. Of a MasterKey that is gone the materialReconciler looks after the material.
 type masterKeyReconciler struct {
 	client     client.Client // reads from the cache
 	reader     client.Reader // reads from the API server
 	keyService KeyService
-	clock      clock.PassiveClock
+	clocks     clocks
 	recorder   events.EventRecorder
 }
 
@@ -36,48 +36,85 @@ type masterKeyReconciler struct {
 //
 // +kubebuilder:rbac:groups=datakeys.io,resources=masterkeys,verbs=get;list;watch;patch
 // +kubebuilder:rbac:groups=datakeys.io,resources=masterkeys/status,verbs=patch
+// +kubebuilder:rbac:groups=datakeys.io,resources=datakeyrequests,verbs=get;list;watch
 // +kubebuilder:rbac:groups="",resources=secrets,verbs=list;watch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 
 // Reconcile brings one MasterKey to its material.
 func (r *masterKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
-	patch, told, err := r.reconcile(ctx, req)
-	return ctrl.Result{}, finish(ctx, r.client, r.recorder, patch, told, err)
+	result, patch, told, err := r.reconcile(ctx, req)
+	return result, finish(ctx, r.client, r.recorder, patch, told, err)
 }
 
-func (r *masterKeyReconciler) reconcile(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []notice, error) {
+// masterKeyView is what was found of a MasterKey and its material.
+type masterKeyView struct {
+	info     MasterKeyInfo
+	aliases  []string // those that it has
+	wrapped  wrapped
+	rotation rotationPlan
+	findings []finding
+	told     []notice
+	// failed is what went wrong with a rotation: the key is as usable as before.
+	failed error
+}
+
+func (r *masterKeyReconciler) reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, runtime.ApplyConfiguration, []notice, error) {
 	key := &v1alpha1.MasterKey{}
 	if err := r.client.Get(ctx, req.NamespacedName, key); err != nil {
-		return nil, nil, client.IgnoreNotFound(err) // gone: done, its material is kept
+		return ctrl.Result{}, nil, nil, client.IgnoreNotFound(err) // gone: done, its material is the materialReconciler's
 	}
 	if _, found := key.Annotations[v1alpha1.AnnotationKeyID]; !found {
 		// What follows makes material. The cache may be older than an annotation that says which material to use.
 		if err := r.reader.Get(ctx, req.NamespacedName, key); err != nil {
-			return nil, nil, client.IgnoreNotFound(err) // gone: done
+			return ctrl.Result{}, nil, nil, client.IgnoreNotFound(err) // gone: done
 		}
 	}
 	if !key.DeletionTimestamp.IsZero() {
-		return nil, nil, nil // being deleted: done
+		return ctrl.Result{}, nil, nil, nil // being deleted: done
 	}
 
-	info, err := r.ensureMaterial(ctx, key)
+	view, err := r.bring(ctx, key)
+	if errors.Is(err, ErrMaterialDestroyed) {
+		view.findings = destroyedFindings(key)
+	}
 	problem, err := explain(err)
 	if err != nil && problem == nil {
-		return nil, nil, err // requeue with back-off
+		return ctrl.Result{}, nil, view.told, err // requeue with back-off
 	}
 
-	status, changed := r.status(key, info, problem)
-	var told []notice
-	switch {
-	case problem == nil && info.Created:
-		told = append(told, newNotice(key, corev1.EventTypeNormal, v1alpha1.ReasonCreated, "made version %d of master key %s", info.PrimaryVersion, key.KeyID()))
-	case changed:
-		told = append(told, readyEvent(key, problem, readyMasterKey(info)))
+	status, changed := r.status(key, view, problem)
+	told := view.told
+	if changed && len(told) == 0 {
+		told = append(told, readyEvent(key, problem, readyMasterKey(view.info)))
+	}
+	if err == nil {
+		err = view.failed // apply patch, requeue with back-off
+	}
+	result := ctrl.Result{RequeueAfter: pause(r.clocks.Now(), status.NextRotationTime.Time, waitsUntil(view.info, problem))}
+	if err != nil {
+		result = ctrl.Result{} // the back-off of the error
 	}
 	if equality.Semantic.DeepEqual(status, key.Status) {
-		return nil, told, err // nothing changed: done
+		return result, nil, told, err // nothing changed: done
 	}
-	return applyMasterKeyStatus(key, status), told, err // apply patch, done or as explain says
+	return result, applyMasterKeyStatus(key, status), told, err // apply patch, done or as explain says
+}
+
+// bring finds or makes the material of a MasterKey, and brings it to where the spec and the time want it.
+func (r *masterKeyReconciler) bring(ctx context.Context, key *v1alpha1.MasterKey) (view masterKeyView, err error) {
+	if view.info, err = r.ensureMaterial(ctx, key); err != nil {
+		return view, err
+	}
+	if view.info.Created {
+		view.told = append(view.told, newNotice(key, corev1.EventTypeNormal, v1alpha1.ReasonCreated,
+			"made version %d of master key %s", view.info.PrimaryVersion, key.KeyID()))
+	}
+	unusable := r.reconcileDeletion(ctx, key, &view)
+	r.reconcileRotation(ctx, key, &view)
+	if err := r.look(ctx, key, &view); err != nil {
+		return view, err
+	}
+	return view, unusable
 }
 
 // ensureMaterial finds the material of a MasterKey, and makes it where the object never had any. The order is what makes a
@@ -100,7 +137,13 @@ func (r *masterKeyReconciler) ensureMaterial(ctx context.Context, key *v1alpha1.
 			"the annotation %s is gone, but this was master key %s: set the annotation to that key ID", v1alpha1.AnnotationKeyID, last)}
 	}
 
-	info, err := r.keyService.EnsureMasterKey(ctx, ref)
+	ensure := func() (MasterKeyInfo, error) {
+		if key.Status.PrimaryVersion != nil { // it had material, which must not be made again
+			return r.keyService.MasterKey(ctx, ref)
+		}
+		return r.keyService.EnsureMasterKey(ctx, ref, termsOf(key), requested(key.Annotations[v1alpha1.AnnotationRotateRequestedAt]))
+	}
+	info, err := ensure()
 	if err != nil {
 		return info, masterKeyError(ref, err)
 	}
@@ -122,6 +165,9 @@ func masterKeyError(ref MasterKeyRef, err error) error {
 	case errors.Is(err, ErrMaterialMissing):
 		return permanentError{v1alpha1.ReasonMaterialMissing, fmt.Sprintf("there is no material of master key %s: "+
 			"restore the Secret %q in the namespace of the manager; a new key is never made in its place", ref.KeyID, ref.KeyID)}
+	case errors.Is(err, ErrMaterialDestroyed):
+		return pendingError{v1alpha1.ReasonDestroyed, fmt.Sprintf(
+			"the material of master key %s was destroyed at the end of its waiting period: delete this MasterKey; what it wrapped opens no more", ref.KeyID), true}
 	case errors.Is(err, ErrMaterialConflict):
 		return permanentError{v1alpha1.ReasonMaterialConflict, fmt.Sprintf(
 			"the material of master key %s belongs to a MasterKey of another namespace or name: this one cannot use it", ref.KeyID)}
@@ -135,26 +181,51 @@ func masterKeyError(ref MasterKeyRef, err error) error {
 
 // status is the next status of a MasterKey, and whether its Ready condition changed. What a failure did not look at stays, as
 // long as it speaks of the same key.
-func (r *masterKeyReconciler) status(key *v1alpha1.MasterKey, info MasterKeyInfo, problem *problem) (v1alpha1.MasterKeyStatus, bool) {
+func (r *masterKeyReconciler) status(key *v1alpha1.MasterKey, view masterKeyView, problem *problem) (v1alpha1.MasterKeyStatus, bool) {
 	next := *key.Status.DeepCopy()
 	if keyID := key.KeyID(); next.KeyID != keyID && v1alpha1.IsKeyID(keyID) && (problem == nil || problem.reason != v1alpha1.ReasonInvalidKeyID) {
 		next = v1alpha1.MasterKeyStatus{KeyID: keyID, Conditions: next.Conditions}
 	}
-	if problem == nil {
+	next.State = stateOf(key)
+	next.NextRotationTime, next.DeletionTime = metav1.Time{}, metav1.Time{}
+	if problem != nil && problem.reason == v1alpha1.ReasonDestroyed {
+		next.State = v1alpha1.MasterKeyStateDestroyed
+		next.Aliases, next.Versions, next.PrimaryVersion, next.VersionCount = nil, nil, nil, nil
+		next.DataKeys, next.DataKeysBehind = nil, nil
+	}
+	if info := view.info; info.PrimaryVersion > 0 {
 		next.ARN = info.ARN
 		next.PrimaryVersion = new(info.PrimaryVersion)
 		next.VersionCount = new(int32(len(info.Versions)))
-		next.Versions = nil
-		for _, version := range info.Versions[:min(len(info.Versions), maxStatusVersions)] {
-			next.Versions = append(next.Versions, v1alpha1.MasterKeyVersion{
-				Version:   version.Version,
-				CreatedAt: metav1.NewTime(version.CreatedAt).Rfc3339Copy(),
-			})
-		}
+		next.Versions = view.versions()
+		next.LastRotationTime = timeOf(info.PrimarySince)
+		next.NextRotationTime = timeOf(view.rotation.next)
+		next.RotateRequestedAt = info.RotateRequestedAt
+		next.DeletionTime = timeOf(info.DeletionTime)
+		next.Aliases = view.aliases
+		next.DataKeys, next.DataKeysBehind = new(view.wrapped.requests), new(view.wrapped.behind)
 	}
 	next.ObservedGeneration = new(key.Generation)
-	changed := setReady(&next.Conditions, r.clock, key.Generation, problem, readyMasterKey(info))
+	changed := setConditions(&next.Conditions, r.clocks, key.Generation, problem, readyMasterKey(view.info), view.findings)
 	return next, changed
+}
+
+// versions are the newest versions as the status shows them.
+func (v masterKeyView) versions() []v1alpha1.MasterKeyVersion {
+	var versions []v1alpha1.MasterKeyVersion
+	for _, version := range v.info.Versions[:min(len(v.info.Versions), maxStatusVersions)] {
+		state := v1alpha1.VersionStatePrevious
+		switch {
+		case version.Version == v.info.PrimaryVersion:
+			state = v1alpha1.VersionStatePrimary
+		case version.Version > v.info.PrimaryVersion:
+			state = v1alpha1.VersionStatePending
+		}
+		versions = append(versions, v1alpha1.MasterKeyVersion{
+			Version: version.Version, CreatedAt: timeOf(version.CreatedAt), State: state, DataKeys: new(v.wrapped.byVersion[version.Version]),
+		})
+	}
+	return versions
 }
 
 func readyMasterKey(info MasterKeyInfo) string {
@@ -164,22 +235,41 @@ func readyMasterKey(info MasterKeyInfo) string {
 // applyMasterKeyStatus is the whole status as an apply configuration: a field that is left out would be removed.
 func applyMasterKeyStatus(key *v1alpha1.MasterKey, status v1alpha1.MasterKeyStatus) *v1alpha1ac.MasterKeyApplyConfiguration {
 	apply := v1alpha1ac.MasterKeyStatus().
-		WithConditions(applyReady(status.Conditions)).
-		WithObservedGeneration(*status.ObservedGeneration)
-	if status.KeyID != "" {
-		apply.WithKeyID(status.KeyID)
-	}
-	if status.ARN != "" {
-		apply.WithARN(status.ARN)
-	}
+		WithConditions(applyConditions(status.Conditions)...).
+		WithObservedGeneration(*status.ObservedGeneration).
+		WithState(status.State).
+		WithAliases(status.Aliases...)
+	apply.KeyID, apply.ARN, apply.RotateRequestedAt = nonZero(status.KeyID), nonZero(status.ARN), nonZero(status.RotateRequestedAt)
 	apply.PrimaryVersion, apply.VersionCount = status.PrimaryVersion, status.VersionCount
+	apply.DataKeys, apply.DataKeysBehind = status.DataKeys, status.DataKeysBehind
+	apply.LastRotationTime, apply.NextRotationTime = nonZero(status.LastRotationTime), nonZero(status.NextRotationTime)
+	apply.DeletionTime = nonZero(status.DeletionTime)
 	for _, version := range status.Versions {
-		apply.WithVersions(v1alpha1ac.MasterKeyVersion().WithVersion(version.Version).WithCreatedAt(version.CreatedAt))
+		v := v1alpha1ac.MasterKeyVersion().WithVersion(version.Version).WithCreatedAt(version.CreatedAt).WithState(version.State)
+		v.DataKeys = version.DataKeys
+		apply.WithVersions(v)
 	}
 	return v1alpha1ac.MasterKey(key.Name, key.Namespace).
 		WithUID(key.UID).
 		WithResourceVersion(key.ResourceVersion).
 		WithStatus(apply)
+}
+
+// nonZero is a pointer to a value, nil for the zero value: a field that is left out of an apply configuration.
+func nonZero[T comparable](value T) *T {
+	var zero T
+	if value == zero {
+		return nil
+	}
+	return &value
+}
+
+// timeOf is a moment as a status has it, to the second.
+func timeOf(t time.Time) metav1.Time {
+	if t.IsZero() {
+		return metav1.Time{}
+	}
+	return metav1.NewTime(t).Rfc3339Copy()
 }
 
 func masterKeyRef(key *v1alpha1.MasterKey) MasterKeyRef {

@@ -38,12 +38,14 @@ func TestMasterKey(t *testing.T) {
 		unavailable     = "the key service cannot read its material now; it is tried again"
 	)
 	condition := func(status metav1.ConditionStatus, reason, message string) *v1alpha1ac.MasterKeyStatusApplyConfiguration {
-		return v1alpha1ac.MasterKeyStatus().WithObservedGeneration(1).WithConditions(metav1ac.Condition().WithType("Ready").
+		return v1alpha1ac.MasterKeyStatus().WithObservedGeneration(1).WithState("Enabled").WithConditions(metav1ac.Condition().WithType("Ready").
 			WithStatus(status).WithReason(reason).WithMessage(message).WithObservedGeneration(1).WithLastTransitionTime(now))
 	}
 	withKey := func(status *v1alpha1ac.MasterKeyStatusApplyConfiguration, keyID string) *v1alpha1ac.MasterKeyStatusApplyConfiguration {
 		return status.WithKeyID(keyID).WithARN("arn:datakeys:kms:fake:team-a:key/" + keyID).WithPrimaryVersion(1).WithVersionCount(1).
-			WithVersions(v1alpha1ac.MasterKeyVersion().WithVersion(1).WithCreatedAt(metav1.NewTime(controllerstest.MadeAt)))
+			WithDataKeys(0).WithDataKeysBehind(0).WithLastRotationTime(metav1.NewTime(controllerstest.MadeAt)).
+			WithVersions(v1alpha1ac.MasterKeyVersion().WithVersion(1).WithCreatedAt(metav1.NewTime(controllerstest.MadeAt)).
+				WithState("Primary").WithDataKeys(0))
 	}
 	patchOf := func(resourceVersion string, status *v1alpha1ac.MasterKeyStatusApplyConfiguration) *v1alpha1ac.MasterKeyApplyConfiguration {
 		return v1alpha1ac.MasterKey("orders-key", namespace).WithUID(keyUID).WithResourceVersion(resourceVersion).WithStatus(status)
@@ -296,7 +298,7 @@ func TestMasterKeyShowsItsNewestVersions(t *testing.T) {
 type manyVersions struct{ controllers.KeyService }
 
 func (manyVersions) MasterKey(context.Context, controllers.MasterKeyRef) (controllers.MasterKeyInfo, error) {
-	info := controllers.MasterKeyInfo{ARN: "arn", PrimaryVersion: 25}
+	info := controllers.MasterKeyInfo{ARN: "arn", PrimaryVersion: 25, Terms: terms}
 	for version := int32(25); version > 0; version-- {
 		info.Versions = append(info.Versions, controllers.MasterKeyVersion{Version: version, CreatedAt: controllerstest.MadeAt})
 	}

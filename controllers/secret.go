@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -13,23 +15,51 @@ import (
 	"github.com/datakeys/datakeys/api/v1alpha1"
 )
 
-// secretEntries are the entries of a Secret that are ours. All others are their owner's and stay as they are.
-var secretEntries = []string{
+// generationEntries are the entries of a Secret that each generation has. Those of the newest one have these very names, those of an
+// older one its number behind them.
+var generationEntries = []string{
 	v1alpha1.SecretKeyCiphertextBlob,
 	v1alpha1.SecretKeyIV,
+	v1alpha1.SecretKeyKeyVersion,
+	v1alpha1.SecretKeyPublicKey,
+}
+
+// commonEntries are the entries of a Secret that all generations share.
+var commonEntries = []string{
 	v1alpha1.SecretKeyAlgorithm,
 	v1alpha1.SecretKeyEncryptionContext,
 	v1alpha1.SecretKeyAAD,
-	v1alpha1.SecretKeyPublicKey,
 	v1alpha1.SecretKeyKeyID,
-	v1alpha1.SecretKeyKeyVersion,
 	v1alpha1.SecretKeyGeneration,
+}
+
+// parseEntry takes the name of an entry of a generation apart. The number is 0 for the newest generation; the name is empty where it
+// is no such entry.
+func parseEntry(entry string) (name string, number int32) {
+	name, suffix, older := strings.Cut(entry, ".")
+	if !slices.Contains(generationEntries, name) {
+		return "", 0
+	}
+	if !older {
+		return name, 0
+	}
+	n, err := strconv.ParseInt(suffix, 10, 32)
+	if err != nil || n < 1 || entry != v1alpha1.SecretKeyOf(name, int32(n)) {
+		return "", 0
+	}
+	return name, int32(n)
+}
+
+// isOurs reports whether an entry of a Secret is ours. All others are their owner's and stay as they are.
+func isOurs(entry string) bool {
+	name, _ := parseEntry(entry)
+	return name != "" || slices.Contains(commonEntries, entry)
 }
 
 // buildSecret is the Secret of a DataKeyRequest. It has no owner reference: the Secret of a request that is gone is kept
 // unless the deletion policy says otherwise.
-func buildSecret(key DataKey, sealed SealedDataKey) (*corev1.Secret, error) {
-	data, err := secretData(key, sealed)
+func buildSecret(key DataKey, of generations) (*corev1.Secret, error) {
+	data, err := secretData(key, of)
 	if err != nil {
 		return nil, err
 	}
@@ -46,47 +76,47 @@ func buildSecret(key DataKey, sealed SealedDataKey) (*corev1.Secret, error) {
 
 // repairSecret returns the Secret as it has to be, and whether that differs from what it is. Entries, labels and annotations
 // that are not ours are kept.
-func repairSecret(secret *corev1.Secret, key DataKey, sealed SealedDataKey) (*corev1.Secret, bool, error) {
-	data, err := secretData(key, sealed)
+func repairSecret(secret *corev1.Secret, key DataKey, of generations) (*corev1.Secret, bool, error) {
+	data, err := secretData(key, of)
 	if err != nil {
 		return nil, false, err
 	}
 	repaired := secret.DeepCopy()
-	differs := false
-	for _, entry := range secretEntries {
-		want, wanted := data[entry]
-		have, found := secret.Data[entry]
-		if wanted == found && bytes.Equal(want, have) {
-			continue
-		}
-		differs = true
-		delete(repaired.Data, entry)
-	}
-	if secret.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedBy {
-		differs = true
-		metav1.SetMetaDataLabel(&repaired.ObjectMeta, v1alpha1.LabelManagedBy, v1alpha1.ManagedBy)
-	}
+	maps.DeleteFunc(repaired.Data, func(entry string, _ []byte) bool { return isOurs(entry) })
 	if repaired.Data == nil {
 		repaired.Data = map[string][]byte{}
 	}
 	maps.Copy(repaired.Data, data)
+	differs := !maps.EqualFunc(secret.Data, repaired.Data, bytes.Equal)
+	if secret.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedBy {
+		differs = true
+		metav1.SetMetaDataLabel(&repaired.ObjectMeta, v1alpha1.LabelManagedBy, v1alpha1.ManagedBy)
+	}
 	return repaired, differs, nil
 }
 
-func secretData(key DataKey, sealed SealedDataKey) (map[string][]byte, error) {
+func secretData(key DataKey, of generations) (map[string][]byte, error) {
 	data := map[string][]byte{
-		v1alpha1.SecretKeyCiphertextBlob: sealed.CiphertextBlob,
-		v1alpha1.SecretKeyIV:             sealed.IV,
-		v1alpha1.SecretKeyAlgorithm:      []byte(v1alpha1.AlgorithmAESGCM),
-		v1alpha1.SecretKeyKeyID:          []byte(key.MasterKey.KeyID),
-		v1alpha1.SecretKeyKeyVersion:     strconv.AppendInt(nil, int64(sealed.KeyVersion), 10),
-		v1alpha1.SecretKeyGeneration:     strconv.AppendInt(nil, int64(key.Generation), 10),
+		v1alpha1.SecretKeyAlgorithm:  []byte(v1alpha1.AlgorithmAESGCM),
+		v1alpha1.SecretKeyKeyID:      []byte(key.MasterKey.KeyID),
+		v1alpha1.SecretKeyGeneration: strconv.AppendInt(nil, int64(of.newest().number()), 10),
+	}
+	for i, g := range of {
+		entry := func(name string) string {
+			if i == 0 {
+				return name
+			}
+			return v1alpha1.SecretKeyOf(name, g.number())
+		}
+		data[entry(v1alpha1.SecretKeyCiphertextBlob)] = g.sealed.CiphertextBlob
+		data[entry(v1alpha1.SecretKeyIV)] = g.sealed.IV
+		data[entry(v1alpha1.SecretKeyKeyVersion)] = strconv.AppendInt(nil, int64(g.sealed.KeyVersion), 10)
+		if len(g.sealed.PublicKey) > 0 {
+			data[entry(v1alpha1.SecretKeyPublicKey)] = g.sealed.PublicKey
+		}
 	}
 	if len(key.AAD) > 0 {
 		data[v1alpha1.SecretKeyAAD] = key.AAD
-	}
-	if len(sealed.PublicKey) > 0 {
-		data[v1alpha1.SecretKeyPublicKey] = sealed.PublicKey
 	}
 	if len(key.EncryptionContext) > 0 {
 		encryptionContext, err := canonicalJSON(key.EncryptionContext)
@@ -109,16 +139,18 @@ func canonicalJSON(pairs map[string]string) ([]byte, error) {
 	return bytes.TrimSuffix(out.Bytes(), []byte("\n")), nil
 }
 
-// blobState is what a blob was found to be.
+// blobState is what a blob, or what a place has of a data key, was found to be.
 type blobState int
 
 const (
 	// blobAbsent: there is no blob, and nothing says that there ever was one.
 	blobAbsent blobState = iota + 1
-	// blobOpens: it opens as this data key.
+	// blobOpens: it opens as this data key; of a place, one does.
 	blobOpens
 	// blobRefused: it does not open as this data key, or something says that there was one and it is gone.
 	blobRefused
+	// blobOfMissingVersion: it is of a version of the master key that is not there.
+	blobOfMissingVersion
 	// blobOfOtherKey, in a status: it does not open, and was wrapped by another master key than the one of that name now.
 	blobOfOtherKey
 	// blobForeign, in a Secret: the Secret has another type. Types cannot be changed, so it can never become ours.
@@ -129,41 +161,36 @@ const (
 type action int
 
 const (
-	// actionCreate makes a data key. It is the only way to one, and open only where no blob is or was.
+	// actionCreate makes a data key. It is the only way to a first generation, and open only where no blob is or was.
 	actionCreate action = iota + 1
 	// actionRecreate writes the Secret again from the status.
 	actionRecreate
-	// actionKeep holds the Secret to what the status says.
+	// actionKeep holds the Secret and the status to what opens in either.
 	actionKeep
-	// actionAdopt takes the data key from the Secret.
-	actionAdopt
 	// actionConflict leaves a Secret alone that is in the way.
 	actionConflict
 	// actionChanged leaves everything alone: the MasterKey is another one.
 	actionChanged
-	// actionBroken leaves everything alone: there is nothing left that opens.
+	// actionBroken leaves everything alone: there is nothing left that opens, or a generation is lost.
 	actionBroken
 )
 
-// decide says what to do, from what the blobs in the status and in the Secret were found to be. A status that opens wins over
-// the Secret: whoever may edit the Secret could put an older blob of the same scope there.
-func decide(status, secret blobState) action {
+// decide says what to do, from what was found in the status and in the Secret, and whether a generation opens in neither.
+func decide(status, secret blobState, lost bool) action {
 	switch {
 	case status == blobOfOtherKey:
 		return actionChanged
-	case status == blobOpens && secret == blobAbsent:
-		return actionRecreate
-	case status == blobOpens && secret == blobForeign:
+	case secret == blobForeign && (status == blobOpens || status == blobAbsent):
 		return actionConflict
-	case status == blobOpens:
-		return actionKeep
-	case secret == blobOpens:
-		return actionAdopt
 	case status == blobAbsent && secret == blobAbsent:
 		return actionCreate
-	case status == blobAbsent:
+	case status == blobAbsent && secret == blobRefused:
 		return actionConflict
-	default:
+	case lost, status != blobOpens && secret != blobOpens:
 		return actionBroken
+	case secret == blobAbsent:
+		return actionRecreate
+	default:
+		return actionKeep
 	}
 }

@@ -1,9 +1,11 @@
 package controllers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,6 +19,7 @@ import (
 	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -33,6 +36,8 @@ import (
 const (
 	// indexKeyID finds a MasterKey by its key ID.
 	indexKeyID = "datakeys.io/key-id"
+	// IndexAlias finds MasterKeys by the aliases that they claim.
+	IndexAlias = "datakeys.io/alias"
 	// indexMasterKey finds DataKeyRequests by namespace/name of their MasterKey.
 	indexMasterKey = "datakeys.io/master-key"
 	// indexDataKeys finds pods by the DataKeyRequests that they name.
@@ -43,18 +48,31 @@ const (
 // service has recovered.
 const maxBackoff = 30 * time.Second
 
+// defaultCountDelay is how long after a change of its DataKeyRequests a MasterKey counts them: many change at once, and a count in between
+// is worth no write.
+const defaultCountDelay = 5 * time.Second
+
+// DefaultRewrapRate is how many DataKeyRequests are wrapped anew a second.
+const DefaultRewrapRate = 500
+
 // Config is what the controllers are made of.
 type Config struct {
 	// KeyService is required.
 	KeyService KeyService
 	// Namespace is the manager's own, where the Secrets with the material are. It is required.
 	Namespace string
-	// Clock dates conditions. Nil is the real one.
+	// ServerTime reads the clock of the API server, which has to agree before what is due by time is done. It is required.
+	ServerTime func(context.Context) (time.Time, error)
+	// Clock is the manager's own. Nil is the real one.
 	Clock clock.PassiveClock
 	// Recorder takes the events. Nil is the manager's.
 	Recorder events.EventRecorder
 	// MaxConcurrentReconciles is how many objects each controller works on at once, at least 1.
 	MaxConcurrentReconciles int
+	// RewrapRate is how many DataKeyRequests are wrapped anew a second at most. 0 is DefaultRewrapRate.
+	RewrapRate int
+	// CountDelay is how long after a change of its DataKeyRequests a MasterKey counts them. 0 is 5 seconds.
+	CountDelay time.Duration
 }
 
 // CacheOptions is how the manager's cache has to be made for the controllers: it never holds the body of a Secret, and a
@@ -116,8 +134,8 @@ func strippedMeta(object metav1.Object) metav1.ObjectMeta {
 // Setup adds the controllers to a manager whose cache is made with CacheOptions. They run on the leader only. The caches of
 // MasterKeys and DataKeyRequests are there on every replica, for whoever else reads them.
 func Setup(ctx context.Context, mgr ctrl.Manager, config Config) error {
-	if config.KeyService == nil || config.Namespace == "" {
-		return errors.New("controllers: KeyService and Namespace are required")
+	if config.KeyService == nil || config.Namespace == "" || config.ServerTime == nil {
+		return errors.New("controllers: KeyService, Namespace and ServerTime are required")
 	}
 	if config.Clock == nil {
 		config.Clock = clock.RealClock{}
@@ -131,6 +149,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, config Config) error {
 		values client.IndexerFunc
 	}{
 		{&v1alpha1.MasterKey{}, indexKeyID, keyIDIndex},
+		{&v1alpha1.MasterKey{}, IndexAlias, aliasIndex},
 		{&v1alpha1.DataKeyRequest{}, indexMasterKey, masterKeyIndex},
 		{newPodMetadata(), indexDataKeys, dataKeyNames},
 	} {
@@ -143,26 +162,39 @@ func Setup(ctx context.Context, mgr ctrl.Manager, config Config) error {
 		MaxConcurrentReconciles: max(config.MaxConcurrentReconciles, 1),
 		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[ctrl.Request](10*time.Millisecond, maxBackoff),
 	}
-	reader := mgr.GetAPIReader()
-	watched := watches{mgr.GetClient(), config.Namespace}
+	c, reader, clocks := mgr.GetClient(), mgr.GetAPIReader(), clocks{config.Clock, config.ServerTime}
+	watched := watches{c, config.Namespace}
+	countDelay := cmp.Or(config.CountDelay, defaultCountDelay)
 	if err := ctrl.NewControllerManagedBy(mgr).
 		Named("masterkey").
 		For(&v1alpha1.MasterKey{}).
+		// Who lets an alias go leaves it to another.
+		Watches(&v1alpha1.MasterKey{}, handler.EnqueueRequestsFromMapFunc(watched.claimants), builder.WithPredicates(notInInitialList, aliasesChanged)).
+		// The status says how many data keys each version wraps.
+		Watches(&v1alpha1.DataKeyRequest{}, later(countDelay, watched.masterKeyOfRequest), builder.WithPredicates(notInInitialList, wrappingChanged)).
 		// Material that was deleted or restored changes what the MasterKey may say of itself.
 		WatchesMetadata(&corev1.Secret{}, handler.EnqueueRequestsFromMapFunc(watched.masterKeysOfMaterial), builder.WithPredicates(notInInitialList)).
 		WithOptions(options).
-		Complete(&masterKeyReconciler{mgr.GetClient(), reader, config.KeyService, config.Clock, config.Recorder}); err != nil {
+		Complete(&masterKeyReconciler{c, reader, config.KeyService, clocks, config.Recorder}); err != nil {
 		return fmt.Errorf("controllers: masterkey: %w", err)
+	}
+	if err := ctrl.NewControllerManagedBy(mgr).
+		Named("material").
+		For(&corev1.Secret{}, builder.OnlyMetadata, builder.WithPredicates(predicate.NewPredicateFuncs(watched.isMaterial))).
+		Watches(&v1alpha1.MasterKey{}, handler.EnqueueRequestsFromMapFunc(watched.materialOfMasterKey), builder.WithPredicates(masterKeyGone)).
+		WithOptions(options).
+		Complete(&materialReconciler{c, reader, config.KeyService, clocks, config.Recorder}); err != nil {
+		return fmt.Errorf("controllers: material: %w", err)
 	}
 	if err := ctrl.NewControllerManagedBy(mgr).
 		Named("datakeyrequest").
 		For(&v1alpha1.DataKeyRequest{}).
-		// Requests wait for their MasterKey, and stop being Ready with it.
+		// Requests wait for their MasterKey, stop being Ready with it, and follow its rotations.
 		Watches(&v1alpha1.MasterKey{}, handler.EnqueueRequestsFromMapFunc(watched.requestsOfMasterKey), builder.WithPredicates(notInInitialList, masterKeyUseChanged)).
 		// A Secret that was deleted or edited is repaired, and one that was in the way may be gone.
 		WatchesMetadata(&corev1.Secret{}, handler.EnqueueRequestsFromMapFunc(watched.requestOfSecret), builder.WithPredicates(notInInitialList)).
 		WithOptions(options).
-		Complete(&dataKeyRequestReconciler{mgr.GetClient(), reader, config.KeyService, config.Clock, config.Recorder}); err != nil {
+		Complete(&dataKeyRequestReconciler{c, reader, config.KeyService, clocks, config.Recorder, newSpacing(cmp.Or(config.RewrapRate, DefaultRewrapRate))}); err != nil {
 		return fmt.Errorf("controllers: datakeyrequest: %w", err)
 	}
 	if err := ctrl.NewControllerManagedBy(mgr).
@@ -196,7 +228,31 @@ var masterKeyUseChanged = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) 
 		before.DeletionTimestamp.IsZero() != after.DeletionTimestamp.IsZero() ||
 		before.KeyID() != after.KeyID() ||
 		before.Status.KeyID != after.Status.KeyID ||
+		ptr.Deref(before.Status.PrimaryVersion, 0) != ptr.Deref(after.Status.PrimaryVersion, 0) ||
 		!equality.Semantic.DeepEqual(readyOf(before.Status.Conditions), readyOf(after.Status.Conditions))
+}}
+
+// aliasesChanged passes the changes of a MasterKey that matter to others that claim its aliases.
+var aliasesChanged = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+	before, after := e.ObjectOld.(*v1alpha1.MasterKey), e.ObjectNew.(*v1alpha1.MasterKey)
+	return before.Status.State != after.Status.State || before.UID != after.UID ||
+		!slices.Equal(before.Spec.Aliases, after.Spec.Aliases) || !slices.Equal(before.Status.Aliases, after.Status.Aliases)
+}}
+
+// masterKeyGone passes what leaves material without a MasterKey.
+var masterKeyGone = predicate.Funcs{
+	CreateFunc:  func(event.CreateEvent) bool { return false },
+	GenericFunc: func(event.GenericEvent) bool { return false },
+	UpdateFunc: func(e event.UpdateEvent) bool {
+		return e.ObjectOld.(*v1alpha1.MasterKey).KeyID() != e.ObjectNew.(*v1alpha1.MasterKey).KeyID()
+	},
+}
+
+// wrappingChanged passes the changes of a DataKeyRequest that its MasterKey counts.
+var wrappingChanged = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+	before, after := e.ObjectOld.(*v1alpha1.DataKeyRequest), e.ObjectNew.(*v1alpha1.DataKeyRequest)
+	return before.Status.KeyID != after.Status.KeyID || before.Spec.RewrapPolicy != after.Spec.RewrapPolicy ||
+		!slices.EqualFunc(before.Status.Generations, after.Status.Generations, func(a, b v1alpha1.DataKeyGeneration) bool { return a.KeyVersion == b.KeyVersion })
 }}
 
 // requestReadyChanged passes the changes of a DataKeyRequest that matter to pods.
@@ -220,6 +276,39 @@ func (w watches) masterKeysOfMaterial(ctx context.Context, secret client.Object)
 		return nil
 	}
 	return w.list(ctx, &v1alpha1.MasterKeyList{}, client.MatchingFields{indexKeyID: secret.GetName()})
+}
+
+func (w watches) isMaterial(secret client.Object) bool {
+	return secret.GetNamespace() == w.namespace && v1alpha1.IsKeyID(secret.GetName())
+}
+
+func (w watches) materialOfMasterKey(_ context.Context, key client.Object) []ctrl.Request {
+	return []ctrl.Request{{NamespacedName: client.ObjectKey{Namespace: w.namespace, Name: key.(*v1alpha1.MasterKey).KeyID()}}}
+}
+
+func (watches) masterKeyOfRequest(_ context.Context, request client.Object) []ctrl.Request {
+	namespace, name := masterKeyName(request.(*v1alpha1.DataKeyRequest))
+	return []ctrl.Request{{NamespacedName: client.ObjectKey{Namespace: namespace, Name: name}}}
+}
+
+// later wakes what an object maps to after a delay. Whatever happens meanwhile wakes it no further time.
+func later(delay time.Duration, of handler.MapFunc) handler.EventHandler {
+	enqueue := func(ctx context.Context, object client.Object, queue workqueue.TypedRateLimitingInterface[ctrl.Request]) {
+		for _, r := range of(ctx, object) {
+			queue.AddAfter(r, delay)
+		}
+	}
+	return handler.Funcs{
+		CreateFunc: func(ctx context.Context, e event.CreateEvent, q workqueue.TypedRateLimitingInterface[ctrl.Request]) {
+			enqueue(ctx, e.Object, q)
+		},
+		UpdateFunc: func(ctx context.Context, e event.UpdateEvent, q workqueue.TypedRateLimitingInterface[ctrl.Request]) {
+			enqueue(ctx, e.ObjectNew, q)
+		},
+		DeleteFunc: func(ctx context.Context, e event.DeleteEvent, q workqueue.TypedRateLimitingInterface[ctrl.Request]) {
+			enqueue(ctx, e.Object, q)
+		},
+	}
 }
 
 func (w watches) requestsOfMasterKey(ctx context.Context, key client.Object) []ctrl.Request {

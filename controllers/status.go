@@ -26,36 +26,70 @@ const fieldOwner = client.FieldOwner("datakeys-manager")
 // maxMessage bounds the messages of conditions and events, in bytes. The note of an event may have 1024.
 const maxMessage = 1024
 
-// setReady sets the Ready condition: True where there is no problem. It returns whether anything but the generation changed,
-// so that an event is due.
-func setReady(conditions *[]metav1.Condition, clock clock.PassiveClock, generation int64, problem *problem, readyMessage string) bool {
-	ready := metav1.Condition{
-		Type:               v1alpha1.ConditionReady,
-		Status:             metav1.ConditionTrue,
-		Reason:             v1alpha1.ReasonReady,
-		Message:            truncate(readyMessage),
-		ObservedGeneration: generation,
-		LastTransitionTime: metav1.NewTime(clock.Now()).Rfc3339Copy(),
-	}
+// A finding is what a condition is to say.
+type finding struct {
+	kind            string // the type of the condition
+	holds           bool
+	reason, message string
+}
+
+// setConditions sets the Ready condition, True where there is no problem, and what else was found. It returns whether anything but the
+// generation of the Ready condition changed, so that an event is due.
+func setConditions(
+	conditions *[]metav1.Condition, clock clock.PassiveClock, generation int64, problem *problem, readyMessage string, findings []finding,
+) bool {
+	ready := finding{v1alpha1.ConditionReady, true, v1alpha1.ReasonReady, readyMessage}
 	if problem != nil {
-		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, problem.reason, truncate(problem.message)
+		ready.holds, ready.reason, ready.message = false, problem.reason, problem.message
 	}
-	before := meta.FindStatusCondition(*conditions, v1alpha1.ConditionReady)
-	changed := before == nil || before.Status != ready.Status || before.Reason != ready.Reason || before.Message != ready.Message
-	meta.SetStatusCondition(conditions, ready)
+	changed := setCondition(conditions, clock, generation, ready)
+	for _, f := range findings {
+		setCondition(conditions, clock, generation, f)
+	}
 	return changed
 }
 
-// applyReady is the Ready condition as an apply configuration. Conditions of other types belong to whoever set them.
-func applyReady(conditions []metav1.Condition) *metav1ac.ConditionApplyConfiguration {
-	ready := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady)
-	return metav1ac.Condition().
-		WithType(ready.Type).
-		WithStatus(ready.Status).
-		WithObservedGeneration(ready.ObservedGeneration).
-		WithLastTransitionTime(ready.LastTransitionTime).
-		WithReason(ready.Reason).
-		WithMessage(ready.Message)
+// setCondition sets a condition, and returns whether anything but its generation changed. A finding without a reason removes it.
+func setCondition(conditions *[]metav1.Condition, clock clock.PassiveClock, generation int64, f finding) bool {
+	if f.reason == "" {
+		return meta.RemoveStatusCondition(conditions, f.kind)
+	}
+	next := metav1.Condition{
+		Type:               f.kind,
+		Status:             metav1.ConditionFalse,
+		Reason:             f.reason,
+		Message:            truncate(f.message),
+		ObservedGeneration: generation,
+		LastTransitionTime: metav1.NewTime(clock.Now()).Rfc3339Copy(),
+	}
+	if f.holds {
+		next.Status = metav1.ConditionTrue
+	}
+	before := meta.FindStatusCondition(*conditions, f.kind)
+	changed := before == nil || before.Status != next.Status || before.Reason != next.Reason || before.Message != next.Message
+	meta.SetStatusCondition(conditions, next)
+	return changed
+}
+
+// applyConditions are our conditions as apply configurations. Those of other types belong to whoever set them.
+func applyConditions(conditions []metav1.Condition) []*metav1ac.ConditionApplyConfiguration {
+	var apply []*metav1ac.ConditionApplyConfiguration
+	for _, kind := range []string{
+		v1alpha1.ConditionReady, v1alpha1.ConditionRotated, v1alpha1.ConditionRewrapped, v1alpha1.ConditionAliasesHeld,
+	} {
+		c := meta.FindStatusCondition(conditions, kind)
+		if c == nil {
+			continue
+		}
+		apply = append(apply, metav1ac.Condition().
+			WithType(c.Type).
+			WithStatus(c.Status).
+			WithObservedGeneration(c.ObservedGeneration).
+			WithLastTransitionTime(c.LastTransitionTime).
+			WithReason(c.Reason).
+			WithMessage(c.Message))
+	}
+	return apply
 }
 
 // A notice is an event to be: what is told of an object once the status that says the same is written.
@@ -108,13 +142,20 @@ func finish(ctx context.Context, c client.Client, recorder events.EventRecorder,
 
 // truncate cuts a message to maxMessage bytes, at the boundary of a character.
 func truncate(message string) string {
+	const ellipsis = "..."
 	if len(message) <= maxMessage {
 		return message
 	}
-	const ellipsis = "..."
-	end := maxMessage - len(ellipsis)
-	for !utf8.RuneStart(message[end]) {
-		end--
+	return truncateTo(message, maxMessage-len(ellipsis)) + ellipsis
+}
+
+// truncateTo cuts a text to that many bytes, at the boundary of a character.
+func truncateTo(text string, most int) string {
+	if len(text) <= most {
+		return text
 	}
-	return message[:end] + ellipsis
+	for !utf8.RuneStart(text[most]) {
+		most--
+	}
+	return text[:most]
 }

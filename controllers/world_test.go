@@ -72,7 +72,15 @@ func newWorld(t testing.TB, objects, stale []client.Object) *world {
 	builder := fake.NewClientBuilder().
 		WithScheme(scheme).
 		WithTypeConverters(applyconfiguration.NewTypeConverter(scheme), clientgoapply.NewTypeConverter(scheme)).
-		WithStatusSubresource(&v1alpha1.MasterKey{}, &v1alpha1.DataKeyRequest{})
+		WithStatusSubresource(&v1alpha1.MasterKey{}, &v1alpha1.DataKeyRequest{}).
+		WithIndex(&corev1.Secret{}, "type", func(o client.Object) []string { return []string{string(o.(*corev1.Secret).Type)} })
+	for name, index := range controllers.Indexes() {
+		if name == "datakeys.io/master-key" {
+			builder.WithIndex(&v1alpha1.DataKeyRequest{}, name, index)
+			continue
+		}
+		builder.WithIndex(&v1alpha1.MasterKey{}, name, index)
+	}
 	for _, object := range objects {
 		builder.WithObjects(object.DeepCopyObject().(client.Object))
 	}
@@ -91,13 +99,13 @@ func newWorld(t testing.TB, objects, stale []client.Object) *world {
 	return w
 }
 
+// terms are those of a MasterKey that states none.
+var terms = controllers.DeletionTerms{WaitingPeriod: v1alpha1.DefaultWaitingPeriod}
+
 // material is what the fake key service keeps of a master key.
 func material(keyID, ownerNamespace, ownerName string) *corev1.Secret {
-	return &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Namespace: managerNamespace, Name: keyID},
-		Type:       v1alpha1.SecretTypeMasterKey,
-		Data:       map[string][]byte{"materialID": []byte("material-0"), "namespace": []byte(ownerNamespace), "name": []byte(ownerName)},
-	}
+	return controllerstest.Material(managerNamespace, controllers.MasterKeyRef{KeyID: keyID, Namespace: ownerNamespace, Name: ownerName}, 0,
+		controllerstest.MadeAt, terms)
 }
 
 type masterKeyOption func(*v1alpha1.MasterKey)
@@ -133,9 +141,15 @@ func readyKey(key *v1alpha1.MasterKey) {
 		ObservedGeneration: new(key.Generation),
 		KeyID:              keyID,
 		ARN:                "arn:datakeys:kms:fake:team-a:key/" + keyID,
+		State:              v1alpha1.MasterKeyStateEnabled,
+		DataKeys:           new(int32(0)),
+		DataKeysBehind:     new(int32(0)),
+		LastRotationTime:   metav1.NewTime(controllerstest.MadeAt),
 		PrimaryVersion:     new(int32(1)),
 		VersionCount:       new(int32(1)),
-		Versions:           []v1alpha1.MasterKeyVersion{{Version: 1, CreatedAt: metav1.NewTime(controllerstest.MadeAt)}},
+		Versions: []v1alpha1.MasterKeyVersion{{
+			Version: 1, CreatedAt: metav1.NewTime(controllerstest.MadeAt), State: v1alpha1.VersionStatePrimary, DataKeys: new(int32(0)),
+		}},
 	}
 }
 
@@ -157,6 +171,8 @@ func request(options ...requestOption) *v1alpha1.DataKeyRequest {
 	return request
 }
 
+const rewrappedMessage = "no generation is behind version 1 of the master key"
+
 const readyRequestMessage = "generation 1 is wrapped by version 1 of master key " + keyUID
 
 // withBlob is a status as the controller wrote it earlier.
@@ -167,8 +183,12 @@ func withBlob(keyID string, blob []byte) requestOption {
 				Type: "Ready", Status: metav1.ConditionTrue, Reason: "Ready",
 				Message:            "generation 1 is wrapped by version 1 of master key " + keyID,
 				ObservedGeneration: 1, LastTransitionTime: earlier,
+			}, {
+				Type: "Rewrapped", Status: metav1.ConditionTrue, Reason: "Rewrapped", Message: rewrappedMessage,
+				ObservedGeneration: 1, LastTransitionTime: earlier,
 			}},
 			ObservedGeneration: new(int64(1)),
+			LastRotationTime:   earlier,
 			KeyID:              keyID,
 			KeyVersion:         new(int32(1)),
 			Generation:         new(int32(1)),

@@ -9,6 +9,9 @@ const (
 	// masterkeys.
 	AnnotationKeyID = "datakeys.io/key-id"
 
+	// MaxRequestedAt is how many bytes of the value of an annotation that asks for something count.
+	MaxRequestedAt = 256
+
 	// LabelInject on a pod, with the value "true", asks for the sidecar.
 	LabelInject = "datakeys.io/inject"
 	// AnnotationDataKeys on a pod names, separated by commas, the DataKeyRequests of the pod's namespace whose data keys

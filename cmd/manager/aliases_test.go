@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
+	"github.com/datakeys/datakeys/controllers"
 	"github.com/datakeys/datakeys/internal/kms"
 )
 
@@ -47,8 +48,8 @@ func (v aliasView) List(_ context.Context, list client.ObjectList, opts ...clien
 	options := (&client.ListOptions{}).ApplyOptions(opts)
 	found := slices.Clone((*v.history)[v.at()])
 	if options.FieldSelector != nil {
-		alias, _ := options.FieldSelector.RequiresExactMatch(indexAlias)
-		found = slices.DeleteFunc(found, func(k v1alpha1.MasterKey) bool { return !slices.Contains(aliasIndex(&k), alias) })
+		alias, _ := options.FieldSelector.RequiresExactMatch(controllers.IndexAlias)
+		found = slices.DeleteFunc(found, func(k v1alpha1.MasterKey) bool { return !slices.Contains(k.Spec.Aliases, alias) })
 	}
 	list.(*v1alpha1.MasterKeyList).Items = found
 	if v.called != nil {

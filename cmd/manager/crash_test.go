@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -27,6 +28,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
+	"github.com/datakeys/datakeys/controllers"
 	"github.com/datakeys/datakeys/controllers/controllerstest"
 	"github.com/datakeys/datakeys/internal/kms"
 	"github.com/datakeys/datakeys/internal/rootkey"
@@ -104,6 +106,7 @@ func (p *place) start(t *testing.T, faults *controllerstest.Faults, change ...fu
 		metricsBind: "0", healthBind: "0",
 		sidecarImage: "datakeys/sidecar:test", sidecarImagePullPolicy: string(corev1.PullNever),
 		registerer: prometheus.NewRegistry(),
+		rewrapRate: controllers.DefaultRewrapRate, countDelay: time.Millisecond,
 		tune: func(o *ctrl.Options) {
 			// Other tests have managers of their own, in this very process.
 			o.Cache.DefaultNamespaces = map[string]cache.Config{p.tenant: {}, p.system: {}}
@@ -266,7 +269,7 @@ func (p *place) durable(t *testing.T, config seal.Config) (service *kms.Service,
 		t.Fatal(err)
 	}
 	service, err = kms.New(kms.Config{
-		Seal: keyring, Keys: config.Store, MasterKeys: masterKeys{cache: p.client, live: p.client},
+		Seal: keyring, Keys: noRemoval{config.Store}, MasterKeys: masterKeys{cache: p.client, live: p.client},
 		Authenticator: anyPod{}, Authorizer: anyPod{}, Auditor: kms.NewJSONAuditor(io.Discard),
 	})
 	if err != nil {
@@ -274,6 +277,11 @@ func (p *place) durable(t *testing.T, config seal.Config) (service *kms.Service,
 	}
 	return service, keyring.Close
 }
+
+// noRemoval is a store of which nothing is removed.
+type noRemoval struct{ seal.Store }
+
+func (noRemoval) Remove(context.Context, seal.Secret) error { return errors.ErrUnsupported }
 
 // caller is a pod of the tenant.
 func (p *place) caller() kms.Caller {

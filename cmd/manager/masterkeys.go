@@ -15,13 +15,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
+	"github.com/datakeys/datakeys/controllers"
 	"github.com/datakeys/datakeys/internal/kms"
 )
-
-// indexAlias finds MasterKeys in the cache by the aliases that they claim.
-const indexAlias = "datakeys.io/alias"
-
-func aliasIndex(object client.Object) []string { return object.(*v1alpha1.MasterKey).Spec.Aliases }
 
 // aliasAge is how long a namespace that was read for an alias is not read for another: an alias costs a read of all
 // MasterKeys of its namespace, be it there or not. The cache of the manager has heard of everything new by then.
@@ -45,16 +41,14 @@ type masterKeys struct {
 // aliasHolders has the MasterKey that has each alias of a namespace.
 type aliasHolders map[string]kms.MasterKey
 
-func newMasterKeys(ctx context.Context, mgr ctrl.Manager) (masterKeys, error) {
-	if err := mgr.GetFieldIndexer().IndexField(ctx, &v1alpha1.MasterKey{}, indexAlias, aliasIndex); err != nil {
-		return masterKeys{}, fmt.Errorf("index %s: %w", indexAlias, err)
-	}
+// newMasterKeys needs the index of aliases that controllers.Setup adds.
+func newMasterKeys(mgr ctrl.Manager) masterKeys {
 	return masterKeys{
 		cache:   mgr.GetClient(),
 		live:    mgr.GetAPIReader(),
 		aliases: newAnswerCache[string, aliasHolders](aliasAge, maxAliasReads),
 		reads:   new(singleflight.Group),
-	}, nil
+	}
 }
 
 var _ kms.MasterKeys = masterKeys{}
@@ -85,7 +79,7 @@ func (m masterKeys) ByName(ctx context.Context, namespace, name string) (kms.Mas
 // its watch delivers the first, and one that has heard of the first alone reads live, and may go on for aliasAge with what it read.
 func (m masterKeys) ByAlias(ctx context.Context, namespace, alias string) (kms.MasterKey, error) {
 	var claimants v1alpha1.MasterKeyList
-	err := m.cache.List(ctx, &claimants, client.InNamespace(namespace), client.MatchingFields{indexAlias: alias}, client.UnsafeDisableDeepCopy)
+	err := m.cache.List(ctx, &claimants, client.InNamespace(namespace), client.MatchingFields{controllers.IndexAlias: alias}, client.UnsafeDisableDeepCopy)
 	if err != nil {
 		return kms.MasterKey{}, fmt.Errorf("read the MasterKeys of alias %s/%s: %w", namespace, alias, err)
 	}

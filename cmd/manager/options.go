@@ -14,12 +14,14 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client/config"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
+	"github.com/datakeys/datakeys/controllers"
 	"github.com/datakeys/datakeys/internal/inject"
 	"github.com/datakeys/datakeys/internal/kms"
 	"github.com/datakeys/datakeys/internal/version"
@@ -35,6 +37,7 @@ type options struct {
 	sealingKeyRotationInterval time.Duration
 	auditLog                   string
 	podCalls, podRefusals      int // a second
+	rewrapRate                 int // a second
 
 	keyServiceBind, keyServiceName string
 	webhookBind, webhookName       string
@@ -51,8 +54,9 @@ type options struct {
 	registerer prometheus.Registerer
 	// tune lets tests change how the manager is made; nil changes nothing.
 	tune func(*ctrl.Options)
-	// tendPeriod is for tests; 0 is what the manager does.
-	tendPeriod time.Duration
+	// tendPeriod, countDelay and clock are for tests; their zero values are what the manager does.
+	tendPeriod, countDelay time.Duration
+	clock                  clock.PassiveClock
 }
 
 // usage comes before the flags.
@@ -84,6 +88,8 @@ func parseOptions(args []string, env func(string) string, stderr io.Writer) (*op
 		fmt.Sprintf("`number` of calls a second that one pod is answered on and on, by each replica, and twice as many at once; %d to %d", minPodCalls, maxPodCalls))
 	flags.IntVar(&o.podRefusals, "pod-refusals-per-second", kms.DefaultLimits.Refusals,
 		fmt.Sprintf("`number` of calls a second that one pod is refused on and on, by each replica, and 25 times as many at once; 1 to %d", maxPodRefusals))
+	flags.IntVar(&o.rewrapRate, "rewraps-per-second", controllers.DefaultRewrapRate,
+		fmt.Sprintf("`number` of DataKeyRequests that are wrapped anew a second at most, after a rotation of their master key; each costs two writes; 1 to %d", maxRewrapRate))
 	flags.StringVar(&o.keyServiceBind, "key-service-bind", ":8443", "`address` of the key service (gRPC over TLS)")
 	flags.StringVar(&o.keyServiceName, "key-service-name", "datakeys-key-service", "`name` of the Service in front of the key service; its port is the one of --key-service-bind")
 	flags.StringVar(&o.webhookBind, "webhook-bind", ":9443", "`address` of the pod injector (HTTPS)")
@@ -171,6 +177,7 @@ const (
 	minPodCalls    = v1alpha1.MaxDataKeys
 	maxPodCalls    = 1_000_000
 	maxPodRefusals = 10_000
+	maxRewrapRate  = 100_000
 )
 
 func (o *options) validateLimits() error {
@@ -182,6 +189,9 @@ func (o *options) validateLimits() error {
 	if o.podRefusals < 1 || o.podRefusals > maxPodRefusals {
 		errs = append(errs, fmt.Errorf("--pod-refusals-per-second: must be 1 to %d, and is %d: each refusal costs an audit record and reviews, and %d is the default",
 			maxPodRefusals, o.podRefusals, kms.DefaultLimits.Refusals))
+	}
+	if o.rewrapRate < 1 || o.rewrapRate > maxRewrapRate {
+		errs = append(errs, fmt.Errorf("--rewraps-per-second: must be 1 to %d, and is %d: %d is the default", maxRewrapRate, o.rewrapRate, controllers.DefaultRewrapRate))
 	}
 	return errors.Join(errs...)
 }

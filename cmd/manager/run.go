@@ -64,14 +64,18 @@ func run(ctx context.Context, o *options, log logr.Logger) error {
 		return err
 	}
 	bundle := certs.NewCABundle(authority, mgr.GetAPIReader(), mgr.GetClient(), o.webhookConfiguration, nil, log.WithName("webhook"))
-	service, err := newKeyService(ctx, mgr, o, authority, kms.NewJSONAuditor(audit), log.WithName("key-service"))
+	service, err := newKeyService(mgr, o, authority, kms.NewJSONAuditor(audit), log.WithName("key-service"))
 	if err != nil {
 		return err
 	}
 	if err := controllers.Setup(ctx, mgr, controllers.Config{
 		KeyService:              service,
 		Namespace:               o.namespace,
+		ServerTime:              serverTime(mgr.GetConfig(), mgr.GetHTTPClient()),
+		Clock:                   o.clock,
 		MaxConcurrentReconciles: concurrency,
+		RewrapRate:              o.rewrapRate,
+		CountDelay:              o.countDelay,
 	}); err != nil {
 		return fmt.Errorf("set the controllers up: %w", err)
 	}
@@ -148,12 +152,8 @@ func newManager(o *options, log logr.Logger) (ctrl.Manager, *certs.Authority, er
 	return mgr, authority, nil
 }
 
-func newKeyService(ctx context.Context, mgr ctrl.Manager, o *options, authority *certs.Authority, auditor kms.Auditor, log logr.Logger) (*keyService, error) {
+func newKeyService(mgr ctrl.Manager, o *options, authority *certs.Authority, auditor kms.Auditor, log logr.Logger) (*keyService, error) {
 	set, err := kubernetes.NewForConfigAndClient(mgr.GetConfig(), mgr.GetHTTPClient())
-	if err != nil {
-		return nil, err
-	}
-	objects, err := newMasterKeys(ctx, mgr)
 	if err != nil {
 		return nil, err
 	}
@@ -166,7 +166,7 @@ func newKeyService(ctx context.Context, mgr ctrl.Manager, o *options, authority 
 		},
 		config: kms.Config{
 			Keys:          store,
-			MasterKeys:    objects,
+			MasterKeys:    newMasterKeys(mgr),
 			Authenticator: newTokenReviewer(set.AuthenticationV1().TokenReviews()),
 			Authorizer:    newAccessReviewer(set.AuthorizationV1().SubjectAccessReviews()),
 			Auditor:       auditor,
