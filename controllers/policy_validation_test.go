@@ -204,10 +204,10 @@ func (g *guarded) allowDeletion(t *testing.T, user string, key *v1alpha1.MasterK
 // waitForPolicies waits until the API server has taken in all of them, and who may do what.
 func (g *guarded) waitForPolicies(t *testing.T) {
 	t.Helper()
-	eventually(t, "every user has his roles", func(context.Context) bool {
-		return g.allowed(t, editor, "delete masterkeys") && g.allowed(t, restorer, "delete masterkeys") &&
-			g.allowed(t, restorer, "restore masterkeys") && g.allowed(t, reader, "get masterkeys") &&
-			g.allowed(t, garbageCollector, "delete masterkeys") && g.allowed(t, namespaceController, "deletecollection masterkeys")
+	eventually(t, "every user has his roles", func(ctx context.Context) bool {
+		return g.allowed(ctx, t, editor, "delete masterkeys") && g.allowed(ctx, t, restorer, "delete masterkeys") &&
+			g.allowed(ctx, t, restorer, "restore masterkeys") && g.allowed(ctx, t, reader, "get masterkeys") &&
+			g.allowed(ctx, t, garbageCollector, "delete masterkeys") && g.allowed(ctx, t, namespaceController, "deletecollection masterkeys")
 	})
 	namespace := controllerstest.NewNamespace(t, g.client)
 	key := g.makeKey(t, namespace, guardedKey{name: "sentinel", annotations: withMaterial()})
@@ -366,6 +366,11 @@ func (g *guarded) testNamespaceDeletion(t *testing.T) {
 			"an account with the verb restore on masterkeys.datakeys.io", "set its spec.state to PendingDeletion",
 		}
 	}
+	t.Run("that never had a key goes", func(t *testing.T) {
+		t.Parallel()
+		namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: controllerstest.NewNamespace(t, g.client)}}
+		checkForbidden(t, g.as(t, editor).Delete(t.Context(), namespace), nil)
+	})
 	for name, tc := range map[string]struct {
 		user string
 		keys []guardedKey
@@ -376,7 +381,7 @@ func (g *guarded) testNamespaceDeletion(t *testing.T) {
 		"with a disabled key stays":                               {editor, []guardedKey{disabled}, ways("disabled")},
 		"with one key to keep of several stays":                   {editor, []guardedKey{letGo, destroyed, kept, fresh}, ways("kept")},
 		"who may not delete it does not get that far":             {reader, []guardedKey{letGo}, []string{`User "reader" cannot delete resource "namespaces"`}},
-		"without a key goes":                                      {editor, nil, nil},
+		"with nothing but the last key goes":                      {editor, nil, nil},
 		"with a key that never had material goes":                 {editor, []guardedKey{fresh}, nil},
 		"with a destroyed key goes":                               {editor, []guardedKey{destroyed}, nil},
 		"with a key that is let go goes":                          {editor, []guardedKey{letGo}, nil},
@@ -501,12 +506,12 @@ func (g *guarded) testRoles(t *testing.T) {
 			}
 			// The API server sees a binding some time after it was made, and all of its role at once. One that allows nothing here is
 			// told from one that is not seen yet by what it allows elsewhere.
-			eventually(t, "the role is bound", func(context.Context) bool {
-				return g.allowed(t, user, "get masterkeys") || g.allowed(t, user, "create masterkeys") || g.allowed(t, user, "decrypt datakeyrequests")
+			eventually(t, "the role is bound", func(ctx context.Context) bool {
+				return g.allowed(ctx, t, user, "get masterkeys") || g.allowed(ctx, t, user, "create masterkeys") || g.allowed(ctx, t, user, "decrypt datakeyrequests")
 			})
 			got := map[string]bool{}
 			for what := range want {
-				got[what] = g.allowed(t, user, what)
+				got[what] = g.allowed(t.Context(), t, user, what)
 			}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("what the role allows (-want +got):\n%s", diff)
@@ -516,7 +521,7 @@ func (g *guarded) testRoles(t *testing.T) {
 }
 
 // allowed asks the API server's RBAC.
-func (g *guarded) allowed(t *testing.T, user, what string) bool {
+func (g *guarded) allowed(ctx context.Context, t *testing.T, user, what string) bool {
 	t.Helper()
 	verb, resource, _ := strings.Cut(what, " ")
 	resource, subresource, _ := strings.Cut(resource, "/")
@@ -526,7 +531,7 @@ func (g *guarded) allowed(t *testing.T, user, what string) bool {
 			Namespace: "team-a", Name: "orders", Group: v1alpha1.GroupName, Version: "v1alpha1", Resource: resource, Subresource: subresource, Verb: verb,
 		},
 	}}
-	if err := g.client.Create(t.Context(), review); err != nil {
+	if err := g.client.Create(ctx, review); err != nil {
 		t.Fatal(err)
 	}
 	return review.Status.Allowed

@@ -171,13 +171,13 @@ type MasterKeyRotation struct {
 	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$') && self != '' && duration(self) >= duration('1h') && duration(self) <= duration('87600h')",message="interval is 1h to 87600h, in whole hours, minutes and seconds, such as 2160h or 1h30m"
 	Interval *metav1.Duration `json:"interval,omitempty"`
 
-	// schedule is a cron schedule of five fields, as of a CronJob: minute, hour, day of the month, month and day of the week. At each of its
-	// times, or up to five minutes later, different for each key, a key is rotated that was not since. Two of its times must be an hour
-	// apart or more. Times that a change of the clocks leaves out are left out.
+	// schedule is a cron schedule of five fields, as of a CronJob: minute, hour, day of the month, the month and day of the week. At
+	// each of its times, or up to five minutes later, different for each key, a key is rotated that was not since. Two of its times
+	// must be an hour apart or more. Times that a change of the clocks leaves out are left out.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=128
-	// +kubebuilder:validation:XValidation:rule="self.matches('^[-0-9A-Za-z*/,?]+( +[-0-9A-Za-z*/,?]+){4}$')",message="schedule has five fields (minute, hour, day of the month, month, day of the week), such as 0 3 1 */3 *; a time zone stands in timeZone"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[-0-9A-Za-z*/,?]+( +[-0-9A-Za-z*/,?]+){4}$')",message="schedule has five fields (minute, hour, day of the month, the month, day of the week), such as 0 3 1 */3 *; a time zone stands in timeZone"
 	Schedule string `json:"schedule,omitempty"`
 
 	// timeZone is the time zone of schedule, a name of the IANA database such as Europe/Berlin. The default is Etc/UTC. Local, the

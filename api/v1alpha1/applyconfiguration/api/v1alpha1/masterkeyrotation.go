@@ -14,9 +14,9 @@ type MasterKeyRotationApplyConfiguration struct {
 	// interval is the age at which the primary version is replaced: 1h to 87600h in whole hours, minutes and seconds, plus up to
 	// a tenth of it and at most an hour, different for each key, so that not all keys of a cluster rotate at once.
 	Interval *v1.Duration `json:"interval,omitempty"`
-	// schedule is a cron schedule of five fields, as of a CronJob: minute, hour, day of the month, month and day of the week. At each of its
-	// times, or up to five minutes later, different for each key, a key is rotated that was not since. Two of its times must be an hour
-	// apart or more. Times that a change of the clocks leaves out are left out.
+	// schedule is a cron schedule of five fields, as of a CronJob: minute, hour, day of the month, the month and day of the week. At
+	// each of its times, or up to five minutes later, different for each key, a key is rotated that was not since. Two of its times
+	// must be an hour apart or more. Times that a change of the clocks leaves out are left out.
 	Schedule *string `json:"schedule,omitempty"`
 	// timeZone is the time zone of schedule, a name of the IANA database such as Europe/Berlin. The default is Etc/UTC. Local, the
 	// zone of whatever machine the manager runs on, is none.
