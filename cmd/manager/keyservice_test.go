@@ -6,10 +6,16 @@ import (
 	"fmt"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/controllers"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/kms/kmstest"
+	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
 
 // The controllers tell these apart; anything else is tried again.
@@ -19,7 +25,11 @@ func TestControllersKnowTheErrorsOfTheKeyService(t *testing.T) {
 		"missing material":   {kms.ErrMaterialMissing, controllers.ErrMaterialMissing},
 		"another's material": {kms.ErrMaterialConflict, controllers.ErrMaterialConflict},
 		"broken material":    {kms.ErrMaterialBroken, controllers.ErrMaterialBroken},
+		"destroyed material": {kms.ErrMaterialDestroyed, controllers.ErrMaterialDestroyed},
 		"another's blob":     {kms.ErrBlobRefused, controllers.ErrBlobRefused},
+		"a lost version":     {kms.ErrKeyVersionMissing, controllers.ErrKeyVersionMissing},
+		"too many versions":  {kms.ErrTooManyVersions, controllers.ErrTooManyVersions},
+		"not due":            {kms.ErrNotDue, controllers.ErrNotDue},
 		"a kind of key pair that is not offered": {
 			&kms.Error{Code: kms.CodeInvalidArgument, Reason: kmsv1.ReasonUnsupported}, controllers.ErrUnsupported,
 		},
@@ -39,11 +49,31 @@ func TestControllersKnowTheErrorsOfTheKeyService(t *testing.T) {
 func TestControllersWaitForTheUnsealing(t *testing.T) {
 	calls := map[string]func(context.Context, *keyService) error{
 		"EnsureMasterKey": func(ctx context.Context, k *keyService) error {
-			_, err := k.EnsureMasterKey(ctx, controllers.MasterKeyRef{})
+			_, err := k.EnsureMasterKey(ctx, controllers.MasterKeyRef{}, controllers.DeletionTerms{}, "")
 			return err
 		},
 		"MasterKey": func(ctx context.Context, k *keyService) error {
 			_, err := k.MasterKey(ctx, controllers.MasterKeyRef{})
+			return err
+		},
+		"OwnerOf": func(ctx context.Context, k *keyService) error {
+			_, _, err := k.OwnerOf(ctx, "")
+			return err
+		},
+		"RotateMasterKey": func(ctx context.Context, k *keyService) error {
+			_, err := k.RotateMasterKey(ctx, controllers.MasterKeyRef{}, 1, "")
+			return err
+		},
+		"RecordDeletion": func(ctx context.Context, k *keyService) error {
+			_, err := k.RecordDeletion(ctx, controllers.MasterKeyRef{}, controllers.DeletionTerms{}, time.Time{})
+			return err
+		},
+		"DestroyMasterKey": func(ctx context.Context, k *keyService) error {
+			return k.DestroyMasterKey(ctx, controllers.MasterKeyRef{}, time.Time{})
+		},
+		"ForgetMasterKey": func(ctx context.Context, k *keyService) error { return k.ForgetMasterKey(ctx, "") },
+		"RewrapDataKey": func(ctx context.Context, k *keyService) error {
+			_, err := k.RewrapDataKey(ctx, controllers.DataKey{}, nil)
 			return err
 		},
 		"GenerateDataKeyWithoutPlaintext": func(ctx context.Context, k *keyService) error {
@@ -77,5 +107,82 @@ func TestControllersWaitForTheUnsealing(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// What the controllers ask comes to the key service, and what it answers comes back, field by field.
+func TestControllersReachTheKeyService(t *testing.T) {
+	ctx, store, objects := t.Context(), &sealtest.Store{}, &kmstest.MasterKeys{}
+	ring, err := sealtest.OpenEmbedded(ctx, store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	service, err := kms.New(kms.Config{
+		Seal: ring, Keys: store, MasterKeys: objects,
+		Authenticator: &kmstest.Authenticator{}, Authorizer: &kmstest.Authorizer{}, Auditor: &kmstest.Auditor{},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &keyService{unsealed: make(chan struct{}), service: service}
+	close(k.unsealed)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	key := controllers.MasterKeyRef{KeyID: "11111111-1111-4111-8111-111111111111", Namespace: "team-a", Name: "orders"}
+	objects.Put(kms.MasterKey{KeyID: key.KeyID, Namespace: key.Namespace, Name: key.Name, State: kms.KeyStateEnabled})
+	terms := controllers.DeletionTerms{WaitingPeriod: 200 * time.Hour, OrphanDataKeys: true}
+	made, err := k.EnsureMasterKey(ctx, key, terms, "first")
+	must(err)
+	if made.ARN == "" || made.PrimaryVersion != 1 || !made.Created || made.RotateRequestedAt != "first" || made.Terms != terms {
+		t.Errorf("EnsureMasterKey: got %+v", made)
+	}
+	data := controllers.DataKey{MasterKey: key, Namespace: "team-a", Name: "orders", Generation: 4, Length: 32}
+	old, err := k.GenerateDataKeyWithoutPlaintext(ctx, data)
+	must(err)
+	rotated, err := k.RotateMasterKey(ctx, key, 1, "second")
+	must(err)
+	want := controllers.MasterKeyInfo{
+		ARN: made.ARN, PrimaryVersion: 2, Created: true, RotateRequestedAt: "second", Terms: terms,
+		Versions: []controllers.MasterKeyVersion{{Version: 2}, {Version: 1}},
+	}
+	anyTime := cmpopts.IgnoreTypes(time.Time{})
+	if diff := cmp.Diff(want, rotated, anyTime); diff != "" || rotated.PrimarySince.IsZero() || rotated.Versions[0].CreatedAt.IsZero() {
+		t.Errorf("RotateMasterKey: %s, %+v", diff, rotated)
+	}
+	data.Generation = 0
+	anew, err := k.RewrapDataKey(ctx, data, old.CiphertextBlob)
+	must(err)
+	opened, err := k.OpenDataKey(ctx, data, anew.CiphertextBlob)
+	must(err)
+	if diff := cmp.Diff(anew, opened); diff != "" || opened.KeyVersion != 2 || opened.Generation != 4 || len(opened.IV) == 0 {
+		t.Errorf("RewrapDataKey: %s, %+v", diff, opened)
+	}
+	began := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	scheduled, err := k.RecordDeletion(ctx, key, terms, began)
+	must(err)
+	due := began.Add(200 * time.Hour)
+	if want.Created, want.DeletionTime = false, due; !scheduled.DeletionTime.Equal(due) {
+		t.Errorf("RecordDeletion: got %+v", scheduled)
+	}
+	owner, info, err := k.OwnerOf(ctx, key.KeyID)
+	must(err)
+	if diff := cmp.Diff(scheduled, info); diff != "" || owner != key {
+		t.Errorf("OwnerOf: got %+v, %s", owner, diff)
+	}
+	if err := k.DestroyMasterKey(ctx, key, due.Add(-time.Second)); !errors.Is(err, controllers.ErrNotDue) {
+		t.Errorf("DestroyMasterKey: got %v, want ErrNotDue", err)
+	}
+	must(k.DestroyMasterKey(ctx, key, due))
+	if owner, _, err := k.OwnerOf(ctx, key.KeyID); !errors.Is(err, controllers.ErrMaterialDestroyed) || owner != key {
+		t.Errorf("OwnerOf a destroyed key: got %+v, %v", owner, err)
+	}
+	must(k.ForgetMasterKey(ctx, key.KeyID))
+	if _, err := k.MasterKey(ctx, key); !errors.Is(err, controllers.ErrMaterialMissing) {
+		t.Errorf("MasterKey: got %v, want ErrMaterialMissing", err)
 	}
 }

@@ -14,7 +14,8 @@ import (
 	"github.com/datakeys/datakeys/internal/seal"
 )
 
-// Whoever writes a Secret that somebody else has changed since it was read writes nothing, however short the time in between.
+// Whoever writes or removes a Secret that somebody else has changed since it was read does nothing, however short the time in
+// between.
 func TestASecretIsWrittenAsItWasRead(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -59,38 +60,51 @@ func TestASecretIsWrittenAsItWasRead(t *testing.T) {
 		"somebody replaced it by another of that name": {before: replaced, err: seal.ErrSecretChanged, data: by("another")},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p.create(t, secretOf(key, by("nobody")))
+			during := func() {
+				if c.during != nil {
+					c.during(t)
+				}
+			}
 			store := secretStore{reader: p.client, namespace: p.system, writer: interceptor.NewClient(p.client, interceptor.Funcs{
 				Update: func(ctx context.Context, w client.WithWatch, o client.Object, options ...client.UpdateOption) error {
-					if c.during != nil {
-						c.during(t)
-					}
+					during()
 					return w.Update(ctx, o, options...)
 				},
+				Delete: func(ctx context.Context, w client.WithWatch, o client.Object, options ...client.DeleteOption) error {
+					during()
+					return w.Delete(ctx, o, options...)
+				},
 			})}
-			secret, err := store.Get(t.Context(), key.Name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if c.before != nil {
-				c.before(t)
-			}
-			if c.forget {
-				secret.ResourceVersion = ""
-			}
-			secret.Data = by("us")
-			if err := store.Update(t.Context(), secret); !errors.Is(err, c.err) {
-				t.Errorf("got %v, want %v", err, c.err)
-			}
-			after, err := store.Get(t.Context(), key.Name)
-			if err != nil && !errors.Is(err, seal.ErrSecretNotFound) {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(c.data, after.Data); diff != "" {
-				t.Errorf("the Secret holds (-want +got):\n%s", diff)
-			}
-			if err := p.client.Delete(t.Context(), secretOf(key, nil)); client.IgnoreNotFound(err) != nil {
-				t.Fatal(err)
+			for verb, do := range map[string]func(context.Context, seal.Secret) error{"update": store.Update, "remove": store.Remove} {
+				p.create(t, secretOf(key, by("nobody")))
+				secret, err := store.Get(t.Context(), key.Name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if c.before != nil {
+					c.before(t)
+				}
+				if c.forget {
+					secret.ResourceVersion = ""
+				}
+				secret.Data = by("us")
+				if err := do(t.Context(), secret); !errors.Is(err, c.err) {
+					t.Errorf("%s: got %v, want %v", verb, err, c.err)
+				}
+				after, err := store.Get(t.Context(), key.Name)
+				if err != nil && !errors.Is(err, seal.ErrSecretNotFound) {
+					t.Fatal(err)
+				}
+				want := c.data
+				if verb == "remove" && c.err == nil {
+					want = nil
+				}
+				if diff := cmp.Diff(want, after.Data); diff != "" {
+					t.Errorf("%s: the Secret holds (-want +got):\n%s", verb, diff)
+				}
+				if err := p.client.Delete(t.Context(), secretOf(key, nil)); client.IgnoreNotFound(err) != nil {
+					t.Fatal(err)
+				}
 			}
 		})
 	}

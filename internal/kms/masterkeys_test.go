@@ -61,7 +61,7 @@ func TestNoMasterKeyIsMadeThatNoManagerThatStartsCouldOpen(t *testing.T) {
 
 func TestEnsureMasterKeyMakesVersionOneAndFindsItAgain(t *testing.T) {
 	w := newWorld(t)
-	got, err := w.EnsureMasterKey(t.Context(), ordersKey, terms, "")
+	got, err := w.EnsureMasterKey(t.Context(), ordersKey, terms, "before it was made")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,6 +76,8 @@ func TestEnsureMasterKeyMakesVersionOneAndFindsItAgain(t *testing.T) {
 		Terms:          terms,
 		Versions:       []kms.MasterKeyVersion{{Version: 1, CreatedAt: begin}},
 		Created:        true,
+
+		RotateRequestedAt: "before it was made",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("first time: %s", diff)
@@ -346,6 +348,36 @@ func TestMasterKeyReportsEveryVersionNewestFirst(t *testing.T) {
 	made, err := w.GenerateDataKeyWithoutPlaintext(t.Context(), orders())
 	if err != nil || made.KeyVersion != 12 {
 		t.Errorf("a new data key is of version %d (%v), want 12", made.KeyVersion, err)
+	}
+}
+
+func TestOwnerOfTellsWhoseTheMaterialIs(t *testing.T) {
+	w := settled(t)
+	want, err := w.MasterKey(t.Context(), theirsKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner, info, err := replica(t, w).OwnerOf(t.Context(), theirsKey.KeyID)
+	if err != nil || owner != theirsKey || !cmp.Equal(want, info) {
+		t.Errorf("got %+v, %v: %s", owner, err, cmp.Diff(want, info))
+	}
+	w.store.Edit(theirsKey.KeyID, func(s *seal.Secret) { s.Data["record"] = recordOf(0) })
+	w.store.Edit(otherKey.KeyID, func(s *seal.Secret) { s.Data["v1"][80] ^= 1 })
+	nobody := func(id string) kms.MasterKeyRef { return kms.MasterKeyRef{KeyID: id} }
+	for name, c := range map[string]struct {
+		id    string
+		owner kms.MasterKeyRef
+		want  error
+	}{
+		"no material":           {goneID, nobody(goneID), kms.ErrMaterialMissing},
+		"no key ID":             {"orders", nobody("orders"), kms.ErrInvalidKeyID},
+		"nothing opens":         {otherKey.KeyID, nobody(otherKey.KeyID), kms.ErrMaterialBroken},
+		"the record is damaged": {theirsKey.KeyID, theirsKey, kms.ErrMaterialBroken},
+	} {
+		owner, info, err := replica(t, w).OwnerOf(t.Context(), c.id)
+		if !errors.Is(err, c.want) || owner != c.owner || !cmp.Equal(kms.MasterKeyInfo{}, info) {
+			t.Errorf("%s: got %+v, %+v, %v, want %+v and %v", name, owner, info, err, c.owner, c.want)
+		}
 	}
 }
 

@@ -130,13 +130,12 @@ func unsealKey(ctx context.Context, s *seal.Keyring, id envelope.KeyID, secret s
 		return nil, k.damage
 	case entries != int(k.newest) || entries > v1alpha1.MaxMasterKeyVersions:
 		damaged(broken("lacks an entry: it has %d versions and the newest is %d", entries, k.newest))
-	case k.record.Destroyed != nil:
-		damaged(broken("has versions, and an entry %s that says that they were destroyed", recordEntry))
-	case problem == nil && (k.newest < k.record.Primary || k.newest > k.record.Primary+1):
-		damaged(broken("has an entry %s that names the primary version %d, but its newest version is %d", recordEntry, k.record.Primary, k.newest))
 	}
-	if k.record.Destroyed != nil {
-		k.record.Primary = 0 // what is left opens what it wrapped, and wraps nothing
+	if problem == nil {
+		if problem = k.record.fits(k.newest); problem != nil {
+			k.record.Primary = 0 // what is there opens what it wrapped, and wraps nothing
+			damaged(broken("has an entry %s that %w", recordEntry, problem))
+		}
 	}
 	return k, nil
 }

@@ -100,8 +100,8 @@ func parseRecord(b []byte) (record, error) {
 
 func (r record) check() error {
 	switch {
-	case r.Primary == 0:
-		return errors.New("names no primary version")
+	case r.Primary == 0 || r.Primary > v1alpha1.MaxMasterKeyVersions:
+		return fmt.Errorf("names no primary version of 1 to %d", v1alpha1.MaxMasterKeyVersions)
 	case r.PrimarySince.IsZero():
 		return errors.New("does not say since when the primary version is that: primarySince")
 	case r.WaitingPeriod <= 0:
@@ -112,6 +112,17 @@ func (r record) check() error {
 		return errors.New("does not say when how many versions of which MasterKey were destroyed: at, namespace, name, versions")
 	}
 	return checkRotateRequest(r.RotateRequestedAt)
+}
+
+// fits returns an error unless the record can be that of a key with versions up to newest.
+func (r record) fits(newest uint32) error {
+	switch {
+	case r.Destroyed != nil:
+		return errors.New("says that the versions were destroyed, which are there")
+	case newest < r.Primary || newest > r.Primary+1:
+		return fmt.Errorf("names the primary version %d, but the newest version is %d", r.Primary, newest)
+	}
+	return nil
 }
 
 // checkRotateRequest makes sure that a request for a rotation comes back from the record as it is: else it would be served again

@@ -91,6 +91,51 @@ func TestAfterARotationEverythingIsSealedAnewAndOpens(t *testing.T) {
 	}
 }
 
+func TestResealingLeavesTheRecordAlone(t *testing.T) {
+	w, blobs := destroyed(t)
+	left := w.store.Secrets()[ordersKey.KeyID]
+	other := orders()
+	other.MasterKey = otherKey
+	blob := w.sealed(t, other)
+	w.addVersion(t, otherKey, 2)
+	pending := []byte(`{"primary":1,"primarySince":"2026-11-21T12:00:00Z","rotateRequestedAt":"then","waitingPeriod":"168h0m0s",` +
+		`"deletion":{"beganAt":"2026-11-21T12:00:00Z","dueAt":"2026-12-21T12:00:00Z"}}`)
+	w.store.Edit(otherKey.KeyID, func(s *seal.Secret) { s.Data["record"] = pending })
+	before := w.store.Secrets()[otherKey.KeyID]
+
+	w.requestRotation("now")
+	if err := w.TendSeal(t.Context(), true, never); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]uint32{otherKey.KeyID + " v1": 2, otherKey.KeyID + " v2": 2, theirsKey.KeyID + " v1": 2}
+	if diff := cmp.Diff(want, w.sealedBy(t)); diff != "" {
+		t.Errorf("sealed by: %s", diff)
+	}
+	if diff := cmp.Diff(left, w.store.Secrets()[ordersKey.KeyID]); diff != "" {
+		t.Errorf("what is left of a destroyed key was changed: %s", diff)
+	}
+	after := w.store.Secrets()[otherKey.KeyID]
+	for _, entry := range []string{"record", "v1.createdAt", "v2.createdAt"} {
+		if !bytes.Equal(before.Data[entry], after.Data[entry]) {
+			t.Errorf("entry %s was changed", entry)
+		}
+	}
+	started := replica(t, w)
+	info, err := started.MasterKey(t.Context(), otherKey)
+	if err != nil || info.PrimaryVersion != 1 || len(info.Versions) != 2 || info.RotateRequestedAt != "then" || info.DeletionTime.IsZero() {
+		t.Errorf("got %+v, %v", info, err)
+	}
+	if _, err := started.OpenDataKey(t.Context(), other, blob); err != nil {
+		t.Error(err)
+	}
+	if info, err := started.RotateMasterKey(t.Context(), otherKey, 1, ""); err != nil || info.PrimaryVersion != 2 || len(info.Versions) != 2 {
+		t.Errorf("the rotation that waited: got %+v, %v", info, err)
+	}
+	if _, err := started.OpenDataKey(t.Context(), orders(), blobs[0]); !errors.Is(err, kms.ErrMaterialDestroyed) {
+		t.Errorf("got %v, want ErrMaterialDestroyed", err)
+	}
+}
+
 func TestResealingIsIdleOnceItIsDone(t *testing.T) {
 	w := settled(t)
 	w.requestRotation("now")

@@ -80,12 +80,24 @@ func TestNoKeyIsInErrorsLogsAuditEventsMetricsOrTheStore(t *testing.T) {
 			fmt.Fprintf(&errs, "%v %+v\n", r, r)
 		}
 	}
+	rotated, err := w.RotateMasterKey(t.Context(), ordersKey, 1, "now")
+	note(err)
+	again, err := w.RewrapDataKey(t.Context(), data, blob)
+	note(err)
+	fmt.Fprintf(&errs, "%+v %+v\n", rotated, again)
+	if again.KeyVersion != 2 {
+		t.Errorf("wrapped by version %d", again.KeyVersion)
+	}
 	w.audit.Err = errors.New("disk full")
+	_, err = w.RewrapDataKey(t.Context(), data, blob)
+	note(err)
 	_, err = w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: data.EncryptionContext})
 	note(err)
 	w.audit.Err = nil
 	w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v1"][90] ^= 1 })
 	_, err = w.MasterKey(t.Context(), ordersKey)
+	note(err)
+	_, err = w.RotateMasterKey(t.Context(), ordersKey, 2, "")
 	note(err)
 
 	auditor := kms.NewJSONAuditor(&trail)

@@ -26,6 +26,9 @@ import (
 
 var begin = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 
+// wrapAge is for how long a data key is wrapped by what was read of its master key before.
+const wrapAge = time.Second
+
 // Master keys of every world.
 var (
 	ordersKey = kms.MasterKeyRef{KeyID: "11111111-1111-4111-8111-111111111111", Namespace: "team-a", Name: "orders"}
