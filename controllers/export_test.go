@@ -17,11 +17,6 @@ type Reconciler interface {
 	Inner(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []string, error)
 }
 
-// Indexes are the indexes that Setup adds to the cache, by name.
-func Indexes() map[string]client.IndexerFunc {
-	return map[string]client.IndexerFunc{indexKeyID: keyIDIndex, IndexAlias: aliasIndex, indexMasterKey: masterKeyIndex}
-}
-
 // ServerTime is a clock of the API server that tells the time of another clock.
 func ServerTime(c clock.PassiveClock) func(context.Context) (time.Time, error) {
 	return func(context.Context) (time.Time, error) { return c.Now(), nil }

@@ -28,6 +28,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
 )
@@ -131,6 +132,24 @@ func strippedMeta(object metav1.Object) metav1.ObjectMeta {
 	}
 }
 
+// Reconcilers are what the controllers call for each object of their kinds.
+type Reconcilers struct {
+	// MasterKey and DataKeyRequest take the names of such objects, Material the names of Secrets in the manager's namespace that are named
+	// by a key ID.
+	MasterKey, Material, DataKeyRequest reconcile.Reconciler
+}
+
+// NewReconcilers makes the reconcilers for a client that reads from a cache with the indexes of Setup, and a reader that reads from the API
+// server. The config is complete.
+func NewReconcilers(c client.Client, reader client.Reader, config Config) Reconcilers {
+	clocks := clocks{config.Clock, config.ServerTime}
+	return Reconcilers{
+		MasterKey:      &masterKeyReconciler{c, reader, config.KeyService, clocks, config.Recorder},
+		Material:       &materialReconciler{c, reader, config.KeyService, clocks, config.Recorder},
+		DataKeyRequest: &dataKeyRequestReconciler{c, reader, config.KeyService, clocks, config.Recorder, newSpacing(config.RewrapRate)},
+	}
+}
+
 // Setup adds the controllers to a manager whose cache is made with CacheOptions. They run on the leader only. The caches of
 // MasterKeys and DataKeyRequests are there on every replica, for whoever else reads them.
 func Setup(ctx context.Context, mgr ctrl.Manager, config Config) error {
@@ -140,21 +159,14 @@ func Setup(ctx context.Context, mgr ctrl.Manager, config Config) error {
 	if config.Clock == nil {
 		config.Clock = clock.RealClock{}
 	}
+	config.RewrapRate = cmp.Or(config.RewrapRate, DefaultRewrapRate)
+	config.CountDelay = cmp.Or(config.CountDelay, defaultCountDelay)
 	if config.Recorder == nil {
 		config.Recorder = mgr.GetEventRecorder(string(fieldOwner))
 	}
-	for _, index := range []struct {
-		object client.Object
-		name   string
-		values client.IndexerFunc
-	}{
-		{&v1alpha1.MasterKey{}, indexKeyID, keyIDIndex},
-		{&v1alpha1.MasterKey{}, IndexAlias, aliasIndex},
-		{&v1alpha1.DataKeyRequest{}, indexMasterKey, masterKeyIndex},
-		{newPodMetadata(), indexDataKeys, dataKeyNames},
-	} {
-		if err := mgr.GetFieldIndexer().IndexField(ctx, index.object, index.name, index.values); err != nil {
-			return fmt.Errorf("controllers: index %s: %w", index.name, err)
+	for _, index := range Indexes() {
+		if err := mgr.GetFieldIndexer().IndexField(ctx, index.Object, index.Name, index.Values); err != nil {
+			return fmt.Errorf("controllers: index %s: %w", index.Name, err)
 		}
 	}
 
@@ -162,20 +174,19 @@ func Setup(ctx context.Context, mgr ctrl.Manager, config Config) error {
 		MaxConcurrentReconciles: max(config.MaxConcurrentReconciles, 1),
 		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[ctrl.Request](10*time.Millisecond, maxBackoff),
 	}
-	c, reader, clocks := mgr.GetClient(), mgr.GetAPIReader(), clocks{config.Clock, config.ServerTime}
-	watched := watches{c, config.Namespace}
-	countDelay := cmp.Or(config.CountDelay, defaultCountDelay)
+	reconcilers := NewReconcilers(mgr.GetClient(), mgr.GetAPIReader(), config)
+	watched := watches{mgr.GetClient(), config.Namespace}
 	if err := ctrl.NewControllerManagedBy(mgr).
 		Named("masterkey").
 		For(&v1alpha1.MasterKey{}).
 		// Who lets an alias go leaves it to another.
 		Watches(&v1alpha1.MasterKey{}, handler.EnqueueRequestsFromMapFunc(watched.claimants), builder.WithPredicates(notInInitialList, aliasesChanged)).
 		// The status says how many data keys each version wraps.
-		Watches(&v1alpha1.DataKeyRequest{}, later(countDelay, watched.masterKeyOfRequest), builder.WithPredicates(notInInitialList, wrappingChanged)).
+		Watches(&v1alpha1.DataKeyRequest{}, later(config.CountDelay, watched.masterKeyOfRequest), builder.WithPredicates(notInInitialList, wrappingChanged)).
 		// Material that was deleted or restored changes what the MasterKey may say of itself.
 		WatchesMetadata(&corev1.Secret{}, handler.EnqueueRequestsFromMapFunc(watched.masterKeysOfMaterial), builder.WithPredicates(notInInitialList)).
 		WithOptions(options).
-		Complete(&masterKeyReconciler{c, reader, config.KeyService, clocks, config.Recorder}); err != nil {
+		Complete(reconcilers.MasterKey); err != nil {
 		return fmt.Errorf("controllers: masterkey: %w", err)
 	}
 	if err := ctrl.NewControllerManagedBy(mgr).
@@ -183,7 +194,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, config Config) error {
 		For(&corev1.Secret{}, builder.OnlyMetadata, builder.WithPredicates(predicate.NewPredicateFuncs(watched.isMaterial))).
 		Watches(&v1alpha1.MasterKey{}, handler.EnqueueRequestsFromMapFunc(watched.materialOfMasterKey), builder.WithPredicates(masterKeyGone)).
 		WithOptions(options).
-		Complete(&materialReconciler{c, reader, config.KeyService, clocks, config.Recorder}); err != nil {
+		Complete(reconcilers.Material); err != nil {
 		return fmt.Errorf("controllers: material: %w", err)
 	}
 	if err := ctrl.NewControllerManagedBy(mgr).
@@ -194,7 +205,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, config Config) error {
 		// A Secret that was deleted or edited is repaired, and one that was in the way may be gone.
 		WatchesMetadata(&corev1.Secret{}, handler.EnqueueRequestsFromMapFunc(watched.requestOfSecret), builder.WithPredicates(notInInitialList)).
 		WithOptions(options).
-		Complete(&dataKeyRequestReconciler{c, reader, config.KeyService, clocks, config.Recorder, newSpacing(cmp.Or(config.RewrapRate, DefaultRewrapRate))}); err != nil {
+		Complete(reconcilers.DataKeyRequest); err != nil {
 		return fmt.Errorf("controllers: datakeyrequest: %w", err)
 	}
 	if err := ctrl.NewControllerManagedBy(mgr).
@@ -207,6 +218,23 @@ func Setup(ctx context.Context, mgr ctrl.Manager, config Config) error {
 		return fmt.Errorf("controllers: pod: %w", err)
 	}
 	return nil
+}
+
+// An Index is one of the cache.
+type Index struct {
+	Object client.Object
+	Name   string
+	Values client.IndexerFunc
+}
+
+// Indexes are those that the controllers need of the cache.
+func Indexes() []Index {
+	return []Index{
+		{&v1alpha1.MasterKey{}, indexKeyID, keyIDIndex},
+		{&v1alpha1.MasterKey{}, IndexAlias, aliasIndex},
+		{&v1alpha1.DataKeyRequest{}, indexMasterKey, masterKeyIndex},
+		{newPodMetadata(), indexDataKeys, dataKeyNames},
+	}
 }
 
 func keyIDIndex(object client.Object) []string {

@@ -74,12 +74,8 @@ func newWorld(t testing.TB, objects, stale []client.Object) *world {
 		WithTypeConverters(applyconfiguration.NewTypeConverter(scheme), clientgoapply.NewTypeConverter(scheme)).
 		WithStatusSubresource(&v1alpha1.MasterKey{}, &v1alpha1.DataKeyRequest{}).
 		WithIndex(&corev1.Secret{}, "type", func(o client.Object) []string { return []string{string(o.(*corev1.Secret).Type)} })
-	for name, index := range controllers.Indexes() {
-		if name == "datakeys.io/master-key" {
-			builder.WithIndex(&v1alpha1.DataKeyRequest{}, name, index)
-			continue
-		}
-		builder.WithIndex(&v1alpha1.MasterKey{}, name, index)
+	for _, index := range controllers.Indexes() {
+		builder.WithIndex(index.Object, index.Name, index.Values)
 	}
 	for _, object := range objects {
 		builder.WithObjects(object.DeepCopyObject().(client.Object))
