@@ -103,7 +103,7 @@ func bare(b *testing.B, size int) *benchClient {
 	})}
 	go func() { _ = server.Serve(l) }()
 	b.Cleanup(func() { _ = server.Close() })
-	return newBenchClient(b, path, "/", mediaJSON)
+	return newBenchClient(b, path, "/v1/data-keys/orders", mediaJSON)
 }
 
 // benchClient asks the same on one connection, again and again.

@@ -19,7 +19,7 @@ var (
 	outage   = status.Error(codes.Unavailable, "away")
 	disabled = status.Error(codes.FailedPrecondition, "disabled")
 	unknown  = status.Error(codes.NotFound, "no such version")
-	noOpen   = status.Error(codes.InvalidArgument, "does not open")
+	closed   = status.Error(codes.InvalidArgument, "does not open")
 )
 
 // TestKeeperAndGenerations: what becomes of each generation when the Secret changes. 0 is the one that is answered where none is
@@ -37,7 +37,7 @@ func TestKeeperAndGenerations(t *testing.T) {
 			wants{0: "plaintext of d", 1: "plaintext of a", 2: "plaintext of b", 3: "", 4: "plaintext of d"},
 		},
 		"an older one refused from the start": {
-			nil, generations{1: "a", 2: "b", 3: "c"}, map[string]error{"a": denied, "b": noOpen}, []string{"c b a "},
+			nil, generations{1: "a", 2: "b", 3: "c"}, map[string]error{"a": denied, "b": closed}, []string{"c b a "},
 			wants{0: "plaintext of c", 1: "Refused AccessDenied", 2: "Refused BlobRefused", 3: "plaintext of c"},
 		},
 		"an older one in an outage from the start": {
@@ -81,7 +81,7 @@ func TestKeeperAndGenerations(t *testing.T) {
 			wants{0: "plaintext of c", 1: "plaintext of a", 2: "", 3: "plaintext of c"},
 		},
 		"a new generation that does not open": {
-			generations{1: "a"}, generations{1: "a", 2: "b"}, map[string]error{"b": noOpen}, nil,
+			generations{1: "a"}, generations{1: "a", 2: "b"}, map[string]error{"b": closed}, nil,
 			wants{0: "plaintext of a", 1: "plaintext of a", 2: "Refused BlobRefused"},
 		},
 		"a new generation that is denied": {
@@ -105,7 +105,7 @@ func TestKeeperAndGenerations(t *testing.T) {
 			wants{0: "plaintext of b", 1: "plaintext of a", 2: "plaintext of b"},
 		},
 		"a rewrap of which one does not open": {
-			generations{1: "a", 2: "b"}, generations{1: "a2", 2: "b2"}, map[string]error{"a2": noOpen}, nil,
+			generations{1: "a", 2: "b"}, generations{1: "a2", 2: "b2"}, map[string]error{"a2": closed}, nil,
 			wants{0: "plaintext of b2", 1: "plaintext of a", 2: "plaintext of b2"},
 		},
 		"a rewrap of which an older one is denied": {
@@ -326,7 +326,7 @@ func TestKeeperAsksSlowlyForLostGenerations(t *testing.T) {
 		}
 		again := map[string]int{}
 		for _, asked := range b.service.asked {
-			for _, blob := range strings.Fields(asked) {
+			for blob := range strings.FieldsSeq(asked) {
 				again[blob]++
 			}
 		}
@@ -350,7 +350,7 @@ func TestKeeperLogsOfGenerationsInFewLines(t *testing.T) {
 		secret := numbered("orders", 9)
 		secret[8] = fmt.Errorf("entry 8: %w", errBlobInvalid)
 		b.source["orders"] = secret
-		b.service.refuse = map[string]error{"orders.7": noOpen, "orders.5": noOpen, "orders.4": outage}
+		b.service.refuse = map[string]error{"orders.7": closed, "orders.5": closed, "orders.4": outage}
 		b.run(k, time.Hour)
 		delete(secret, 1)
 		delete(secret, 2)
@@ -418,7 +418,7 @@ func TestKeeperOverAnyHistory(t *testing.T) {
 	for seed := range uint64(60) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			withKeeper(t, []string{"orders"}, func(b *bench) {
-				r := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // a test
+				r := rand.New(rand.NewPCG(seed, 0))
 				k := b.keeper("orders")
 				h := &history{generations: generations{1: "1.0"}}
 				served, servesOne := map[uint32]bool{}, false
@@ -443,7 +443,7 @@ func TestKeeperOverAnyHistory(t *testing.T) {
 						case 0:
 							b.service.refuse[blob.(string)] = outage
 						case 1:
-							b.service.refuse[blob.(string)] = noOpen
+							b.service.refuse[blob.(string)] = closed
 						case 2:
 							if n == h.last && r.IntN(3) == 0 {
 								b.service.refuse[blob.(string)] = denied

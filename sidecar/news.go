@@ -22,14 +22,13 @@ type newsText struct {
 }
 
 func (n *news) add(t newsText, generation uint32) {
-	lines := *n
-	for i := len(lines) - 1; i >= 0 && lines[i].dataKey == t.dataKey; i-- {
-		if lines[i].newsText == t {
-			lines[i].generations = append(lines[i].generations, generation)
+	for i := len(*n) - 1; i >= 0 && (*n)[i].dataKey == t.dataKey; i-- {
+		if line := &(*n)[i]; line.newsText == t {
+			line.generations = append(line.generations, generation)
 			return
 		}
 	}
-	*n = append(lines, newsLine{t, []uint32{generation}})
+	*n = append(*n, newsLine{t, []uint32{generation}})
 }
 
 // tell logs everything, once.
