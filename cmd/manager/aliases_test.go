@@ -93,7 +93,7 @@ func TestAMovingAliasIsLostBetweenTheWritesAlone(t *testing.T) {
 	for name, order := range movesOfAnAlias {
 		t.Run(name, func(t *testing.T) {
 			const seed = 20261122
-			random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // the order of a test
+			random := rand.New(rand.NewPCG(seed, 0))
 			now := clocktesting.NewFakePassiveClock(time.Unix(0, 0))
 			history := aliasHistory{claimants()}
 			last := func() int { return len(history) - 1 }

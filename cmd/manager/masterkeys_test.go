@@ -63,10 +63,14 @@ func startMasterKeys(t *testing.T, p *place) (masterKeys, *shortPages) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := newMasterKeys(t.Context(), mgr)
+	// As controllers.Setup adds it.
+	err = mgr.GetFieldIndexer().IndexField(t.Context(), &v1alpha1.MasterKey{}, controllers.IndexAlias, func(o client.Object) []string {
+		return o.(*v1alpha1.MasterKey).Spec.Aliases
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	m := newMasterKeys(mgr)
 	if _, err := mgr.GetCache().GetInformer(t.Context(), &v1alpha1.MasterKey{}); err != nil {
 		t.Fatal(err)
 	}
