@@ -186,6 +186,9 @@ func TestKeeperForgetsWithTheSecret(t *testing.T) {
 		b.wants("orders", "Pending SecretNotFound")
 		b.wantsGeneration("orders", 1, "Pending SecretNotFound") // as far as can be told
 		b.wantsGeneration("orders", 2, "plaintext of b")
+		if n := len(b.store.current.Load().byName["orders"].generations); n != 1 {
+			b.Errorf("%d generations are listed", n)
+		}
 		b.source["orders"], b.service.refuse = secret, nil
 		b.run(k, pollInterval)
 		b.wantsGeneration("orders", 0, "plaintext of c")
@@ -215,6 +218,57 @@ func TestKeeperAsksNoMoreThanNeededOfTheDenied(t *testing.T) {
 		b.wantsGeneration("orders", 1, "plaintext of a2")
 		b.wantsGeneration("orders", 2, "Refused BlobInvalid")
 	})
+}
+
+// What ended a generation is not all that there is to say of it: its entry may have been broken before.
+func TestKeeperTellsOfBrokenEntriesOfTheDenied(t *testing.T) {
+	withKeeper(t, []string{"orders"}, func(b *bench) {
+		k := b.keeper("orders")
+		b.source["orders"] = generations{1: "a", 2: "b"}.secret()
+		b.run(k, time.Nanosecond)
+		b.source["orders"] = generations{1: errBlobInvalid, 2: "b2"}.secret()
+		b.service.refuse = map[string]error{"b2": denied}
+		b.run(k, time.Nanosecond)
+		b.wantsGeneration("orders", 1, "Refused AccessDenied")
+		b.service.refuse = nil
+		b.run(k, refusalRetry)
+		b.wantsGeneration("orders", 0, "plaintext of b2")
+		b.run(k, pollInterval)
+		b.wantsGeneration("orders", 1, "Refused BlobInvalid")
+	})
+}
+
+// A generation that was denied as an older one speaks for all of them once it is the newest: by the answer of then.
+func TestKeeperAndAnOlderSecretOfTheDenied(t *testing.T) {
+	for name, test := range map[string]struct {
+		now  error
+		want []string // of 0, 1 and 2
+	}{
+		"still denied":        {denied, []string{"Refused AccessDenied", "Refused AccessDenied", "Refused AccessDenied"}},
+		"allowed by now":      {nil, []string{"plaintext of b", "plaintext of a2", "plaintext of b"}},
+		"no answer to be had": {outage, []string{"Refused AccessDenied", "plaintext of a", "Refused AccessDenied"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			withKeeper(t, []string{"orders"}, func(b *bench) {
+				k := b.keeper("orders")
+				b.source["orders"] = generations{1: "a", 2: "b", 3: "c"}.secret()
+				b.service.refuse = map[string]error{"b": denied}
+				b.run(k, time.Nanosecond)
+				b.wantsGeneration("orders", 2, "Refused AccessDenied")
+				b.service.refuse = map[string]error{"b": test.now, "a2": test.now}
+				b.source["orders"] = generations{1: "a2", 2: "b"}.secret()
+				b.run(k, time.Nanosecond)
+				for number, want := range test.want {
+					b.wantsGeneration("orders", uint32(number), want)
+				}
+				b.service.refuse = nil
+				b.run(k, time.Minute)
+				for number, want := range []string{"plaintext of b", "plaintext of a2", "plaintext of b"} {
+					b.wantsGeneration("orders", uint32(number), want)
+				}
+			})
+		})
+	}
 }
 
 // numbered are that many generations of a name.
@@ -445,10 +499,13 @@ func TestKeeperOverAnyHistory(t *testing.T) {
 						case 1:
 							b.service.refuse[blob.(string)] = closed
 						case 2:
-							if n == h.last && r.IntN(3) == 0 {
-								b.service.refuse[blob.(string)] = denied
-								denies = true
+							if r.IntN(3) > 0 {
+								break
 							}
+							b.service.refuse[blob.(string)] = denied
+							delete(served, n)
+							servesOne = false // it may be the one
+							denies = denies || n == h.last
 						}
 					}
 					if r.IntN(6) == 0 {
@@ -456,7 +513,6 @@ func TestKeeperOverAnyHistory(t *testing.T) {
 					}
 					if denies { // which ends them
 						clear(served)
-						servesOne = false
 					}
 					for n := range served {
 						if _, ok := h.generations[n]; !ok {

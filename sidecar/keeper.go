@@ -169,6 +169,7 @@ func (k *keeper) answered(now time.Time, batch []wanted, opened []Opened) (outag
 		answer := opened[i]
 		if g.keptGeneration != g.of.newest && g.of.newest.denied() {
 			answer.Plaintext.Destroy() // denied in this very batch
+			g.due = time.Time{}
 			continue
 		}
 		code := status.Code(answer.Err)

@@ -20,8 +20,8 @@ import (
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
 )
 
-// fakeSource holds what each name's Secret is: the blob of generation 1 alone, all generations, or the error that reading it
-// gives.
+// fakeSource holds what each name's Secret is: the blob of generation 1 alone, all generations, a Secret as it is, or the error
+// that reading it gives.
 type fakeSource map[string]any
 
 // generations are entries of a Secret, each a blob or an error. The highest number is the newest's.
@@ -36,6 +36,8 @@ func (f fakeSource) Read(name string) (*Secret, error) {
 		return generations{1: v}.secret(), nil
 	case generations:
 		return v.secret(), nil
+	case *Secret: // that is the same until it is another
+		return v, nil
 	case error:
 		return nil, v
 	default:

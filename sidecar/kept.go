@@ -30,6 +30,8 @@ type keptKey struct {
 type keptGeneration struct {
 	*generation
 	sealed Sealed
+	// opened reports whether what is issued came out of sealed, and not out of what the Secret had before.
+	opened bool
 	// due is when to ask for sealed, zero when there is nothing to ask.
 	due time.Time
 	// noted is what was logged last, so that the same is not logged every second.
@@ -98,7 +100,7 @@ func (k *keeper) lose(d *keptKey, err error) {
 
 // take takes over a Secret. What is issued stays so until the key service has answered to what stands in its place.
 func (k *keeper) take(d *keptKey, s *Secret, now time.Time) {
-	before := d.all()
+	before, last := d.all(), d.newest
 	d.secret, d.generations, d.bound = s, nil, nil
 	if s.Newest.Err != nil {
 		d.forgetNewest()
@@ -106,6 +108,9 @@ func (k *keeper) take(d *keptKey, s *Secret, now time.Time) {
 	} else {
 		d.newest = d.adopt(before, s.Newest.Generation)
 		d.change(d.newest, s.Newest.Sealed, now)
+		if d.newest != last && d.newest.denied() {
+			d.newest.due = now // as an older one it was denied for itself alone
+		}
 	}
 	for _, entry := range s.Older {
 		g := d.adopt(before, entry.Generation)
@@ -147,7 +152,7 @@ func (d *keptKey) change(g *keptGeneration, sealed Sealed, now time.Time) {
 	if sealed.equal(g.sealed) {
 		return
 	}
-	if g.sealed, g.due = sealed, now; g != d.newest && d.newest.denied() {
+	if g.sealed, g.opened, g.due = sealed, false, now; g != d.newest && d.newest.denied() {
 		g.due = time.Time{}
 	}
 }
@@ -195,7 +200,7 @@ func (k *keeper) issue(d *keptKey, g *keptGeneration, answer Opened, now time.Ti
 	}
 	g.generation = &generation{dataKeyStatus: s, number: g.number, issued: newIssued(answer.Plaintext,
 		newAnswer(s, g.sealed.CiphertextBlob, pair.PublicKey, answer.Plaintext.Len(), d.bound))}
-	g.due, g.noted = time.Time{}, ""
+	g.opened, g.due, g.noted = true, time.Time{}, ""
 	k.modified = true
 	if g != d.newest {
 		k.news.add(newsText{level: slog.LevelInfo, what: "older generations issued", dataKey: d.name}, g.number)
@@ -203,7 +208,7 @@ func (k *keeper) issue(d *keptKey, g *keptGeneration, answer Opened, now time.Ti
 	}
 	k.news.add(newsText{level: slog.LevelInfo, what: "data key issued", dataKey: d.name, keyVersion: s.KeyVersion}, g.number)
 	for _, g := range d.generations { // that waited for this one
-		if g.issued == nil && g.due.IsZero() && g.sealed.CiphertextBlob != nil {
+		if !g.opened && g.due.IsZero() && g.sealed.CiphertextBlob != nil {
 			g.due = now
 		}
 	}
@@ -244,7 +249,7 @@ func (k *keeper) wait(d *keptKey, g *keptGeneration, reason, message string) {
 // set puts a generation into a state other than StateIssued.
 func (k *keeper) set(g *keptGeneration, state State, reason, message string) {
 	if next := (dataKeyStatus{Name: g.Name, State: state, Reason: reason, Message: message}); next != g.dataKeyStatus {
-		g.generation = &generation{dataKeyStatus: next, number: g.number}
+		g.generation, g.opened = &generation{dataKeyStatus: next, number: g.number}, false
 		k.modified = true
 	}
 }
