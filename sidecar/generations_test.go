@@ -271,6 +271,28 @@ func TestKeeperAndAnOlderSecretOfTheDenied(t *testing.T) {
 	}
 }
 
+// All generations are answered with what the Secret says that they are bound to.
+func TestKeeperAnswersWithWhatBlobsAreBoundTo(t *testing.T) {
+	withKeeper(t, []string{"orders"}, func(b *bench) {
+		k := b.keeper("orders")
+		for _, tenant := range []string{"a", "b"} {
+			secret := generations{1: "a", 2: "b"}.secret()
+			secret.Newest.EncryptionContext = map[string]string{"tenant": tenant}
+			secret.Older[0].EncryptionContext = secret.Newest.EncryptionContext
+			b.source["orders"] = secret
+			b.run(k, time.Nanosecond)
+			for number := range uint32(3) {
+				_, g := b.store.get("orders", number)
+				body := string(secretBody{issued: g.issued}.appendTo(nil))
+				g.issued.release()
+				if want := `,"encryptionContext":{"tenant":"` + tenant + `"}}` + "\n"; !strings.HasSuffix(body, want) {
+					b.Errorf("generation %d of tenant %s: its answer lacks that", number, tenant)
+				}
+			}
+		}
+	})
+}
+
 // numbered are that many generations of a name.
 func numbered(name string, n int) generations {
 	g := generations{}
@@ -408,6 +430,8 @@ func TestKeeperLogsOfGenerationsInFewLines(t *testing.T) {
 		b.run(k, time.Hour)
 		delete(secret, 1)
 		delete(secret, 2)
+		b.run(k, time.Hour)
+		delete(b.service.refuse, "orders.4")
 		b.run(k, time.Hour)
 		b.service.refuse = nil
 		b.run(k, time.Hour)
