@@ -146,7 +146,7 @@ func openAudit(path string) (io.WriteCloser, error) {
 func (k *keyService) EnsureMasterKey(
 	ctx context.Context, key controllers.MasterKeyRef, terms controllers.DeletionTerms, rotateRequestedAt string,
 ) (controllers.MasterKeyInfo, error) {
-	return ask(ctx, k, func(s *kms.Service) (controllers.MasterKeyInfo, error) {
+	return whenUnsealed(ctx, k, func(s *kms.Service) (controllers.MasterKeyInfo, error) {
 		info, err := s.EnsureMasterKey(ctx, kms.MasterKeyRef(key), kms.DeletionTerms(terms), rotateRequestedAt)
 		return masterKeyInfo(info), err
 	})
@@ -154,7 +154,7 @@ func (k *keyService) EnsureMasterKey(
 
 // MasterKey implements controllers.KeyService.
 func (k *keyService) MasterKey(ctx context.Context, key controllers.MasterKeyRef) (controllers.MasterKeyInfo, error) {
-	return ask(ctx, k, func(s *kms.Service) (controllers.MasterKeyInfo, error) {
+	return whenUnsealed(ctx, k, func(s *kms.Service) (controllers.MasterKeyInfo, error) {
 		info, err := s.MasterKey(ctx, kms.MasterKeyRef(key))
 		return masterKeyInfo(info), err
 	})
@@ -162,7 +162,7 @@ func (k *keyService) MasterKey(ctx context.Context, key controllers.MasterKeyRef
 
 // OwnerOf implements controllers.KeyService.
 func (k *keyService) OwnerOf(ctx context.Context, keyID string) (ref controllers.MasterKeyRef, info controllers.MasterKeyInfo, err error) {
-	info, err = ask(ctx, k, func(s *kms.Service) (controllers.MasterKeyInfo, error) {
+	info, err = whenUnsealed(ctx, k, func(s *kms.Service) (controllers.MasterKeyInfo, error) {
 		owner, info, err := s.OwnerOf(ctx, keyID)
 		ref = controllers.MasterKeyRef(owner)
 		return masterKeyInfo(info), err
@@ -172,7 +172,7 @@ func (k *keyService) OwnerOf(ctx context.Context, keyID string) (ref controllers
 
 // RotateMasterKey implements controllers.KeyService.
 func (k *keyService) RotateMasterKey(ctx context.Context, key controllers.MasterKeyRef, from int32, requestedAt string) (controllers.MasterKeyInfo, error) {
-	return ask(ctx, k, func(s *kms.Service) (controllers.MasterKeyInfo, error) {
+	return whenUnsealed(ctx, k, func(s *kms.Service) (controllers.MasterKeyInfo, error) {
 		info, err := s.RotateMasterKey(ctx, kms.MasterKeyRef(key), from, requestedAt)
 		return masterKeyInfo(info), err
 	})
@@ -182,7 +182,7 @@ func (k *keyService) RotateMasterKey(ctx context.Context, key controllers.Master
 func (k *keyService) RecordDeletion(
 	ctx context.Context, key controllers.MasterKeyRef, terms controllers.DeletionTerms, began time.Time,
 ) (controllers.MasterKeyInfo, error) {
-	return ask(ctx, k, func(s *kms.Service) (controllers.MasterKeyInfo, error) {
+	return whenUnsealed(ctx, k, func(s *kms.Service) (controllers.MasterKeyInfo, error) {
 		info, err := s.RecordDeletion(ctx, kms.MasterKeyRef(key), kms.DeletionTerms(terms), began)
 		return masterKeyInfo(info), err
 	})
@@ -190,7 +190,7 @@ func (k *keyService) RecordDeletion(
 
 // DestroyMasterKey implements controllers.KeyService.
 func (k *keyService) DestroyMasterKey(ctx context.Context, key controllers.MasterKeyRef, now time.Time) error {
-	_, err := ask(ctx, k, func(s *kms.Service) (struct{}, error) {
+	_, err := whenUnsealed(ctx, k, func(s *kms.Service) (struct{}, error) {
 		return struct{}{}, s.DestroyMasterKey(ctx, kms.MasterKeyRef(key), now)
 	})
 	return err
@@ -198,13 +198,13 @@ func (k *keyService) DestroyMasterKey(ctx context.Context, key controllers.Maste
 
 // ForgetMasterKey implements controllers.KeyService.
 func (k *keyService) ForgetMasterKey(ctx context.Context, keyID string) error {
-	_, err := ask(ctx, k, func(s *kms.Service) (struct{}, error) { return struct{}{}, s.ForgetMasterKey(ctx, keyID) })
+	_, err := whenUnsealed(ctx, k, func(s *kms.Service) (struct{}, error) { return struct{}{}, s.ForgetMasterKey(ctx, keyID) })
 	return err
 }
 
 // GenerateDataKeyWithoutPlaintext implements controllers.KeyService.
 func (k *keyService) GenerateDataKeyWithoutPlaintext(ctx context.Context, key controllers.DataKey) (controllers.SealedDataKey, error) {
-	return ask(ctx, k, func(s *kms.Service) (controllers.SealedDataKey, error) {
+	return whenUnsealed(ctx, k, func(s *kms.Service) (controllers.SealedDataKey, error) {
 		sealed, err := s.GenerateDataKeyWithoutPlaintext(ctx, dataKey(key))
 		return controllers.SealedDataKey(sealed), err
 	})
@@ -212,7 +212,7 @@ func (k *keyService) GenerateDataKeyWithoutPlaintext(ctx context.Context, key co
 
 // OpenDataKey implements controllers.KeyService.
 func (k *keyService) OpenDataKey(ctx context.Context, key controllers.DataKey, blob []byte) (controllers.SealedDataKey, error) {
-	return ask(ctx, k, func(s *kms.Service) (controllers.SealedDataKey, error) {
+	return whenUnsealed(ctx, k, func(s *kms.Service) (controllers.SealedDataKey, error) {
 		sealed, err := s.OpenDataKey(ctx, dataKey(key), blob)
 		return controllers.SealedDataKey(sealed), err
 	})
@@ -220,14 +220,14 @@ func (k *keyService) OpenDataKey(ctx context.Context, key controllers.DataKey, b
 
 // RewrapDataKey implements controllers.KeyService.
 func (k *keyService) RewrapDataKey(ctx context.Context, key controllers.DataKey, blob []byte) (controllers.SealedDataKey, error) {
-	return ask(ctx, k, func(s *kms.Service) (controllers.SealedDataKey, error) {
+	return whenUnsealed(ctx, k, func(s *kms.Service) (controllers.SealedDataKey, error) {
 		sealed, err := s.RewrapDataKey(ctx, dataKey(key), blob)
 		return controllers.SealedDataKey(sealed), err
 	})
 }
 
-// ask calls the key service once it is unsealed, and gives its error the name by which the controllers know it.
-func ask[T any](ctx context.Context, k *keyService, call func(*kms.Service) (T, error)) (T, error) {
+// whenUnsealed calls the key service once it is unsealed, and gives its error the name by which the controllers know it.
+func whenUnsealed[T any](ctx context.Context, k *keyService, call func(*kms.Service) (T, error)) (T, error) {
 	service, err := k.wait(ctx)
 	if err != nil {
 		var none T
