@@ -291,7 +291,7 @@ func TestADestructionConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
 				w.store.Hook = nil
 				if err == nil {
 					if n != 6 {
-						t.Errorf("it made %d calls, want 5: read, write, read, read, remove", n-1)
+						t.Errorf("it made %d calls, want 5: read, write, read; read, remove", n-1)
 					}
 					return
 				}

@@ -35,7 +35,7 @@ func BenchmarkLookup(b *testing.B) {
 			size += len(sealed) + len(time.RFC3339)
 		}
 		secret, err = record{
-			Primary: uint32(versions), PrimarySince: time.Unix(0, 0).UTC(), WaitingPeriod: duration(v1alpha1.DefaultWaitingPeriod),
+			Primary: versions, PrimarySince: time.Unix(0, 0).UTC(), WaitingPeriod: duration(v1alpha1.DefaultWaitingPeriod),
 		}.in(secret)
 		if err != nil {
 			b.Fatal(err)

@@ -128,16 +128,29 @@ func unsealKey(ctx context.Context, s *seal.Keyring, id envelope.KeyID, secret s
 		return nil, broken("has no entry with a version")
 	case len(k.versions) == 0:
 		return nil, k.damage
-	case entries != int(k.newest) || entries > v1alpha1.MaxMasterKeyVersions:
-		damaged(broken("lacks an entry: it has %d versions and the newest is %d", entries, k.newest))
 	}
-	if problem == nil {
-		if problem = k.record.fits(k.newest); problem != nil {
-			k.record.Primary = 0 // what is there opens what it wrapped, and wraps nothing
-			damaged(broken("has an entry %s that %w", recordEntry, problem))
-		}
+	if err := k.checkWhole(entries); err != nil {
+		damaged(broken("%w", err))
 	}
 	return k, nil
+}
+
+// checkWhole returns an error unless there are all versions and they fit the record. Under one that they do not fit, what is there
+// opens what it wrapped, and wraps nothing.
+func (k *key) checkWhole(entries int) error {
+	var unfit error
+	if k.record.Primary > 0 { // else it could not be read
+		if unfit = k.record.fits(k.newest); unfit != nil {
+			k.record.Primary = 0
+		}
+	}
+	switch {
+	case entries != int(k.newest) || entries > v1alpha1.MaxMasterKeyVersions:
+		return fmt.Errorf("lacks an entry: it has %d versions and the newest is %d", entries, k.newest)
+	case unfit != nil:
+		return fmt.Errorf("has an entry %s that %w", recordEntry, unfit)
+	}
+	return nil
 }
 
 // unsealVersion opens one version, unless known has opened the same bytes.
