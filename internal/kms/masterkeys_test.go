@@ -318,8 +318,14 @@ func TestOneDamagedVersionTakesNoDataKeyOfAnotherAway(t *testing.T) {
 	w := settled(t)
 	blob := w.sealed(t, orders())
 	w.addVersion(t, ordersKey, 2)
+	w.later(time.Second)
+	second := w.sealed(t, orders())
 	w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v2"][80] ^= 1 })
 	w = replica(t, w)
+
+	if _, err := w.OpenDataKey(t.Context(), orders(), second); !errors.Is(err, kms.ErrMaterialBroken) || errors.Is(err, kms.ErrKeyVersionMissing) {
+		t.Errorf("a data key of the damaged version: got %v, want ErrMaterialBroken", err)
+	}
 
 	if _, err := w.OpenDataKey(t.Context(), orders(), blob); err != nil {
 		t.Errorf("a data key of version 1 does not open: %v", err)
