@@ -148,6 +148,11 @@ test-e2e: test-packages images ## Run the tests of the local Kubernetes, then th
 bench: ## Run the benchmarks.
 	go test -run '^$$' -bench . -benchmem ./...
 
+.PHONY: scale
+scale: ## Measure the manager with 10,000 DataKeyRequests beside a bare client, and idle; about 20 minutes. ARGS are for hack/scale.
+	CGO_ENABLED=0 go build -o dist/manager-scale ./cmd/manager
+	KUBEBUILDER_ASSETS="$$($(CLUSTER) assets)" go run ./hack/scale -manager dist/manager-scale $(ARGS)
+
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME.
 	hack/fuzz.sh $(FUZZTIME)

@@ -1,9 +1,11 @@
 package controllers
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -34,6 +36,7 @@ type dataKeyRequestReconciler struct {
 	clocks     clocks
 	recorder   events.EventRecorder
 	rewraps    *spacing
+	settled    *settled
 }
 
 // The Secret of a request stands in the request's namespace, which may be any: hence the rule for the whole cluster. Secrets
@@ -73,6 +76,7 @@ func (r *dataKeyRequestReconciler) reconcile(ctx context.Context, req ctrl.Reque
 	request := &v1alpha1.DataKeyRequest{}
 	if err := r.client.Get(ctx, req.NamespacedName, request); err != nil {
 		r.rewraps.forget(req)
+		r.settled.forget(req.NamespacedName)
 		return ctrl.Result{}, nil, nil, client.IgnoreNotFound(err) // gone: done
 	}
 	if len(request.Status.Generations) == 0 {
@@ -90,6 +94,9 @@ func (r *dataKeyRequestReconciler) reconcile(ctx context.Context, req ctrl.Reque
 	}
 
 	view, err := r.reconcileDataKey(ctx, request)
+	if isPassing(err) {
+		return ctrl.Result{}, nil, nil, nil // wait for the watch
+	}
 	problem, err := explain(err)
 	if err != nil && problem == nil {
 		return ctrl.Result{}, nil, view.told, err // requeue with back-off
@@ -134,16 +141,10 @@ func (r *dataKeyRequestReconciler) reconcileDataKey(ctx context.Context, request
 		view.rotateRequestedAt = requested(request.Annotations[v1alpha1.AnnotationRotateRequestedAt])
 		view.rewrapRequestedAt = requested(request.Annotations[v1alpha1.AnnotationRewrapRequestedAt])
 	}
-	for range 2 { // the second round meets a Secret that another manager made after the first one looked
-		secret, there, err := readSecret(ctx, r.reader, request)
+	for round := range 2 { // the second round meets a Secret that another manager made after the first one looked
+		secret, inSecret, err := r.lookAtSecret(ctx, request, view.key, inStatus, round > 0)
 		if err != nil {
 			return view, err
-		}
-		inSecret := found{state: blobAbsent}
-		if there {
-			if inSecret, err = r.judgeSecret(ctx, view.key, secret, inStatus.generations); err != nil {
-				return view, err
-			}
 		}
 		err = r.act(ctx, request, &view, inStatus, inSecret, secret)
 		if err == nil {
@@ -155,6 +156,35 @@ func (r *dataKeyRequestReconciler) reconcileDataKey(ctx context.Context, request
 		}
 	}
 	return view, fmt.Errorf("the Secret %q comes and goes", view.key.Name)
+}
+
+// lookAtSecret finds what is in the Secret. It does not read it where the cache, which has no bodies, has none of that name, or the one that
+// was last brought to these generations: a Secret that the cache has not heard of yet stands in the way of its Create.
+func (r *dataKeyRequestReconciler) lookAtSecret(
+	ctx context.Context, request *v1alpha1.DataKeyRequest, key DataKey, inStatus found, live bool,
+) (*corev1.Secret, found, error) {
+	if !live {
+		cached := newSecretMetadata()
+		err := r.client.Get(ctx, client.ObjectKeyFromObject(request), cached)
+		if apierrors.IsNotFound(err) {
+			return nil, found{state: blobAbsent}, nil
+		}
+		if err != nil {
+			return nil, found{}, err
+		}
+		if inStatus.state == blobOpens && len(inStatus.broken) == 0 {
+			entries, err := secretData(key, inStatus.generations)
+			if err == nil && r.settled.is(cached, entries) {
+				return nil, inStatus, nil
+			}
+		}
+	}
+	secret, there, err := readSecret(ctx, r.reader, request)
+	if err != nil || !there {
+		return nil, found{state: blobAbsent}, err
+	}
+	inSecret, err := r.judgeSecret(ctx, key, secret, inStatus.generations)
+	return secret, inSecret, err
 }
 
 // act does what decide says.
@@ -181,7 +211,7 @@ func (r *dataKeyRequestReconciler) act(
 		return nil
 	case actionRecreate, actionKeep:
 		view.generations = r.drop(ctx, request, view, all)
-		return r.follow(ctx, view, inStatus, inSecret, secret, tell)
+		return r.follow(ctx, request, view, inStatus, inSecret, secret, tell)
 	case actionConflict:
 		return secretConflict(secret, key)
 	case actionChanged:
@@ -204,7 +234,8 @@ func (r *dataKeyRequestReconciler) act(
 
 // follow brings the Secret to the generations of the view.
 func (r *dataKeyRequestReconciler) follow(
-	ctx context.Context, view *dataKeyView, inStatus, inSecret found, secret *corev1.Secret, tell func(reason, format string, args ...any),
+	ctx context.Context, request *v1alpha1.DataKeyRequest, view *dataKeyView, inStatus, inSecret found, secret *corev1.Secret,
+	tell func(reason, format string, args ...any),
 ) error {
 	name := view.key.Name
 	if inSecret.state == blobAbsent {
@@ -214,6 +245,15 @@ func (r *dataKeyRequestReconciler) follow(
 	}
 	if inStatus.state != blobOpens {
 		tell(v1alpha1.ReasonAdopted, "took the data key from Secret %q, which was there before", name)
+	}
+	if secret == nil && len(view.generations) < len(inSecret.generations) { // it is settled, but lets a generation go
+		var err error
+		if secret, _, err = readSecret(ctx, r.reader, request); err != nil {
+			return err
+		}
+	}
+	if secret == nil {
+		return nil
 	}
 	repaired, err := r.updateSecret(ctx, secret, view.key, view.generations)
 	if repaired && len(view.told) == 0 && !inSecret.precedes(view.generations) {
@@ -282,7 +322,7 @@ func (r *dataKeyRequestReconciler) rewrap(ctx context.Context, request *v1alpha1
 			}
 			anew[i].sealed = sealed
 		}
-		if anew.behind(view.primary) < behind {
+		if request.Spec.RewrapPolicy == v1alpha1.RewrapPolicyManual { // of the others the MasterKey tells, all at once
 			view.told = append(view.told, newNotice(request, corev1.EventTypeNormal, v1alpha1.ReasonRewrapped,
 				"wrapped the data key anew, under version %d of master key %s", anew.newest().sealed.KeyVersion, view.key.MasterKey.KeyID))
 		}
@@ -327,6 +367,9 @@ func (r *dataKeyRequestReconciler) rotate(ctx context.Context, request *v1alpha1
 		}
 	}
 	one, err := r.generate(ctx, request, keyOfGeneration(view.key, newest.number()+1))
+	if isPassing(err) {
+		return done() // wait for the watch
+	}
 	if err != nil {
 		view.failed = err
 		return say(v1alpha1.ReasonRotationFailed, "a rotation is due and failed; it is tried again")
@@ -375,6 +418,9 @@ func (r *dataKeyRequestReconciler) createSecret(ctx context.Context, key DataKey
 		return nil, fmt.Errorf("create Secret %q: %w", key.Name, err)
 	}
 	stored, err := r.judgeSecret(ctx, key, secret, nil)
+	if err == nil {
+		r.settled.set(secret, secret.Data)
+	}
 	if err == nil && len(stored.generations) != len(of) {
 		err = fmt.Errorf("the Secret %q was changed while it was created", key.Name)
 	}
@@ -390,17 +436,27 @@ func (r *dataKeyRequestReconciler) createSecret(ctx context.Context, key DataKey
 // updateSecret brings a Secret to the generations of a data key, and says whether that took a write. The Secret's resourceVersion makes an
 // Update fail that would overwrite what nobody has looked at.
 func (r *dataKeyRequestReconciler) updateSecret(ctx context.Context, secret *corev1.Secret, key DataKey, of generations) (bool, error) {
-	repaired, differs, err := repairSecret(secret, key, of)
-	if err != nil || !differs {
+	entries, err := secretData(key, of)
+	if err != nil {
 		return false, err
+	}
+	repaired, differs := repairSecret(secret, entries)
+	if !differs {
+		r.settled.set(secret, entries)
+		return false, nil
 	}
 	if ptr.Deref(secret.Immutable, false) && !equality.Semantic.DeepEqual(secret.Data, repaired.Data) {
 		return false, permanentError{v1alpha1.ReasonSecretConflict, fmt.Sprintf(
 			"Secret %q does not hold this data key as it has to and is immutable: delete it, and it is written again", key.Name)}
 	}
+	wanted := repaired.DeepCopy()
 	if err := r.client.Update(ctx, repaired); err != nil {
 		return false, fmt.Errorf("repair Secret %q: %w", key.Name, err)
 	}
+	if !maps.EqualFunc(repaired.Data, wanted.Data, bytes.Equal) {
+		return true, fmt.Errorf("the Secret %q was changed while it was written", key.Name)
+	}
+	r.settled.set(repaired, entries)
 	return true, nil
 }
 
@@ -489,7 +545,8 @@ func usableMasterKey(ctx context.Context, reader client.Reader, request *v1alpha
 
 // notLookedAt is what a request waits for when its MasterKey, or the key ID in its annotation, is newer than its status.
 func notLookedAt(namespace, name string) error {
-	return pendingError{v1alpha1.ReasonMasterKeyNotReady, fmt.Sprintf("MasterKey %s/%s has a change that the manager has not worked on yet", namespace, name), true}
+	return pendingError{Reason: v1alpha1.ReasonMasterKeyNotReady, Passing: true,
+		Message: fmt.Sprintf("MasterKey %s/%s has a change that the manager has not worked on yet", namespace, name)}
 }
 
 // masterKeyName is the namespace and name of the MasterKey that a request refers to.

@@ -57,7 +57,6 @@ func TestDataKeyRequest(t *testing.T) {
 		changedMessage = "this data key was wrapped by master key " + otherUID + ", but MasterKey team-a/orders-key is master key " + keyUID +
 			" now: nothing was touched; restore the MasterKey with its annotation datakeys.io/key-id"
 		immutableMessage = `Secret "orders" does not hold this data key as it has to and is immutable: delete it, and it is written again`
-		notLookedAt      = "MasterKey team-a/orders-key has a change that the manager has not worked on yet"
 		goneMessage      = "MasterKey team-a/orders-key does not exist; this data key needs it with the annotation datakeys.io/key-id: " + keyUID
 		unsupported      = "spec.keyPairSpec is ECC_SECG_P256K1, which this installation does not offer because it runs in FIPS 140-3 mode: " +
 			"make a DataKeyRequest with another keyPairSpec"
@@ -250,9 +249,7 @@ func TestDataKeyRequest(t *testing.T) {
 			wantSecret: secretWith(keyUID, first),
 		},
 		"a MasterKey that nobody looked at yet is waited for": {
-			objects:    []client.Object{request(), masterKey()},
-			wantPatch:  notReady("MasterKeyNotReady", notLookedAt),
-			wantEvents: []string{"Normal MasterKeyNotReady " + notLookedAt},
+			objects: []client.Object{request(), masterKey()},
 		},
 		"a MasterKey that is not Ready is waited for": {
 			objects: []client.Object{request(), masterKey(readyKey, func(k *v1alpha1.MasterKey) {
@@ -269,9 +266,7 @@ func TestDataKeyRequest(t *testing.T) {
 			wantEvents: []string{"Warning MasterKeyNotReady MasterKey team-a/orders-key is being deleted"},
 		},
 		"a MasterKey that says Ready of an older spec makes no data key": {
-			objects:    []client.Object{request(), masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Generation = 2 }), ownMaterial},
-			wantPatch:  notReady("MasterKeyNotReady", notLookedAt),
-			wantEvents: []string{"Normal MasterKeyNotReady " + notLookedAt},
+			objects: []client.Object{request(), masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Generation = 2 }), ownMaterial},
 		},
 		"a MasterKey that says Ready of an older spec unsettles no data key": {
 			objects: []client.Object{
@@ -281,15 +276,11 @@ func TestDataKeyRequest(t *testing.T) {
 			wantSecret: secretWith(keyUID, first),
 		},
 		"a MasterKey that says Ready of another key ID is waited for": {
-			objects:    []client.Object{request(), masterKey(readyKey, withKeyID(otherUID)), ownMaterial},
-			wantPatch:  notReady("MasterKeyNotReady", notLookedAt),
-			wantEvents: []string{"Normal MasterKeyNotReady " + notLookedAt},
+			objects: []client.Object{request(), masterKey(readyKey, withKeyID(otherUID)), ownMaterial},
 		},
 		"a cache that does not know yet that the MasterKey is another key makes no data key": {
-			objects:    []client.Object{request(), masterKey(withKeyID(otherUID), readyKey), ownMaterial},
-			stale:      []client.Object{masterKey(readyKey)},
-			wantPatch:  notReady("MasterKeyNotReady", notLookedAt),
-			wantEvents: []string{"Normal MasterKeyNotReady " + notLookedAt},
+			objects: []client.Object{request(), masterKey(withKeyID(otherUID), readyKey), ownMaterial},
+			stale:   []client.Object{masterKey(readyKey)},
 		},
 		"a cache that does not know the status yet makes no second data key": {
 			objects:    []client.Object{request(withBlob(keyUID, first)), masterKey(readyKey), ownMaterial},

@@ -26,8 +26,11 @@ type pendingError struct {
 	Reason string
 	// Message names what is waited for.
 	Message string
-	// Passing says that the other object was not looked at yet, as where both are made at once.
+	// Passing says that the other object was not looked at yet, as where both are made at once. It is about to be, which wakes this one:
+	// nothing is told.
 	Passing bool
+	// Wanted says that it is what the spec asks for: no warning.
+	Wanted bool
 }
 
 var _ error = pendingError{}
@@ -53,8 +56,14 @@ func (e keyServiceError) Unwrap() error { return e.Err }
 // problem is what the Ready condition says of an error.
 type problem struct {
 	reason, message string
-	// passing: it is part of every beginning, and warns of nothing.
-	passing bool
+	// wanted: it is what the spec asks for, and nothing to warn of.
+	wanted bool
+}
+
+// isPassing reports whether an error is to be waited for in silence.
+func isPassing(err error) bool {
+	pending, ok := errors.AsType[pendingError](err)
+	return ok && pending.Passing
 }
 
 // explain sorts an error by its fate. The problem is nil where the error says nothing of the object, as when the API server
@@ -64,7 +73,7 @@ func explain(err error) (*problem, error) {
 		return &problem{reason: permanent.Reason, message: permanent.Message}, reconcile.TerminalError(err) // apply patch, done
 	}
 	if pending, ok := errors.AsType[pendingError](err); ok {
-		return &problem{pending.Reason, pending.Message, pending.Passing}, nil // apply patch, wait for the watch
+		return &problem{pending.Reason, pending.Message, pending.Wanted}, nil // apply patch, wait for the watch
 	}
 	if service, ok := errors.AsType[keyServiceError](err); ok {
 		return &problem{reason: service.Reason, message: service.Message}, err // apply patch, requeue with back-off

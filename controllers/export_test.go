@@ -27,7 +27,7 @@ func NewMasterKeyReconciler(c client.Client, reader client.Reader, keyService Ke
 }
 
 func NewDataKeyRequestReconciler(c client.Client, reader client.Reader, keyService KeyService, clock clock.PassiveClock, recorder events.EventRecorder) Reconciler {
-	return &dataKeyRequestReconciler{c, reader, keyService, clocks{clock, ServerTime(clock)}, recorder, newSpacing(DefaultRewrapRate)}
+	return &dataKeyRequestReconciler{c, reader, keyService, clocks{clock, ServerTime(clock)}, recorder, newSpacing(DefaultRewrapRate), newSettled()}
 }
 
 func NewPodReconciler(c client.Client, recorder events.EventRecorder) Reconciler {

@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
@@ -84,7 +85,11 @@ func (r *masterKeyReconciler) reconcile(ctx context.Context, req ctrl.Request) (
 
 	status, changed := r.status(key, view, problem)
 	told := view.told
-	if changed && len(told) == 0 {
+	if before, after := meta.FindStatusCondition(key.Status.Conditions, v1alpha1.ConditionRewrapped), meta.FindStatusCondition(status.Conditions, v1alpha1.ConditionRewrapped); after != nil &&
+		before != nil && before.Status == metav1.ConditionFalse && after.Status == metav1.ConditionTrue {
+		told = append(told, newNotice(key, corev1.EventTypeNormal, after.Reason, "%s", after.Message))
+	}
+	if changed && len(view.told) == 0 {
 		told = append(told, readyEvent(key, problem, readyMasterKey(view.info)))
 	}
 	if err == nil {
@@ -166,8 +171,8 @@ func masterKeyError(ref MasterKeyRef, err error) error {
 		return permanentError{v1alpha1.ReasonMaterialMissing, fmt.Sprintf("there is no material of master key %s: "+
 			"restore the Secret %q in the namespace of the manager; a new key is never made in its place", ref.KeyID, ref.KeyID)}
 	case errors.Is(err, ErrMaterialDestroyed):
-		return pendingError{v1alpha1.ReasonDestroyed, fmt.Sprintf(
-			"the material of master key %s was destroyed at the end of its waiting period: delete this MasterKey; what it wrapped opens no more", ref.KeyID), true}
+		return pendingError{Reason: v1alpha1.ReasonDestroyed, Wanted: true, Message: fmt.Sprintf(
+			"the material of master key %s was destroyed at the end of its waiting period: delete this MasterKey; what it wrapped opens no more", ref.KeyID)}
 	case errors.Is(err, ErrMaterialConflict):
 		return permanentError{v1alpha1.ReasonMaterialConflict, fmt.Sprintf(
 			"the material of master key %s belongs to a MasterKey of another namespace or name: this one cannot use it", ref.KeyID)}

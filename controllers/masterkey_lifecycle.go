@@ -52,7 +52,7 @@ func (r *masterKeyReconciler) reconcileDeletion(ctx context.Context, key *v1alph
 	}
 	switch state {
 	case v1alpha1.MasterKeyStateDisabled:
-		return pendingError{v1alpha1.ReasonDisabled, "spec.state is Disabled: the key is not used until it is Enabled", true}
+		return pendingError{Reason: v1alpha1.ReasonDisabled, Message: "spec.state is Disabled: the key is not used until it is Enabled", Wanted: true}
 	case v1alpha1.MasterKeyStatePendingDeletion:
 		return r.destroyWhenDue(ctx, key, view)
 	default:
@@ -64,8 +64,8 @@ func (r *masterKeyReconciler) reconcileDeletion(ctx context.Context, key *v1alph
 func (r *masterKeyReconciler) destroyWhenDue(ctx context.Context, key *v1alpha1.MasterKey, view *masterKeyView) error {
 	ref, due := masterKeyRef(key), view.info.DeletionTime
 	if r.clocks.Now().Before(due) {
-		return pendingError{v1alpha1.ReasonPendingDeletion, fmt.Sprintf(
-			"the material is destroyed at %s; set spec.state to Enabled or Disabled before then to keep it", due.UTC().Format(time.RFC3339)), true}
+		return pendingError{Reason: v1alpha1.ReasonPendingDeletion, Wanted: true, Message: fmt.Sprintf(
+			"the material is destroyed at %s; set spec.state to Enabled or Disabled before then to keep it", due.UTC().Format(time.RFC3339))}
 	}
 	destroyed, err := destroy(ctx, r.keyService, r.reader, r.clocks, ref, view.info)
 	if err != nil {
@@ -75,7 +75,8 @@ func (r *masterKeyReconciler) destroyWhenDue(ctx context.Context, key *v1alpha1.
 		view.info = MasterKeyInfo{}
 		return masterKeyError(ref, ErrMaterialDestroyed)
 	}
-	return pendingError{v1alpha1.ReasonPendingDeletion, "the waiting period is over by the clock of the manager, but not by that of the API server", true}
+	return pendingError{Reason: v1alpha1.ReasonPendingDeletion, Wanted: true,
+		Message: "the waiting period is over by the clock of the manager, but not by that of the API server"}
 }
 
 // destroy destroys material whose waiting period is over by both clocks, unless something needs it. The error is a pendingError where

@@ -8,7 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -34,8 +33,7 @@ type materialReconciler struct {
 // Reconcile looks after the material of one key ID.
 func (r *materialReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	after, told, err := r.reconcile(ctx, req.Name)
-	secret := &metav1.PartialObjectMetadata{}
-	secret.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
+	secret := newSecretMetadata()
 	if len(told) > 0 && r.client.Get(ctx, req.NamespacedName, secret) != nil {
 		told = nil // gone meanwhile
 	}

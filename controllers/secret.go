@@ -74,27 +74,24 @@ func buildSecret(key DataKey, of generations) (*corev1.Secret, error) {
 	}, nil
 }
 
-// repairSecret returns the Secret as it has to be, and whether that differs from what it is. Entries, labels and annotations
+// repairSecret returns the Secret with the entries that it has to have, and whether that differs from what it is. Entries, labels and annotations
 // that are not ours are kept.
-func repairSecret(secret *corev1.Secret, key DataKey, of generations) (*corev1.Secret, bool, error) {
-	data, err := secretData(key, of)
-	if err != nil {
-		return nil, false, err
-	}
+func repairSecret(secret *corev1.Secret, entries map[string][]byte) (*corev1.Secret, bool) {
 	repaired := secret.DeepCopy()
 	maps.DeleteFunc(repaired.Data, func(entry string, _ []byte) bool { return isOurs(entry) })
 	if repaired.Data == nil {
 		repaired.Data = map[string][]byte{}
 	}
-	maps.Copy(repaired.Data, data)
+	maps.Copy(repaired.Data, entries)
 	differs := !maps.EqualFunc(secret.Data, repaired.Data, bytes.Equal)
 	if secret.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedBy {
 		differs = true
 		metav1.SetMetaDataLabel(&repaired.ObjectMeta, v1alpha1.LabelManagedBy, v1alpha1.ManagedBy)
 	}
-	return repaired, differs, nil
+	return repaired, differs
 }
 
+// secretData are the entries that the Secret of a data key has to have.
 func secretData(key DataKey, of generations) (map[string][]byte, error) {
 	data := map[string][]byte{
 		v1alpha1.SecretKeyAlgorithm:  []byte(v1alpha1.AlgorithmAESGCM),
@@ -126,6 +123,13 @@ func secretData(key DataKey, of generations) (map[string][]byte, error) {
 		data[v1alpha1.SecretKeyEncryptionContext] = encryptionContext
 	}
 	return data, nil
+}
+
+// newSecretMetadata is a Secret as the cache has it: metadata only.
+func newSecretMetadata() *metav1.PartialObjectMetadata {
+	secret := &metav1.PartialObjectMetadata{}
+	secret.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
+	return secret
 }
 
 // canonicalJSON writes a map in one way only: sorted keys, no white space, and no escapes but those that JSON asks for.

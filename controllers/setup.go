@@ -146,7 +146,7 @@ func NewReconcilers(c client.Client, reader client.Reader, config Config) Reconc
 	return Reconcilers{
 		MasterKey:      &masterKeyReconciler{c, reader, config.KeyService, clocks, config.Recorder},
 		Material:       &materialReconciler{c, reader, config.KeyService, clocks, config.Recorder},
-		DataKeyRequest: &dataKeyRequestReconciler{c, reader, config.KeyService, clocks, config.Recorder, newSpacing(config.RewrapRate)},
+		DataKeyRequest: &dataKeyRequestReconciler{c, reader, config.KeyService, clocks, config.Recorder, newSpacing(config.RewrapRate), newSettled()},
 	}
 }
 

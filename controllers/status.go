@@ -33,8 +33,8 @@ type finding struct {
 	reason, message string
 }
 
-// setConditions sets the Ready condition, True where there is no problem, and what else was found. It returns whether anything but the
-// generation of the Ready condition changed, so that an event is due.
+// setConditions sets the Ready condition, True where there is no problem, and what else was found. It returns whether an event is due
+// about the Ready condition.
 func setConditions(
 	conditions *[]metav1.Condition, clock clock.PassiveClock, generation int64, problem *problem, readyMessage string, findings []finding,
 ) bool {
@@ -49,7 +49,7 @@ func setConditions(
 	return changed
 }
 
-// setCondition sets a condition, and returns whether anything but its generation changed. A finding without a reason removes it.
+// setCondition sets a condition, and returns whether that is worth an event. A finding without a reason removes it.
 func setCondition(conditions *[]metav1.Condition, clock clock.PassiveClock, generation int64, f finding) bool {
 	if f.reason == "" {
 		return meta.RemoveStatusCondition(conditions, f.kind)
@@ -66,7 +66,8 @@ func setCondition(conditions *[]metav1.Condition, clock clock.PassiveClock, gene
 		next.Status = metav1.ConditionTrue
 	}
 	before := meta.FindStatusCondition(*conditions, f.kind)
-	changed := before == nil || before.Status != next.Status || before.Reason != next.Reason || before.Message != next.Message
+	// A good state that is told in other words is no news.
+	changed := before == nil || before.Status != next.Status || before.Reason != next.Reason || !f.holds && before.Message != next.Message
 	meta.SetStatusCondition(conditions, next)
 	return changed
 }
@@ -112,7 +113,7 @@ func newNotice(object runtime.Object, kind, reason, format string, args ...any) 
 func readyEvent(object runtime.Object, problem *problem, readyMessage string) notice {
 	if problem != nil {
 		kind := corev1.EventTypeWarning
-		if problem.passing {
+		if problem.wanted {
 			kind = corev1.EventTypeNormal
 		}
 		return newNotice(object, kind, problem.reason, "%s", problem.message)
