@@ -89,6 +89,15 @@ var chartCases = map[string]chartCase{
 			"--sidecar-memory-request=32Mi\n", "--sidecar-memory-limit=48Mi\n",
 		},
 	},
+	"the rate of rewraps reaches the manager": {
+		arguments: []string{"--set=rewrapsPerSecond=100000"},
+		contains:  []string{"--rewraps-per-second=100000\n"},
+	},
+	"a rate of rewraps at which nothing is wrapped anew is refused": {
+		arguments: []string{"--set=rewrapsPerSecond=0"},
+		contains:  []string{"rewrapsPerSecond"},
+		refused:   true,
+	},
 	"a rotation interval that the manager refuses is refused": {
 		arguments: []string{"--set=sealingKeyRotationInterval=30m"},
 		contains:  []string{"sealingKeyRotationInterval"},
