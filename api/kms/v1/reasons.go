@@ -24,7 +24,7 @@ const (
 	ReasonUnauthenticated = "UNAUTHENTICATED"
 	// ReasonDenied (PERMISSION_DENIED): not allowed.
 	ReasonDenied = "DENIED"
-	// ReasonKeyNotFound (NOT_FOUND): the key, its alias, or the key or version of a blob is not known.
+	// ReasonKeyNotFound (NOT_FOUND): the key, its alias, or the key or version of a blob is not known, or the key is destroyed.
 	ReasonKeyNotFound = "KEY_NOT_FOUND"
 	// ReasonKeyDisabled (FAILED_PRECONDITION): the key is Disabled.
 	ReasonKeyDisabled = "KEY_DISABLED"
