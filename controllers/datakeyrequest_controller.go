@@ -210,6 +210,9 @@ func (r *dataKeyRequestReconciler) act(
 			one.number(), one.sealed.KeyVersion, key.MasterKey.KeyID)
 		return nil
 	case actionRecreate, actionKeep:
+		if err := r.checkStatusIsNew(ctx, request, inStatus, inSecret); err != nil {
+			return err
+		}
 		view.generations = r.drop(ctx, request, view, all)
 		return r.follow(ctx, request, view, inStatus, inSecret, secret, tell)
 	case actionConflict:
@@ -230,6 +233,26 @@ func (r *dataKeyRequestReconciler) act(
 	default:
 		return errors.New("internal error: no action")
 	}
+}
+
+// checkStatusIsNew returns an error where the Secret has a blob of a newer version of the master key than the status, because the cache has
+// not heard of a status yet that the Secret was brought to: nothing is to go back to an older blob.
+func (r *dataKeyRequestReconciler) checkStatusIsNew(ctx context.Context, request *v1alpha1.DataKeyRequest, inStatus, inSecret found) error {
+	ahead := slices.ContainsFunc(inSecret.generations, func(g generation) bool {
+		same := inStatus.generations.find(g.number())
+		return same != nil && g.sealed.KeyVersion > same.sealed.KeyVersion
+	})
+	if !ahead {
+		return nil
+	}
+	live := &v1alpha1.DataKeyRequest{}
+	if err := r.reader.Get(ctx, client.ObjectKeyFromObject(request), live); err != nil {
+		return err
+	}
+	if live.ResourceVersion != request.ResourceVersion {
+		return pendingError{Reason: v1alpha1.ReasonKeyServiceUnavailable, Passing: true, Message: "the status is older than the Secret"}
+	}
+	return nil
 }
 
 // follow brings the Secret to the generations of the view.
@@ -376,9 +399,7 @@ func (r *dataKeyRequestReconciler) rotate(ctx context.Context, request *v1alpha1
 	}
 	view.told = append(view.told, newNotice(request, corev1.EventTypeNormal, v1alpha1.ReasonRotated,
 		"made generation %d of the data key, under version %d of master key %s", one.number(), one.sealed.KeyVersion, view.key.MasterKey.KeyID))
-	view.generations = slices.Clone(view.generations)
-	view.generations.add(one)
-	view.rotateRequestedAt, newest = asked, one
+	view.generations, view.rotateRequestedAt, newest = view.generations.with(one), asked, one
 	if interval := request.Spec.Rotation.Interval; interval != nil {
 		view.next = intervalEnd(one.createdAt, interval.Duration, request.Namespace+"/"+request.Name)
 	}

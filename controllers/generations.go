@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -43,9 +44,21 @@ func (g generations) find(number int32) *generation {
 	return nil
 }
 
-func (g *generations) add(one generation) {
-	*g = append(*g, one)
-	slices.SortFunc(*g, func(a, b generation) int { return cmp.Compare(b.number(), a.number()) })
+// findBlob returns the generation of that blob, nil where there is none.
+func (g generations) findBlob(blob []byte) *generation {
+	for i := range g {
+		if bytes.Equal(g[i].sealed.CiphertextBlob, blob) {
+			return &g[i]
+		}
+	}
+	return nil
+}
+
+// with returns the generations and one more.
+func (g generations) with(one generation) generations {
+	all := append(slices.Clone(g), one)
+	slices.SortFunc(all, func(a, b generation) int { return cmp.Compare(b.number(), a.number()) })
+	return all
 }
 
 // droppable are the numbers of the generations that keep lets go, which were superseded long enough ago. next is when the next one can be
@@ -114,7 +127,7 @@ func (r *dataKeyRequestReconciler) judgeStatus(ctx context.Context, key DataKey,
 			return found{}, err
 		}
 		if state == blobOpens && sealed.Generation == g.Generation && in.generations.find(g.Generation) == nil {
-			in.generations.add(generation{sealed, g.CreatedAt.Time})
+			in.generations = in.generations.with(generation{sealed, g.CreatedAt.Time})
 			continue
 		}
 		in.broken, in.missing = append(in.broken, g.Generation), in.missing || state == blobOfMissingVersion
@@ -141,15 +154,14 @@ func (r *dataKeyRequestReconciler) judgeSecret(ctx context.Context, key DataKey,
 			continue
 		}
 		blob := secret.Data[entry]
-		sealed, state, err := known.sealed(blob)
-		if state != blobOpens {
-			sealed, state, err = r.open(ctx, key, blob)
-		}
-		if err != nil {
+		sealed, state, err := SealedDataKey{}, blobOpens, error(nil)
+		if same := known.findBlob(blob); same != nil {
+			sealed = same.sealed
+		} else if sealed, state, err = r.open(ctx, key, blob); err != nil {
 			return found{}, err
 		}
 		if state == blobOpens && (number == 0 || sealed.Generation == number) && in.generations.find(sealed.Generation) == nil {
-			in.generations.add(generation{sealed: sealed})
+			in.generations = in.generations.with(generation{sealed: sealed})
 			continue
 		}
 		in.broken, in.missing = append(in.broken, number), in.missing || state == blobOfMissingVersion
@@ -165,16 +177,6 @@ func (in found) sum() blobState {
 	return blobRefused
 }
 
-// sealed returns what is known of a blob.
-func (g generations) sealed(blob []byte) (SealedDataKey, blobState, error) {
-	for i := range g {
-		if string(g[i].sealed.CiphertextBlob) == string(blob) {
-			return g[i].sealed, blobOpens, nil
-		}
-	}
-	return SealedDataKey{}, blobAbsent, nil
-}
-
 // open opens a blob, of whatever generation.
 func (r *dataKeyRequestReconciler) open(ctx context.Context, key DataKey, blob []byte) (SealedDataKey, blobState, error) {
 	if len(blob) == 0 {
@@ -182,6 +184,11 @@ func (r *dataKeyRequestReconciler) open(ctx context.Context, key DataKey, blob [
 	}
 	key.Generation = 0
 	sealed, err := r.keyService.OpenDataKey(ctx, key, blob)
+	if errors.Is(err, ErrKeyVersionMissing) {
+		// A key service that ran when an older backup of the material was restored may still know the version. While it runs, the data key
+		// can be saved.
+		sealed, err = r.keyService.RewrapDataKey(ctx, key, blob)
+	}
 	switch {
 	case errors.Is(err, ErrBlobRefused):
 		return SealedDataKey{}, blobRefused, nil
@@ -202,7 +209,7 @@ func merge(status, secret found, now time.Time) (all generations, lost []int32) 
 	for _, g := range secret.generations {
 		if all.find(g.number()) == nil {
 			g.createdAt = now
-			all.add(g)
+			all = all.with(g)
 		}
 	}
 	for _, number := range status.broken {

@@ -75,14 +75,14 @@ func (r *masterKeyReconciler) reconcile(ctx context.Context, req ctrl.Request) (
 	}
 
 	view, err := r.bring(ctx, key)
-	if errors.Is(err, ErrMaterialDestroyed) {
-		view.findings = destroyedFindings(key)
-	}
 	problem, err := explain(err)
 	if err != nil && problem == nil {
 		return ctrl.Result{}, nil, view.told, err // requeue with back-off
 	}
 
+	if problem != nil && problem.reason == v1alpha1.ReasonDestroyed {
+		view.findings = destroyedFindings(key)
+	}
 	status, changed := r.status(key, view, problem)
 	told := view.told
 	if before, after := meta.FindStatusCondition(key.Status.Conditions, v1alpha1.ConditionRewrapped), meta.FindStatusCondition(status.Conditions, v1alpha1.ConditionRewrapped); after != nil &&

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"strings"
 	"time"
 
 	"github.com/robfig/cron/v3"
@@ -46,6 +47,9 @@ func parseSchedule(text, timeZone string) (cron.Schedule, error) {
 		}
 	}
 	parsed, err := cronParser.Parse(text)
+	if err == nil && strings.Contains(text, "=") {
+		err = errors.New("the time zone is a field of its own, timeZone")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("spec.rotation.schedule %q is not a cron schedule of five fields: %w", text, err)
 	}

@@ -76,6 +76,13 @@ func NewFaults(at int, fault Fault) *Faults {
 	return &Faults{At: at, Fault: fault, died: make(chan struct{})}
 }
 
+// CountFrom forgets the writes so far: from now on they count from 1, and the one with the number at meets the fault.
+func (f *Faults) CountFrom(at int) {
+	f.mutex.Lock()
+	defer f.mutex.Unlock()
+	f.At, f.writes, f.effects = at, nil, nil
+}
+
 // Died is closed when the process has died.
 func (f *Faults) Died() <-chan struct{} { return f.died }
 

@@ -105,7 +105,7 @@ func (s *scale) startManager(ctx context.Context) error {
 	if err := os.WriteFile(kubeconfig, s.environment.KubeConfig, 0o600); err != nil {
 		return err
 	}
-	s.process = exec.CommandContext(ctx, s.manager, "--kubeconfig="+kubeconfig, "--namespace="+systemNamespace, //nolint:gosec // that is what it is for
+	s.process = exec.CommandContext(ctx, s.manager, "--kubeconfig="+kubeconfig, "--namespace="+systemNamespace,
 		"--sidecar-image=datakeys/sidecar:scale", "--audit-log="+filepath.Join(s.directory, "audit"),
 		"--metrics-bind=127.0.0.1:0", "--health-bind=127.0.0.1:0", "--key-service-bind=127.0.0.1:0", "--webhook-bind="+freeAddress())
 	s.process.Stdout, s.process.Stderr = &s.log, &s.log
