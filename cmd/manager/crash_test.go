@@ -68,7 +68,15 @@ type place struct {
 	log  logr.Logger // of managers
 }
 
+// newPlace is a place whose history is recorded.
 func newPlace(t *testing.T) *place {
+	t.Helper()
+	p := newUnwatchedPlace(t)
+	p.history = controllerstest.Record(t, p.client, p.tenant, p.system)
+	return p
+}
+
+func newUnwatchedPlace(t *testing.T) *place {
 	t.Helper()
 	config, err := apiServer()
 	if err != nil {
@@ -91,7 +99,11 @@ func newPlace(t *testing.T) *place {
 	if err := c.Create(t.Context(), webhooks); err != nil {
 		t.Fatal(err)
 	}
-	p.history = controllerstest.Record(t, c, p.tenant, p.system)
+	t.Cleanup(func() { // each one more costs the API server time whenever any of them changes
+		if err := c.Delete(context.Background(), webhooks); err != nil {
+			t.Error(err)
+		}
+	})
 	return p
 }
 
@@ -260,22 +272,28 @@ func (p *place) waitForRequest(t *testing.T, name string) *v1alpha1.DataKeyReque
 // of config, and lets its callers do everything: what a manager would be after everything was restarted.
 func (p *place) durable(t *testing.T, config seal.Config) (service *kms.Service, done func()) {
 	t.Helper()
-	config.OpenRootKey = rootkey.Open
 	if config.Store == nil {
 		config.Store = secretStore{reader: p.client, writer: p.client, namespace: p.system}
 	}
-	keyring, err := config.Open(t.Context())
+	service, done, err := openService(t.Context(), config, masterKeys{cache: p.client, live: p.client})
 	if err != nil {
 		t.Fatal(err)
+	}
+	return service, done
+}
+
+// openService makes a key service of what the store of config holds.
+func openService(ctx context.Context, config seal.Config, objects kms.MasterKeys) (service *kms.Service, done func(), err error) {
+	config.OpenRootKey = rootkey.Open
+	keyring, err := config.Open(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
 	service, err = kms.New(kms.Config{
-		Seal: keyring, Keys: noRemoval{config.Store}, MasterKeys: masterKeys{cache: p.client, live: p.client},
+		Seal: keyring, Keys: noRemoval{config.Store}, MasterKeys: objects,
 		Authenticator: anyPod{}, Authorizer: anyPod{}, Auditor: kms.NewJSONAuditor(io.Discard),
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return service, keyring.Close
+	return service, keyring.Close, err
 }
 
 // noRemoval is a store of which nothing is removed.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -54,9 +55,10 @@ type options struct {
 	registerer prometheus.Registerer
 	// tune lets tests change how the manager is made; nil changes nothing.
 	tune func(*ctrl.Options)
-	// tendPeriod, countDelay and clock are for tests; their zero values are what the manager does.
+	// tendPeriod, countDelay, clock and serverTime are for tests; their zero values are what the manager does.
 	tendPeriod, countDelay time.Duration
-	clock                  clock.PassiveClock
+	clock                  clock.PassiveClock                       // the controllers' and the key service's
+	serverTime             func(context.Context) (time.Time, error) // in place of the API server's clock
 }
 
 // usage comes before the flags.

@@ -68,10 +68,14 @@ func run(ctx context.Context, o *options, log logr.Logger) error {
 	if err != nil {
 		return err
 	}
+	now := o.serverTime
+	if now == nil {
+		now = serverTime(mgr.GetConfig(), mgr.GetHTTPClient())
+	}
 	if err := controllers.Setup(ctx, mgr, controllers.Config{
 		KeyService:              service,
 		Namespace:               o.namespace,
-		ServerTime:              serverTime(mgr.GetConfig(), mgr.GetHTTPClient()),
+		ServerTime:              now,
 		Clock:                   o.clock,
 		MaxConcurrentReconciles: concurrency,
 		RewrapRate:              o.rewrapRate,
@@ -172,6 +176,7 @@ func newKeyService(mgr ctrl.Manager, o *options, authority *certs.Authority, aud
 			Auditor:       auditor,
 			Events:        newRefusals(mgr.GetEventRecorder("datakeys-key-service")),
 			Registerer:    o.registerer,
+			Clock:         o.clock,
 			Limits:        kms.LimitsOf(o.podCalls, o.podRefusals),
 			Logger:        log,
 		},
