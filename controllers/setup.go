@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -72,6 +73,8 @@ type Config struct {
 	MaxConcurrentReconciles int
 	// RewrapRate is how many DataKeyRequests are wrapped anew a second at most. 0 is DefaultRewrapRate.
 	RewrapRate int
+	// Registerer takes the metrics; nil: there are none.
+	Registerer prometheus.Registerer
 	// CountDelay is how long after a change of its DataKeyRequests a MasterKey counts them. 0 is 5 seconds.
 	CountDelay time.Duration
 }
@@ -173,6 +176,11 @@ func Setup(ctx context.Context, mgr ctrl.Manager, config Config) error {
 	options := controller.Options{
 		MaxConcurrentReconciles: max(config.MaxConcurrentReconciles, 1),
 		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[ctrl.Request](10*time.Millisecond, maxBackoff),
+	}
+	if config.Registerer != nil {
+		if err := config.Registerer.Register(collector{mgr.GetClient()}); err != nil {
+			return fmt.Errorf("controllers: metrics: %w", err)
+		}
 	}
 	reconcilers := NewReconcilers(mgr.GetClient(), mgr.GetAPIReader(), config)
 	watched := watches{mgr.GetClient(), config.Namespace}

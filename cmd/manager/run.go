@@ -78,6 +78,7 @@ func run(ctx context.Context, o *options, log logr.Logger) error {
 		ServerTime:              now,
 		Clock:                   o.clock,
 		MaxConcurrentReconciles: concurrency,
+		Registerer:              o.registerer,
 		RewrapRate:              o.rewrapRate,
 		CountDelay:              o.countDelay,
 	}); err != nil {
