@@ -99,10 +99,10 @@ type witness struct {
 const theEnd = "the-end"
 
 // newWitness is to be made before anything happens.
-func newWitness(t *testing.T, p *place, c clock.PassiveClock) *witness {
+func newWitness(t *testing.T, p *place, l laws) *witness {
 	t.Helper()
 	w := &witness{
-		place: p, laws: newLaws(c), now: moment{}, changed: make(chan struct{}), newest: map[string]uint64{}, deletions: map[string]int{},
+		place: p, laws: l, now: moment{}, changed: make(chan struct{}), newest: map[string]uint64{}, deletions: map[string]int{},
 	}
 	for _, of := range w.watched() {
 		watcher, err := p.client.Watch(context.Background(), of.list, client.InNamespace(of.last.GetNamespace()))
@@ -216,14 +216,16 @@ func (w *witness) end(t *testing.T) ([]watch.Event, moment) {
 // laws say which state of an object may follow upon which. They remember what was there once.
 type laws struct {
 	clock clock.PassiveClock
+	// versions and generations are how many of them somebody asks for: a rotation that is done twice makes one more.
+	versions, generations int
 	// gone are the key IDs whose material was destroyed.
 	gone map[string]bool
 	// dropped are the generations that the status of each DataKeyRequest let go.
 	dropped map[types.UID]map[int32]bool
 }
 
-func newLaws(c clock.PassiveClock) laws {
-	return laws{c, map[string]bool{}, map[types.UID]map[int32]bool{}}
+func newLaws(c clock.PassiveClock, versions, generations int) laws {
+	return laws{c, max(versions, 1), max(generations, 1), map[string]bool{}, map[types.UID]map[int32]bool{}}
 }
 
 func (l *laws) check(before, after client.Object) error {
@@ -319,6 +321,8 @@ func (l *laws) checkMaterial(before, after *corev1.Secret) error {
 	}
 	destroyed, began := is.record.Destroyed, was.record.Deletion
 	switch {
+	case len(is.versions) > l.versions:
+		return fmt.Errorf("there are %d versions, though nobody asked for more than %d", len(is.versions), l.versions)
 	case before == nil && l.gone[after.Name]:
 		return errors.New("material of a destroyed key is there again")
 	case before == nil && (len(is.versions) != 1 || is.record.Deletion != nil || destroyed != nil):
@@ -367,6 +371,8 @@ func (l *laws) checkStatus(before, after *v1alpha1.DataKeyRequest) error {
 			return err
 		case blob.Header.Scope != scopeOf(after, g.Generation) || blob.Header.KeyVersion != uint32(g.KeyVersion):
 			return fmt.Errorf("generation %d, of version %d, has a blob of %+v, version %d", g.Generation, g.KeyVersion, blob.Header.Scope, blob.Header.KeyVersion)
+		case int(g.Generation) > l.generations:
+			return fmt.Errorf("there is generation %d, though nobody asked for more than %d", g.Generation, l.generations)
 		case l.dropped[after.UID][g.Generation]:
 			return fmt.Errorf("generation %d, which was dropped, is there again", g.Generation)
 		}
