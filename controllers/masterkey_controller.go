@@ -95,7 +95,7 @@ func (r *masterKeyReconciler) reconcile(ctx context.Context, req ctrl.Request) (
 	if err == nil {
 		err = view.failed // apply patch, requeue with back-off
 	}
-	result := ctrl.Result{RequeueAfter: pause(r.clocks.Now(), status.NextRotationTime.Time, waitsUntil(view.info, problem))}
+	result := ctrl.Result{RequeueAfter: pause(r.clocks.Now(), status.NextRotationTime.Time, looksAgain(r.clocks.Now(), view.info))}
 	if err != nil {
 		result = ctrl.Result{} // the back-off of the error
 	}

@@ -160,12 +160,16 @@ func name(kind string, names []string) string {
 	return text + ")"
 }
 
-// waitsUntil is when a key that must not be used has to be looked at again.
-func waitsUntil(info MasterKeyInfo, problem *problem) time.Time {
-	if problem == nil || problem.reason != v1alpha1.ReasonPendingDeletion && problem.reason != v1alpha1.ReasonDeletionBlocked {
-		return time.Time{}
+// overduePause is how long after a look at a deletion that is due and has to wait the next one comes: nothing tells of the last Secret that
+// goes, nor of a clock that is set right.
+const overduePause = time.Minute
+
+// looksAgain is when the deletion of a key has to be looked at again, zero for a key that is not to be destroyed.
+func looksAgain(now time.Time, info MasterKeyInfo) time.Time {
+	if due := info.DeletionTime; due.IsZero() || now.Before(due) {
+		return due
 	}
-	return info.DeletionTime
+	return now.Add(overduePause)
 }
 
 // reconcileRotation rotates a key where that is due. A failure leaves the key as it is, and usable: the condition Rotated tells of it,
@@ -198,6 +202,7 @@ func (r *masterKeyReconciler) reconcileRotation(ctx context.Context, key *v1alph
 	case errors.Is(err, ErrTooManyVersions):
 		failed(v1alpha1.ReasonTooManyVersions, "the key has %d versions, the most that it may have: make another MasterKey for new data keys",
 			v1alpha1.MaxMasterKeyVersions)
+		view.rotation.next = time.Time{}
 	case errors.Is(err, errClocksDisagree):
 		failed(v1alpha1.ReasonClocksDisagree, "a rotation is due by the clock of the manager, but that of the API server is apart from it: set the wrong one right")
 		view.failed = err

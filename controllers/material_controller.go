@@ -87,16 +87,17 @@ func (r *materialReconciler) reconcile(ctx context.Context, keyID string) (time.
 			ref.Namespace, ref.Name, keyID, info.DeletionTime.UTC().Format(time.RFC3339), v1alpha1.AnnotationKeyID, keyID))
 	}
 	now := r.clocks.Now()
+	again := pause(now, looksAgain(now, info))
 	if now.Before(info.DeletionTime) {
-		return pause(now, info.DeletionTime), told, nil // wait for the end of the period
+		return again, told, nil // wait for the end of the period
 	}
 	gone, err := destroy(ctx, r.keyService, r.reader, r.clocks, ref, info)
 	if blocked, ok := errors.AsType[pendingError](err); ok {
 		told = append(told, newNotice(nil, corev1.EventTypeWarning, blocked.Reason, "%s", blocked.Message))
-		return maxPause, told, nil // look again
+		return maxPause, told, nil // each look tells of it
 	}
 	if err != nil || !gone {
-		return maxPause, told, err // requeue with back-off, or look again when the clocks may agree
+		return again, told, err // requeue with back-off, or look again when the clocks may agree
 	}
 	return 0, told, r.keyService.ForgetMasterKey(ctx, keyID) // done, or requeue with back-off
 }
