@@ -3,8 +3,10 @@
 //
 //	reader sha256 NAME                        print the SHA-256 of a data key, never the key
 //	reader serve NAME                         the same once for each change, until told to end
+//	reader work [-keep] NAME                    encrypt and decrypt with a data key until told to end; print the ciphertexts
+//	reader open NAME                            decrypt what work printed, from the standard input
 //	reader get [-accept TYPE] [-method M] PATH  print status, content type and body of any answer: this prints keys
-//	reader sleep                              do nothing until told to end
+//	reader sleep                                do nothing until told to end
 package main
 
 import (
@@ -34,13 +36,15 @@ const (
 	maxAnswer = 1 << 20
 )
 
-const usage = `usage: reader sha256 NAME | serve NAME | get [-accept TYPE] [-method METHOD] PATH | sleep`
+const usage = `usage: reader sha256 NAME | serve NAME | work [-keep] NAME | open NAME | get [-accept TYPE] [-method METHOD] PATH | sleep`
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	r := &reader{
 		client:   unixClient(cmp.Or(os.Getenv(socketVariable), defaultSocket)),
 		interval: time.Second,
+		pace:     100 * time.Millisecond,
+		in:       os.Stdin,
 		out:      os.Stdout,
 	}
 	err := r.run(ctx, os.Args[1:])
@@ -55,7 +59,10 @@ type reader struct {
 	client *http.Client
 	// interval is how often serve asks again.
 	interval time.Duration
-	out      io.Writer
+	// pace is how long work rests between two messages.
+	pace time.Duration
+	in   io.Reader
+	out  io.Writer
 }
 
 func (r *reader) run(ctx context.Context, arguments []string) error {
@@ -72,6 +79,10 @@ func (r *reader) run(ctx context.Context, arguments []string) error {
 		return err
 	case verb == "serve" && len(rest) == 1:
 		return r.serve(ctx, rest[0])
+	case verb == "work":
+		return r.work(ctx, rest)
+	case verb == "open" && len(rest) == 1:
+		return r.open(ctx, rest[0])
 	case verb == "get":
 		return r.get(ctx, rest)
 	case verb == "sleep" && len(rest) == 0:
@@ -112,15 +123,7 @@ func (r *reader) sha256(ctx context.Context, name string) (string, error) {
 		return "", err
 	}
 	if got.code != http.StatusOK {
-		// Problem details (RFC 9457): they hold no key.
-		var problem struct {
-			Reason string `json:"reason"`
-			Detail string `json:"detail"`
-		}
-		if err := json.Unmarshal(got.body, &problem); err != nil {
-			return "", fmt.Errorf("HTTP %s without problem details", got.status)
-		}
-		return "", fmt.Errorf("HTTP %s: %s: %s", got.status, problem.Reason, problem.Detail)
+		return "", got.problem()
 	}
 	if got.contentType != "application/octet-stream" {
 		return "", fmt.Errorf("the answer is %q and not the raw bytes that were asked for", got.contentType)
@@ -151,6 +154,18 @@ type answer struct {
 	status      string
 	contentType string
 	body        []byte
+}
+
+// problem is the error that an answer tells of by its problem details (RFC 9457), which hold no key.
+func (a *answer) problem() error {
+	var problem struct {
+		Reason string `json:"reason"`
+		Detail string `json:"detail"`
+	}
+	if err := json.Unmarshal(a.body, &problem); err != nil {
+		return fmt.Errorf("HTTP %s without problem details", a.status)
+	}
+	return fmt.Errorf("HTTP %s: %s: %s", a.status, problem.Reason, problem.Detail)
 }
 
 // ask makes one request.
