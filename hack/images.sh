@@ -2,6 +2,8 @@
 # Builds the images as OCI archives dist/NAME.tar, each with one manifest an architecture:
 #   ARCHES="amd64 arm64" VERSION=v1.2.3 hack/images.sh
 # DIST is where binaries and archives go, dist by default. GOFIPS140, which Go reads, makes a FIPS build (make images-fips).
+#   hack/images.sh COMMIT
+# builds those of an older commit, with the tag COMMIT, and leaves them with its chart in dist/COMMIT, unless they are there already.
 # The binaries are cross-compiled by Go and copied onto scratch, so nothing is emulated, pulled or run, with the licences of all
 # that is linked into them. The same source gives the same archives, byte for byte.
 set -euo pipefail
@@ -14,6 +16,26 @@ dist=${DIST:-dist}
 mkdir -p "$dist"
 exec 9>"$dist/.lock"
 flock 9
+
+# older COMMIT: by the script that the commit has itself, in a folder of its own.
+older() {
+	local commit=$1
+	[[ ! -d $dist/$commit ]] || return 0
+	git cat-file -e "$commit^{commit}" || { echo "Commit $commit is not in this clone: fetch it, for example with git fetch --unshallow." >&2 && return 1; }
+	source=$(mktemp -d -p "$dist" .older.XXXXXX) # with a dot, so that no tool of Go looks into it
+	trap 'rm -rf "$source"' EXIT
+	git archive "$commit" | tar --extract --directory "$source"
+	(cd "$source" && env -u DIST VERSION="$commit" hack/images.sh)
+	mkdir "$source/done"
+	mv "$source"/dist/*.tar "$source/charts/datakeys" "$source/done/"
+	mv "$source/done" "$dist/$commit" # all of it or nothing
+	rm -rf "$source"
+}
+
+if (($# > 0)); then
+	older "$1"
+	exit
+fi
 
 command -v buildah >/dev/null || hack/apt.sh buildah
 

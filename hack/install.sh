@@ -7,9 +7,12 @@
 #
 # DATAKEYS_CLUSTER is the state folder of the local Kubernetes (see hack/cluster); the default is .cluster.
 # DATAKEYS_KUBECONFIG names another cluster for the chart, one whose nodes have the images already.
+# DIST is another folder with images and CHART another chart: those of an older commit (hack/images.sh COMMIT) are dist/COMMIT and
+# dist/COMMIT/datakeys.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-archives=(dist/manager.tar dist/sidecar.tar dist/demo-reader.tar)
+dist=${DIST:-dist}
+archives=("$dist/manager.tar" "$dist/sidecar.tar" "$dist/demo-reader.tar")
 kubeconfig=${DATAKEYS_KUBECONFIG:-${DATAKEYS_CLUSTER:-.cluster}/kubeconfig}
 
 up() {
@@ -25,7 +28,7 @@ chart() {
 	helm=$(go run ./hack/cluster bin helm)
 	# The images always have the tag dev: their fingerprint in an annotation lets Kubernetes see that their content changed.
 	images=$(sha256sum "${archives[@]}" | sha256sum | head -c 16)
-	"$helm" upgrade --install datakeys charts/datakeys --kubeconfig="$kubeconfig" --namespace=datakeys-system --create-namespace \
+	"$helm" upgrade --install datakeys "${CHART:-charts/datakeys}" --kubeconfig="$kubeconfig" --namespace=datakeys-system --create-namespace \
 		--set-string=podAnnotations.checksum/images="$images" --wait --timeout=3m "$@"
 }
 
@@ -34,7 +37,7 @@ all) up && chart ;;
 up) up ;;
 chart) chart "${@:2}" ;;
 *)
-	sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+	sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
 	exit 2
 	;;
 esac
