@@ -67,7 +67,6 @@ type lifeWant struct {
 	versions    int32   // of the master key; the newest is the primary one
 	wrappedBy   int32   // wraps every generation; 0: the primary version
 	generations []int32 // of each data key
-	state       v1alpha1.MasterKeyState
 }
 
 var lifeRequests = []string{"orders", "signing"}
@@ -557,7 +556,7 @@ func (l *life) judge(end condition) error {
 	if r.opened == 0 {
 		err = errors.Join(err, errors.New("nothing was opened: the story is not told"))
 	}
-	return errors.Join(l.broken, err, r.checkReady(), end(l, last))
+	return errors.Join(l.broken, err, r.checkReady(l.t.Context()), end(l, last))
 }
 
 // Whatever becomes of any single write of any operation of the lifecycle, or of the manager that makes it: at every moment every
@@ -628,8 +627,8 @@ func TestLifecycleFindsTwoWritesTurnedAround(t *testing.T) {
 	}
 }
 
-// changeMaterial returns a client that has a material written in more than one write, those of change, which nil leaves to one write.
-func changeMaterial(c client.WithWatch, change func(was, is *corev1.Secret) (first *corev1.Secret), live client.Reader) client.WithWatch {
+// changeMaterial lets each write of material come after one more, which change returns; nil: there is none.
+func changeMaterial(c client.WithWatch, live client.Reader, change func(was, is *corev1.Secret) (first *corev1.Secret)) client.WithWatch {
 	return interceptor.NewClient(c, interceptor.Funcs{
 		Update: func(ctx context.Context, c client.WithWatch, object client.Object, options ...client.UpdateOption) error {
 			secret, ok := object.(*corev1.Secret)
@@ -653,19 +652,19 @@ func changeMaterial(c client.WithWatch, change func(was, is *corev1.Secret) (fir
 
 // primaryFirst turns the two writes of a rotation around: the record names the new version before the version is written.
 func primaryFirst(c client.WithWatch, live client.Reader) client.WithWatch {
-	return changeMaterial(c, func(was, is *corev1.Secret) *corev1.Secret {
+	return changeMaterial(c, live, func(was, is *corev1.Secret) *corev1.Secret {
 		if was.Data["v2"] != nil || is.Data["v2"] == nil {
 			return nil
 		}
 		is.Data["record"] = bytes.Replace(is.Data["record"], []byte(`"primary":1`), []byte(`"primary":2`), 1)
 		was.Data["record"] = is.Data["record"]
 		return was
-	}, live)
+	})
 }
 
 // servedLast lets a version be the primary one before the request for it counts as served, which is one write otherwise.
 func servedLast(c client.WithWatch, live client.Reader) client.WithWatch {
-	return changeMaterial(c, func(was, is *corev1.Secret) *corev1.Secret {
+	return changeMaterial(c, live, func(was, is *corev1.Secret) *corev1.Secret {
 		served := []byte(`"rotateRequestedAt":"1",`)
 		if bytes.Contains(was.Data["record"], served) || !bytes.Contains(is.Data["record"], served) {
 			return nil
@@ -673,7 +672,7 @@ func servedLast(c client.WithWatch, live client.Reader) client.WithWatch {
 		first := is.DeepCopy()
 		first.Data["record"] = bytes.Replace(is.Data["record"], served, nil, 1)
 		return first
-	}, live)
+	})
 }
 
 // statusFirst lets the status of a DataKeyRequest drop a generation before its Secret does.

@@ -156,8 +156,10 @@ func (w *witness) see(e watch.Event) {
 		if w.newest[nameOf(object)] = versionOf(object); after == nil {
 			w.deletions[nameOf(object)]++
 		}
-		if err := w.laws.check(before, after); err != nil && w.broken == nil {
-			w.broken = fmt.Errorf("%s: %w", nameOf(object), err)
+		if w.broken == nil {
+			if err := w.laws.check(before, after); err != nil {
+				w.broken = fmt.Errorf("%s: %w", nameOf(object), err)
+			}
 		}
 	}
 	close(w.changed)
@@ -233,14 +235,12 @@ func (l *laws) check(before, after client.Object) error {
 	case *corev1.Secret:
 		before, _ := before.(*corev1.Secret)
 		after, _ := after.(*corev1.Secret)
-		switch o.Type {
-		case v1alpha1.SecretTypeMasterKey:
+		if o.Type == v1alpha1.SecretTypeMasterKey {
 			return l.checkMaterial(before, after)
-		case v1alpha1.SecretTypeDataKey:
-			if after != nil && !spoilt(after) {
-				_, err := blobsIn(after)
-				return err
-			}
+		}
+		if o.Type == v1alpha1.SecretTypeDataKey && after != nil && !spoilt(after) {
+			_, err := blobsIn(after)
+			return err
 		}
 	case *v1alpha1.DataKeyRequest:
 		if before, ok := before.(*v1alpha1.DataKeyRequest); ok && after != nil && before.UID == o.UID {
@@ -307,7 +307,7 @@ func (l *laws) checkMaterial(before, after *corev1.Secret) error {
 	var err error
 	if before != nil {
 		if was, err = readMaterial(before); err != nil {
-			return nil // that was told
+			return err
 		}
 	}
 	if after == nil {
@@ -464,7 +464,6 @@ func checkAgree(secret *corev1.Secret, request *v1alpha1.DataKeyRequest) error {
 // service that has only what is durable then.
 type retelling struct {
 	*place
-	ctx context.Context
 
 	now     moment
 	store   *sealtest.Store
@@ -481,24 +480,24 @@ type retelling struct {
 // key was destroyed, as nothing referred to it any more or its terms allowed that.
 func (p *place) retell(ctx context.Context, events []watch.Event) (*retelling, error) {
 	r := &retelling{
-		place: p, ctx: ctx, now: moment{}, store: &sealtest.Store{}, objects: &kmstest.MasterKeys{}, blobs: map[string]envelope.Header{},
+		place: p, now: moment{}, store: &sealtest.Store{}, objects: &kmstest.MasterKeys{}, blobs: map[string]envelope.Header{},
 		first: map[envelope.Scope]envelope.Plaintext{}, specs: map[string]v1alpha1.DataKeyRequestSpec{}, destroyed: map[string]bool{},
 	}
 	var errs []error
 	for _, e := range events {
 		before, after := r.now.put(e)
-		if err := r.next(before, after); err != nil {
+		if err := r.next(ctx, before, after); err != nil {
 			errs = append(errs, fmt.Errorf("%s %s, version %s: %w", e.Type, nameOf(e.Object.(client.Object)), e.Object.(client.Object).GetResourceVersion(), err))
 		}
 	}
 	return r, errors.Join(errs...)
 }
 
-func (r *retelling) next(before, after client.Object) error {
+func (r *retelling) next(ctx context.Context, before, after client.Object) error {
 	switch o := cmp.Or(after, before).(type) {
 	case *corev1.Secret:
 		if o.Namespace == r.system {
-			return r.nextMaterial(before, after)
+			return r.nextMaterial(ctx, before, after)
 		}
 		if o.Type != v1alpha1.SecretTypeDataKey || after == nil || spoilt(o) {
 			return nil
@@ -507,22 +506,22 @@ func (r *retelling) next(before, after client.Object) error {
 		if err != nil {
 			return err
 		}
-		return r.meet(slices.Collect(maps.Values(blobs)))
+		return r.meet(ctx, slices.Collect(maps.Values(blobs)))
 	case *v1alpha1.DataKeyRequest:
 		r.specs[o.Name] = o.Spec
 		var blobs [][]byte
 		for _, g := range o.Status.Generations {
 			blobs = append(blobs, g.CiphertextBlob)
 		}
-		return r.meet(blobs)
+		return r.meet(ctx, blobs)
 	}
 	return nil
 }
 
-func (r *retelling) nextMaterial(before, after client.Object) error {
+func (r *retelling) nextMaterial(ctx context.Context, before, after client.Object) error {
 	if after == nil {
 		r.store.Delete(before.GetName())
-		return r.open(r.blobs)
+		return r.open(ctx, r.blobs)
 	}
 	secret := after.(*corev1.Secret)
 	r.store.Put(seal.Secret{Name: secret.Name, Type: string(secret.Type), Data: secret.Data})
@@ -538,7 +537,7 @@ func (r *retelling) nextMaterial(before, after client.Object) error {
 	if old, ok := before.(*corev1.Secret); ok && maps.EqualFunc(old.Data, secret.Data, bytes.Equal) {
 		return nil
 	}
-	return r.open(r.blobs)
+	return r.open(ctx, r.blobs)
 }
 
 // checkUnreferenced returns an error if something needs a key that was destroyed.
@@ -557,7 +556,7 @@ func (r *retelling) checkUnreferenced(keyID string) error {
 }
 
 // meet opens the blobs that were not there before.
-func (r *retelling) meet(blobs [][]byte) error {
+func (r *retelling) meet(ctx context.Context, blobs [][]byte) error {
 	anew := map[string]envelope.Header{}
 	for _, b := range blobs {
 		if _, known := r.blobs[string(b)]; known {
@@ -570,15 +569,15 @@ func (r *retelling) meet(blobs [][]byte) error {
 		anew[string(b)] = blob.Header
 	}
 	maps.Copy(r.blobs, anew)
-	return r.open(anew)
+	return r.open(ctx, anew)
 }
 
 // open opens blobs with what is durable.
-func (r *retelling) open(blobs map[string]envelope.Header) error {
+func (r *retelling) open(ctx context.Context, blobs map[string]envelope.Header) error {
 	if len(blobs) == 0 {
 		return nil
 	}
-	service, done, err := openService(r.ctx, seal.Config{RootKey: r.seal.RootKey, Store: readOnly{r.store}}, r.objects)
+	service, done, err := openService(ctx, seal.Config{RootKey: r.seal.RootKey, Store: readOnly{r.store}}, r.objects)
 	if err != nil {
 		return err
 	}
@@ -589,7 +588,7 @@ func (r *retelling) open(blobs map[string]envelope.Header) error {
 			continue
 		}
 		spec := r.specs[h.Scope.Name]
-		opened, err := service.Decrypt(r.ctx, r.caller(), kms.DecryptRequest{
+		opened, err := service.Decrypt(ctx, r.caller(), kms.DecryptRequest{
 			CiphertextBlob: []byte(blob), AAD: spec.AAD, EncryptionContext: spec.Context(),
 		})
 		if err != nil {
@@ -608,8 +607,8 @@ func (r *retelling) open(blobs map[string]envelope.Header) error {
 
 // checkReady says that whatever is Ready in the last state opens as the request asks for, with its public key, and that its Secret
 // and its status agree.
-func (r *retelling) checkReady() error {
-	service, done, err := openService(r.ctx, seal.Config{RootKey: r.seal.RootKey, Store: readOnly{r.store}}, r.objects)
+func (r *retelling) checkReady(ctx context.Context) error {
+	service, done, err := openService(ctx, seal.Config{RootKey: r.seal.RootKey, Store: readOnly{r.store}}, r.objects)
 	if err != nil {
 		return err
 	}
@@ -623,7 +622,7 @@ func (r *retelling) checkReady() error {
 			return fmt.Errorf("%s is Ready: %w", request.Name, err)
 		}
 		for _, g := range request.Status.Generations {
-			sealed, err := service.OpenDataKey(r.ctx, kms.DataKey{
+			sealed, err := service.OpenDataKey(ctx, kms.DataKey{
 				MasterKey: kms.MasterKeyRef{KeyID: request.Status.KeyID, Namespace: r.tenant, Name: spec.MasterKeyRef.Name},
 				Namespace: r.tenant, Name: request.Name, Generation: g.Generation,
 				Length: spec.Length(), KeyPairSpec: string(spec.KeyPairSpec), EncryptionContext: spec.Context(), AAD: spec.AAD,
