@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"context"
-	"path/filepath"
 	"testing"
 )
 
@@ -21,6 +20,7 @@ func TestHelmInstall(t *testing.T) {
 			"an unlabelled pod is untouched":      unlabelledPodIsUntouched,
 			"a ServiceAccount without permission": serviceAccountWithoutPermission,
 			"a data key that comes late":          dataKeyThatComesLate,
+			"a key is disabled for a while":       keyIsDisabledForAWhile,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
@@ -31,6 +31,11 @@ func TestHelmInstall(t *testing.T) {
 	t.Run("the leader is killed while requests are made", leaderIsKilledWhileRequestsAreMade)
 	t.Run("the root key is changed", rootKeyIsChanged)
 	t.Run("what a sidecar costs", sidecarCost)
+	t.Run("drills", func(t *testing.T) { // the last one ends every MasterKey of the cluster
+		t.Run("a MasterKey is deleted", masterKeyIsDeleted)
+		t.Run("a namespace is deleted", namespaceIsDeleted)
+		t.Run("the custom resource definitions are deleted", definitionsAreDeleted)
+	})
 	t.Run("nothing leaked", nothingLeaked)
 }
 
@@ -52,7 +57,7 @@ func TestKustomizeInstall(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c, err := connect(filepath.Join(root, state, "kubeconfig"))
+	c, err := connect(state)
 	if err != nil {
 		t.Fatal(err)
 	}

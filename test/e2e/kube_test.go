@@ -3,11 +3,13 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -35,13 +37,14 @@ const patience = 4 * time.Minute
 
 // cluster is the cluster under test.
 type cluster struct {
+	state  string // its folder, at the root of the checkout
 	config *rest.Config
 	client client.WithWatch
 	set    kubernetes.Interface
 }
 
-func connect(kubeconfig string) (*cluster, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+func connect(state string) (*cluster, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", filepath.Join(root, state, "kubeconfig"))
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +61,7 @@ func connect(kubeconfig string) (*cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &cluster{config: config, client: c, set: set}, nil
+	return &cluster{state: state, config: config, client: c, set: set}, nil
 }
 
 // namespace makes a namespace that enforces the given Pod Security Standard and ends with the test.
@@ -207,14 +210,20 @@ func (c *cluster) waitEvent(t *testing.T, namespace, name, text string, reasons 
 
 // exec runs a command in a container and returns what it printed. Its output is in no log: it may be secret.
 func (c *cluster) exec(ctx context.Context, namespace, pod, container string, command ...string) (stdout, stderr []byte, err error) {
+	return c.feed(ctx, nil, namespace, pod, container, command...)
+}
+
+// feed is exec with a standard input, where that is not nil.
+func (c *cluster) feed(ctx context.Context, stdin io.Reader, namespace, pod, container string, command ...string) (stdout, stderr []byte, err error) {
+	options := &corev1.PodExecOptions{Container: container, Command: command, Stdin: stdin != nil, Stdout: true, Stderr: true}
 	request := c.set.CoreV1().RESTClient().Post().Resource("pods").Namespace(namespace).Name(pod).SubResource("exec").
-		VersionedParams(&corev1.PodExecOptions{Container: container, Command: command, Stdout: true, Stderr: true}, clientgoscheme.ParameterCodec)
+		VersionedParams(options, clientgoscheme.ParameterCodec)
 	executor, err := remotecommand.NewWebSocketExecutor(c.config, "GET", request.URL().String())
 	if err != nil {
 		return nil, nil, err
 	}
 	var out, errOut bytes.Buffer
-	err = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &out, Stderr: &errOut})
+	err = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: stdin, Stdout: &out, Stderr: &errOut})
 	return out.Bytes(), errOut.Bytes(), err
 }
 
@@ -230,6 +239,38 @@ func (c *cluster) logs(t *testing.T, namespace, pod, container string) string {
 		t.Fatalf("logs of %s/%s: %v", pod, container, err)
 	}
 	return string(b)
+}
+
+// spoken is what a container prints, line by line, from its start on.
+type spoken struct {
+	pod    string
+	stream io.ReadCloser
+	lines  *bufio.Scanner
+}
+
+func (c *cluster) listen(t *testing.T, namespace, pod, container string) *spoken {
+	t.Helper()
+	stream, err := c.set.CoreV1().Pods(namespace).GetLogs(pod, &corev1.PodLogOptions{Container: container, Follow: true}).Stream(t.Context())
+	if err != nil {
+		t.Fatalf("logs of %s/%s: %v", pod, container, err)
+	}
+	t.Cleanup(func() { _ = stream.Close() })
+	return &spoken{pod, stream, bufio.NewScanner(stream)}
+}
+
+// waitLine waits for the next line that is as wanted.
+func (s *spoken) waitLine(t *testing.T, what string, wanted func(string) bool) string {
+	t.Helper()
+	timer := time.AfterFunc(patience, func() { _ = s.stream.Close() })
+	defer timer.Stop()
+	last := ""
+	for s.lines.Scan() {
+		if last = s.lines.Text(); wanted(last) {
+			return last
+		}
+	}
+	t.Fatalf("pod %s did not print %s within %v; the last that it printed is %q (%v)", s.pod, what, patience, last, s.lines.Err())
+	return ""
 }
 
 // describe prints what a person would look at after a failure.

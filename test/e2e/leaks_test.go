@@ -88,25 +88,32 @@ func search(folders []string, secrets map[string][]byte) (found []string, bytesR
 	return found, bytesRead, nil
 }
 
-// nothingLeaked searches what etcd stores, all logs and all events of the run for every data key that a test has opened and every
-// master key, and finds a random value that was planted in the data files of etcd and in a log.
+// nothingLeaked is searchForLeaks after everything else.
 func nothingLeaked(t *testing.T) {
+	if dataKeys, masterKeys := searchForLeaks(t); dataKeys < 10 || masterKeys < 5 {
+		t.Fatalf("only %d data keys and %d master keys were looked for: the other tests have to run first", dataKeys, masterKeys)
+	}
+}
+
+// searchForLeaks searches what etcd stores, all logs and all events of the run for every data key that a test has opened and every
+// version of every master key, and finds a random value that was planted in the data files of etcd and in a log. It returns how many it
+// looked for.
+func searchForLeaks(t *testing.T) (dataKeys, masterKeys int) {
+	t.Helper()
 	secrets := map[string][]byte{}
 	seenPlaintexts.Range(func(name, key any) bool {
 		secrets[name.(string)] = key.([]byte)
 		return true
 	})
-	dataKeys := len(secrets)
+	dataKeys = len(secrets)
 	var materials corev1.SecretList
 	if err := kube.client.List(t.Context(), &materials, client.InNamespace(systemNamespace), client.MatchingFields{"type": string(v1alpha1.SecretTypeMasterKey)}); err != nil {
 		t.Fatal(err)
 	}
 	for _, material := range materials.Items {
-		_, key := masterKeyMaterial(t, kube, material.Name)
-		secrets["master key "+material.Name] = key.AppendTo(insecuresecret.Token{}, nil)
-	}
-	if dataKeys < 10 || len(materials.Items) < 5 {
-		t.Fatalf("only %d data keys and %d master keys to look for: the other tests have to run first", dataKeys, len(materials.Items))
+		for version, key := range masterKeyMaterials(t, kube, material.Name) {
+			secrets[fmt.Sprintf("master key %s, version %d", material.Name, version)] = key.AppendTo(insecuresecret.Token{}, nil)
+		}
 	}
 
 	planted := make([]byte, 32)
@@ -124,7 +131,8 @@ func nothingLeaked(t *testing.T) {
 		return len(p.Status.ContainerStatuses) > 0 && (p.Status.ContainerStatuses[0].State.Terminated != nil || p.Status.ContainerStatuses[0].LastTerminationState.Terminated != nil)
 	})
 
-	stored, logged := filepath.Join(root, state, "etcd"), []string{filepath.Join(root, state, "log"), filepath.Join(root, state, "podlogs")}
+	folder := func(name string) string { return filepath.Join(root, kube.state, name) }
+	stored, logged := folder("etcd"), []string{folder("log"), folder("podlogs")}
 	for what, folders := range map[string][]string{"etcd": {stored}, "the logs": logged} {
 		found, read, err := search(folders, map[string][]byte{"the planted value": planted})
 		if err != nil {
@@ -158,7 +166,9 @@ func nothingLeaked(t *testing.T) {
 	for _, leak := range append(found, inEvents...) {
 		t.Error(leak)
 	}
-	t.Logf("looked for %d data keys and %d master keys in %d MB of etcd and logs and in %d events", dataKeys, len(materials.Items), read>>20, len(events.Items))
+	t.Logf("looked for %d data keys and %d versions of %d master keys in %d MB of etcd and logs and in %d events",
+		dataKeys, len(secrets)-dataKeys, len(materials.Items), read>>20, len(events.Items))
+	return dataKeys, len(materials.Items)
 }
 
 func TestSearchFindsEverySpelling(t *testing.T) {

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"testing"
 
 	"github.com/go-logr/logr"
@@ -25,7 +24,7 @@ const (
 	state = ".cluster-e2e"
 )
 
-// kube is the cluster with the Helm install.
+// kube is the cluster with the Helm install. Tests that do not run beside others may put a cluster of their own in its place.
 var kube *cluster
 
 func TestMain(m *testing.M) {
@@ -50,7 +49,7 @@ func runTests(m *testing.M) (code int, err error) {
 	if err := run(ctx, state, "hack/install.sh"); err != nil {
 		return 1, err
 	}
-	if kube, err = connect(filepath.Join(root, state, "kubeconfig")); err != nil {
+	if kube, err = connect(state); err != nil {
 		return 1, err
 	}
 	return m.Run(), nil

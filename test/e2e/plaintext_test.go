@@ -41,8 +41,8 @@ func (secrets) List(context.Context, string) ([]string, error) { return nil, nil
 
 func (secrets) Any(context.Context, string) (bool, error) { return true, nil }
 
-// masterKeyMaterial unseals version 1 of a master key, as only the key service does otherwise.
-func masterKeyMaterial(t *testing.T, c *cluster, keyID string) (envelope.MaterialID, envelope.Material) {
+// masterKeyMaterials unseals all versions of a master key, as only the key service does otherwise.
+func masterKeyMaterials(t *testing.T, c *cluster, keyID string) map[uint32]envelope.Material {
 	t.Helper()
 	keyring, err := sealtest.OpenEmbedded(t.Context(), secrets{c})
 	if err != nil {
@@ -56,11 +56,18 @@ func masterKeyMaterial(t *testing.T, c *cluster, keyID string) (envelope.Materia
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, materialID, material, err := keyring.Unseal(t.Context(), id, 1, sealed.Data[seal.VersionEntry(1)])
-	if err != nil {
-		t.Fatalf("unseal master key %s: %v", keyID, err)
+	materials := map[uint32]envelope.Material{}
+	for version := uint32(1); len(sealed.Data[seal.VersionEntry(version)]) > 0; version++ {
+		_, _, material, err := keyring.Unseal(t.Context(), id, version, sealed.Data[seal.VersionEntry(version)])
+		if err != nil {
+			t.Fatalf("unseal version %d of master key %s: %v", version, keyID, err)
+		}
+		materials[version] = material
 	}
-	return materialID, material
+	if len(materials) == 0 {
+		t.Fatalf("there is no material of master key %s", keyID)
+	}
+	return materials
 }
 
 // plaintext opens a blob as only the key service does otherwise.
@@ -70,7 +77,10 @@ func plaintext(t *testing.T, c *cluster, blob []byte, ad envelope.AssociatedData
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, material := masterKeyMaterial(t, c, parsed.Header.KeyID.String())
+	material, found := masterKeyMaterials(t, c, parsed.Header.KeyID.String())[parsed.Header.KeyVersion]
+	if !found {
+		t.Fatalf("there is no version %d of master key %s", parsed.Header.KeyVersion, parsed.Header.KeyID)
+	}
 	p, err := material.Open(parsed, ad)
 	if err != nil {
 		t.Fatalf("open the blob: %v", err)
@@ -78,8 +88,16 @@ func plaintext(t *testing.T, c *cluster, blob []byte, ad envelope.AssociatedData
 	return p.AppendTo(insecuresecret.Token{}, nil)
 }
 
-// plaintextOf opens the blob in the Secret of a DataKeyRequest, and makes sure that the status has the same blob.
+// plaintextOf opens the newest generation of a data key.
 func plaintextOf(t *testing.T, namespace, name string) []byte {
+	t.Helper()
+	all := plaintextsOf(t, namespace, name)
+	return all[int32(len(all))]
+}
+
+// plaintextsOf opens the blobs in the Secret of a DataKeyRequest of which no generation was dropped, by generation, and makes sure that
+// the status has the same blobs.
+func plaintextsOf(t *testing.T, namespace, name string) map[int32][]byte {
 	t.Helper()
 	key := client.ObjectKey{Namespace: namespace, Name: name}
 	var secret corev1.Secret
@@ -90,13 +108,24 @@ func plaintextOf(t *testing.T, namespace, name string) []byte {
 	if err := kube.client.Get(t.Context(), key, &request); err != nil {
 		t.Fatal(err)
 	}
-	blob := secret.Data[v1alpha1.SecretKeyCiphertextBlob]
-	if len(request.Status.Generations) != 1 || string(request.Status.Generations[0].CiphertextBlob) != string(blob) {
-		t.Fatalf("DataKeyRequest %s and its Secret do not hold the same blob", key)
+	generations := request.Status.Generations
+	if len(generations) == 0 || secret.Data[v1alpha1.SecretKeyOf(v1alpha1.SecretKeyCiphertextBlob, int32(len(generations)))] != nil {
+		t.Fatalf("DataKeyRequest %s has %d generations, and its Secret more", key, len(generations))
 	}
-	b := plaintext(t, kube, blob, envelope.AssociatedData{Context: request.Spec.Context(), Raw: request.Spec.AAD})
-	seenPlaintexts.Store("data key "+key.String(), b)
-	return b
+	opened := map[int32][]byte{}
+	for i, g := range generations {
+		entry := v1alpha1.SecretKeyCiphertextBlob
+		if i > 0 {
+			entry = v1alpha1.SecretKeyOf(entry, g.Generation)
+		}
+		blob := secret.Data[entry]
+		if int(g.Generation) != len(generations)-i || string(g.CiphertextBlob) != string(blob) {
+			t.Fatalf("DataKeyRequest %s and its Secret do not hold the same blob of generation %d of %d", key, g.Generation, len(generations))
+		}
+		opened[g.Generation] = plaintext(t, kube, blob, envelope.AssociatedData{Context: request.Spec.Context(), Raw: request.Spec.AAD})
+		seenPlaintexts.Store(fmt.Sprintf("data key %s, generation %d", key, g.Generation), opened[g.Generation])
+	}
+	return opened
 }
 
 // seenPlaintexts are the data keys that the tests have opened, by name: the search for leaks looks for them.

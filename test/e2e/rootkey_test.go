@@ -154,7 +154,7 @@ func rootKeyStatus(t *testing.T) string {
 // install upgrades the chart, and waits until every replica runs with the new values.
 func install(t *testing.T, args ...string) {
 	t.Helper()
-	if err := run(t.Context(), state, "hack/install.sh", append([]string{"chart"}, args...)...); err != nil {
+	if err := run(t.Context(), kube.state, "hack/install.sh", append([]string{"chart"}, args...)...); err != nil {
 		t.Fatal(err)
 	}
 }
