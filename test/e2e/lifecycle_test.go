@@ -228,33 +228,31 @@ func waitRotated(t *testing.T, namespace, request string, version, generation in
 	})
 }
 
-// keyIsDisabledForAWhile disables a master key: a pod that reads its data key is refused it, and so is one that comes meanwhile. Both
-// have it when the key is enabled again.
+// keyIsDisabledForAWhile disables a master key: a pod that comes meanwhile is refused its data key, and has it when the key is enabled
+// again.
 func keyIsDisabledForAWhile(t *testing.T) {
 	namespace := tenant(t, "restricted", "orders")
-	start := func(name string) *spoken {
-		p := pod(namespace, name, "orders")
-		p.Spec = podSpec("serve", "orders")
-		p.Annotations[v1alpha1.AnnotationWait] = "false"
-		kube.create(t, p)
-		kube.waitPodReady(t, namespace, name)
-		return kube.listen(t, namespace, name, "app")
-	}
 	want := plaintextSHA256(t, namespace, "orders")
-	has := func(line string) bool { return line == want }
-	refused := func(line string) bool { return strings.HasPrefix(line, "HTTP 403 Forbidden: MasterKeyState: ") }
-
-	first := start("first")
-	first.waitLine(t, "the data key", has)
 	mergePatch(t, &v1alpha1.MasterKey{}, namespace, "orders", `{"spec":{"state":"Disabled"}}`)
 	kube.waitFor(t, &v1alpha1.MasterKeyList{}, namespace, "MasterKey orders Disabled", func(o client.Object) bool {
 		ready := apimeta.FindStatusCondition(o.(*v1alpha1.MasterKey).Status.Conditions, v1alpha1.ConditionReady)
 		return ready != nil && ready.Reason == v1alpha1.ReasonDisabled
 	})
-	second := start("second")
-	t.Log(first.waitLine(t, "a refusal", refused))
-	second.waitLine(t, "a refusal", refused)
+	said := startServing(t, namespace, "orders")
+	t.Log(said.waitLine(t, "a refusal", func(line string) bool {
+		return strings.HasPrefix(line, "HTTP 403 Forbidden: MasterKeyState: ") && strings.Contains(line, "is Disabled")
+	}))
 	mergePatch(t, &v1alpha1.MasterKey{}, namespace, "orders", `{"spec":{"state":"Enabled"}}`)
-	first.waitLine(t, "the data key again", has)
-	second.waitLine(t, "the data key", has)
+	said.waitLine(t, "the data key", func(line string) bool { return line == want })
+}
+
+// startServing starts a pod that says all the time whether it has a data key, and does not wait for it, and returns what it says.
+func startServing(t *testing.T, namespace, dataKey string) *spoken {
+	t.Helper()
+	p := pod(namespace, "serving", dataKey)
+	p.Spec = podSpec("serve", dataKey)
+	p.Annotations[v1alpha1.AnnotationWait] = "false"
+	kube.create(t, p)
+	kube.waitPodReady(t, namespace, p.Name)
+	return kube.listen(t, namespace, p.Name, "app")
 }
