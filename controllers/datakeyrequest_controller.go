@@ -137,9 +137,9 @@ func (r *dataKeyRequestReconciler) reconcileDataKey(ctx context.Context, request
 		return view, err
 	}
 	if inStatus.state == blobAbsent {
-		// What there is now is as new as anybody can have asked for.
+		// A data key that is made is as new as anybody can have asked for, and of one that is adopted nobody knows what was served: a
+		// restored request is not rotated for that.
 		view.rotateRequestedAt = requested(request.Annotations[v1alpha1.AnnotationRotateRequestedAt])
-		view.rewrapRequestedAt = requested(request.Annotations[v1alpha1.AnnotationRewrapRequestedAt])
 	}
 	for round := range 2 { // the second round meets a Secret that another manager made after the first one looked
 		secret, inSecret, err := r.lookAtSecret(ctx, request, view.key, inStatus, round > 0)
@@ -193,7 +193,10 @@ func (r *dataKeyRequestReconciler) act(
 	ctx context.Context, request *v1alpha1.DataKeyRequest, view *dataKeyView, inStatus, inSecret found, secret *corev1.Secret,
 ) error {
 	key := view.key
-	all, lost := merge(inStatus, inSecret, r.clocks.Now())
+	all, lost := merge(inStatus, inSecret)
+	if err := r.date(ctx, all); err != nil {
+		return err
+	}
 	tell := func(reason, format string, args ...any) {
 		view.told = append(view.told, newNotice(request, corev1.EventTypeNormal, reason, format, args...))
 	}
@@ -207,6 +210,7 @@ func (r *dataKeyRequestReconciler) act(
 		if view.generations, err = r.createSecret(ctx, key, generations{one}); err != nil {
 			return err
 		}
+		view.rewrapRequestedAt = requested(request.Annotations[v1alpha1.AnnotationRewrapRequestedAt])
 		tell(v1alpha1.ReasonCreated, "made generation %d of the data key, under version %d of master key %s",
 			one.number(), one.sealed.KeyVersion, key.MasterKey.KeyID)
 		return nil
@@ -310,7 +314,31 @@ func (r *dataKeyRequestReconciler) generate(ctx context.Context, request *v1alph
 	if err != nil {
 		return generation{}, dataKeyError(key, err)
 	}
-	return generation{sealed, r.clocks.Now()}, nil
+	one := generations{{sealed: sealed}}
+	err = r.date(ctx, one)
+	return one[0], err
+}
+
+// date dates the generations that have no date yet, by the later of the two clocks: one that is dated too early would let older ones be
+// dropped before their time. The date of a first generation keeps nothing, and asks nobody.
+func (r *dataKeyRequestReconciler) date(ctx context.Context, of generations) error {
+	var now time.Time
+	for i := range of {
+		switch {
+		case !of[i].createdAt.IsZero():
+			continue
+		case !now.IsZero():
+		case len(of) == 1 && of[i].number() == firstGeneration:
+			now = r.clocks.Now()
+		default:
+			var err error
+			if _, now, err = r.clocks.both(ctx); err != nil {
+				return err
+			}
+		}
+		of[i].createdAt = now
+	}
+	return nil
 }
 
 // createSecret makes the Secret and opens what the API server says that it stored.

@@ -50,7 +50,8 @@ func (r *dataKeyRequestReconciler) rewrap(ctx context.Context, request *v1alpha1
 		return say(v1alpha1.ReasonManual, "%d of %d generations are wrapped by an older version than the primary version %d: set the annotation %s to any new value",
 			behind, len(view.generations), view.primary, v1alpha1.AnnotationRewrapRequestedAt)
 	}
-	if behind > 0 {
+	// The key service knows the primary version itself: what is asked for does not depend on what the cache says of it.
+	if behind > 0 || asked != "" && asked != view.rewrapRequestedAt {
 		if wait := r.rewraps.wait(ctrl.Request{NamespacedName: client.ObjectKeyFromObject(request)}); wait > 0 {
 			view.look = r.clocks.Now().Add(wait)
 			return say(v1alpha1.ReasonRewrapping, "%d of %d generations wait to be wrapped anew", behind, len(view.generations))

@@ -203,13 +203,12 @@ func (r *dataKeyRequestReconciler) open(ctx context.Context, key DataKey, blob [
 
 // merge is every generation that opens anywhere. Where both places have a generation, the status wins: whoever may edit the Secret
 // could put an older blob of the same scope there. What only the Secret has is taken over, so that a status that was edited or
-// restored loses nothing. lost are the numbers of those that open nowhere.
-func merge(status, secret found, now time.Time) (all generations, lost []int32) {
+// restored loses nothing, and has no date yet. lost are the numbers of those that open nowhere.
+func merge(status, secret found) (all generations, lost []int32) {
 	all = slices.Clone(status.generations)
 	for _, g := range secret.generations {
 		if all.find(g.number()) == nil {
-			g.createdAt = now
-			all = all.with(g)
+			all = all.with(generation{sealed: g.sealed})
 		}
 	}
 	for _, number := range status.broken {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -188,10 +189,12 @@ func masterKeyError(ref MasterKeyRef, err error) error {
 // long as it speaks of the same key.
 func (r *masterKeyReconciler) status(key *v1alpha1.MasterKey, view masterKeyView, problem *problem) (v1alpha1.MasterKeyStatus, bool) {
 	next := *key.Status.DeepCopy()
-	if keyID := key.KeyID(); next.KeyID != keyID && v1alpha1.IsKeyID(keyID) && (problem == nil || problem.reason != v1alpha1.ReasonInvalidKeyID) {
+	_, annotated := key.Annotations[v1alpha1.AnnotationKeyID] // without it, a key that has no material yet has no key ID
+	if keyID := key.KeyID(); next.KeyID != keyID && v1alpha1.IsKeyID(keyID) && annotated {
 		next = v1alpha1.MasterKeyStatus{KeyID: keyID, Conditions: next.Conditions}
 	}
 	next.State = stateOf(key)
+	next.Aliases = slices.DeleteFunc(next.Aliases, func(alias string) bool { return !slices.Contains(key.Spec.Aliases, alias) })
 	next.NextRotationTime, next.DeletionTime = metav1.Time{}, metav1.Time{}
 	if problem != nil && problem.reason == v1alpha1.ReasonDestroyed {
 		next.State = v1alpha1.MasterKeyStateDestroyed

@@ -195,7 +195,7 @@ func TestMasterKey(t *testing.T) {
 		"a key service that cannot work is tried again, and its error stays in the log": {
 			objects:    []client.Object{masterKey()},
 			keyErr:     errors.New("dial 10.0.0.1: detail"),
-			wantPatch:  patchOf("7", condition("False", "KeyServiceUnavailable", unavailable).WithKeyID(keyUID)),
+			wantPatch:  patchOf("7", condition("False", "KeyServiceUnavailable", unavailable)),
 			wantEvents: []string{"Warning KeyServiceUnavailable " + unavailable},
 			wantErr:    "detail",
 		},

@@ -67,6 +67,14 @@ func (r *masterKeyReconciler) destroyWhenDue(ctx context.Context, key *v1alpha1.
 		return pendingError{Reason: v1alpha1.ReasonPendingDeletion, Wanted: true, Message: fmt.Sprintf(
 			"the material is destroyed at %s; set spec.state to Enabled or Disabled before then to keep it", due.UTC().Format(time.RFC3339))}
 	}
+	// The cache may be older than a change of mind, and what follows cannot be undone.
+	live := &v1alpha1.MasterKey{}
+	if err := r.reader.Get(ctx, client.ObjectKeyFromObject(key), live); err != nil {
+		return fmt.Errorf("read the MasterKey again: %w", err)
+	}
+	if live.UID != key.UID || live.Generation != key.Generation || live.KeyID() != ref.KeyID {
+		return errors.New("the MasterKey is another one than the cache says: its material is not destroyed")
+	}
 	destroyed, err := destroy(ctx, r.keyService, r.reader, r.clocks, ref, view.info)
 	if err != nil {
 		return err

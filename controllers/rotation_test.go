@@ -234,7 +234,7 @@ func TestMerge(t *testing.T) {
 		"a status that says there is a newer one is lost": {lacks(has(blobOpens, 1), 9), has(blobOpens, 1), []int32{1}, []int32{9}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			all, lost := merge(tc.status, tc.secret, day)
+			all, lost := merge(tc.status, tc.secret)
 			var got []int32
 			for _, g := range all {
 				got = append(got, g.number())
