@@ -107,6 +107,7 @@ func (r *dataKeyRequestReconciler) reconcile(ctx context.Context, req ctrl.Reque
 	if changed && len(told) == 0 {
 		told = append(told, readyEvent(request, problem, readyDataKey(view)))
 	}
+	told = append(told, troubles(request, request.Status.Conditions, status.Conditions)...)
 	if err == nil {
 		err = view.failed // apply patch, requeue with back-off
 	}
@@ -537,7 +538,7 @@ func dataKeyError(key DataKey, err error) error {
 			"spec.keyPairSpec is %s, which this installation does not offer because it runs in FIPS 140-3 mode: make a DataKeyRequest with another keyPairSpec",
 			key.KeyPairSpec)}
 	}
-	for _, unusable := range []error{ErrInvalidKeyID, ErrMaterialMissing, ErrMaterialConflict, ErrMaterialBroken} {
+	for _, unusable := range []error{ErrInvalidKeyID, ErrMaterialMissing, ErrMaterialConflict, ErrMaterialBroken, ErrMaterialDestroyed} {
 		if errors.Is(err, unusable) {
 			return keyServiceError{v1alpha1.ReasonMasterKeyNotReady, fmt.Sprintf("MasterKey %s/%s: %v", key.MasterKey.Namespace, key.MasterKey.Name, unusable), err}
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -94,7 +95,9 @@ func (r *dataKeyRequestReconciler) holdsDataKey(ctx context.Context, request *v1
 	switch {
 	case err == nil:
 		return true, nil
-	case errors.Is(err, ErrBlobRefused), errors.Is(err, ErrMaterialMissing), errors.Is(err, ErrMaterialConflict), errors.Is(err, ErrMaterialBroken):
+	case slices.ContainsFunc([]error{
+		ErrBlobRefused, ErrKeyVersionMissing, ErrMaterialMissing, ErrMaterialConflict, ErrMaterialBroken, ErrMaterialDestroyed,
+	}, func(opensNoMore error) bool { return errors.Is(err, opensNoMore) }):
 		return false, nil
 	default:
 		return false, err

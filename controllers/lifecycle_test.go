@@ -225,7 +225,8 @@ func TestRotationByTime(t *testing.T) {
 	expect(t, "primary version just before", *l.key(t).Status.PrimaryVersion, int32(1))
 
 	l.clock.SetTime(now.AddDate(1, 0, 0))
-	l.settle(t)
+	told := l.settle(t)
+	expect(t, "events", len(told) == 1 && strings.HasPrefix(told[0], "Warning ClocksDisagree "), true)
 	expect(t, "primary version after the manager's clock jumped", *l.key(t).Status.PrimaryVersion, int32(1))
 	expect(t, "Rotated", condition(l.key(t).Status.Conditions, "Rotated"), "False ClocksDisagree")
 	expect(t, "Ready", condition(l.key(t).Status.Conditions, "Ready"), "True Ready")

@@ -86,12 +86,13 @@ func (r *masterKeyReconciler) reconcile(ctx context.Context, req ctrl.Request) (
 	}
 	status, changed := r.status(key, view, problem)
 	told := view.told
-	if before, after := meta.FindStatusCondition(key.Status.Conditions, v1alpha1.ConditionRewrapped), meta.FindStatusCondition(status.Conditions, v1alpha1.ConditionRewrapped); after != nil &&
-		before != nil && before.Status == metav1.ConditionFalse && after.Status == metav1.ConditionTrue {
-		told = append(told, newNotice(key, corev1.EventTypeNormal, after.Reason, "%s", after.Message))
-	}
 	if changed && len(view.told) == 0 {
 		told = append(told, readyEvent(key, problem, readyMasterKey(view.info)))
+	}
+	told = append(told, troubles(key, key.Status.Conditions, status.Conditions)...)
+	if rewrapped := meta.FindStatusCondition(status.Conditions, v1alpha1.ConditionRewrapped); rewrapped != nil && rewrapped.Status == metav1.ConditionTrue &&
+		meta.IsStatusConditionFalse(key.Status.Conditions, v1alpha1.ConditionRewrapped) {
+		told = append(told, newNotice(key, corev1.EventTypeNormal, rewrapped.Reason, "%s", rewrapped.Message))
 	}
 	if err == nil {
 		err = view.failed // apply patch, requeue with back-off

@@ -121,6 +121,19 @@ func readyEvent(object runtime.Object, problem *problem, readyMessage string) no
 	return newNotice(object, corev1.EventTypeNormal, v1alpha1.ReasonReady, "%s", readyMessage)
 }
 
+// troubles tells of what went wrong beside Ready: a rotation that cannot be done, an alias that another has. Once, and again for another
+// reason.
+func troubles(object runtime.Object, before, after []metav1.Condition) []notice {
+	var told []notice
+	for _, kind := range []string{v1alpha1.ConditionRotated, v1alpha1.ConditionAliasesHeld} {
+		was, is := meta.FindStatusCondition(before, kind), meta.FindStatusCondition(after, kind)
+		if is != nil && is.Status == metav1.ConditionFalse && (was == nil || was.Status != is.Status || was.Reason != is.Reason) {
+			told = append(told, newNotice(object, corev1.EventTypeWarning, is.Reason, "%s", is.Message))
+		}
+	}
+	return told
+}
+
 // finish writes the status, even after an error, and then emits the events. With nil for patch there is no status to write.
 // The resourceVersion in the patch makes a status that was decided from an older reading fail instead of overwriting a newer
 // one; taking fields over from other owners is safe for the same reason.

@@ -196,12 +196,12 @@ type DataKeyRotation struct {
 	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$') && self != '' && duration(self) >= duration('1h') && duration(self) <= duration('87600h')",message="interval is 1h to 87600h, in whole hours, minutes and seconds, such as 2160h or 1h30m"
 	Interval *metav1.Duration `json:"interval,omitempty"`
 
-	// keep is how many generations are kept, the newest included, 2 to 100. A generation is dropped when keep newer ones are there,
+	// keep is how many generations are kept, the newest included, 2 to 99. A generation is dropped when keep newer ones are there,
 	// though not before it was superseded for 24 h. What is still encrypted with it is lost then. Without keep all are kept, and
 	// at 100 there is no further rotation.
 	// +optional
 	// +kubebuilder:validation:Minimum=2
-	// +kubebuilder:validation:Maximum=100
+	// +kubebuilder:validation:Maximum=99
 	Keep *int32 `json:"keep,omitempty"`
 }
 

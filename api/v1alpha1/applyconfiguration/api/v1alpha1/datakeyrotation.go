@@ -14,7 +14,7 @@ type DataKeyRotationApplyConfiguration struct {
 	// interval is the age at which the newest generation is superseded: 1h to 87600h in whole hours, minutes and seconds, plus
 	// up to a tenth of it and at most an hour, different for each data key. Without it that is done on demand only.
 	Interval *v1.Duration `json:"interval,omitempty"`
-	// keep is how many generations are kept, the newest included, 2 to 100. A generation is dropped when keep newer ones are there,
+	// keep is how many generations are kept, the newest included, 2 to 99. A generation is dropped when keep newer ones are there,
 	// though not before it was superseded for 24 h. What is still encrypted with it is lost then. Without keep all are kept, and
 	// at 100 there is no further rotation.
 	Keep *int32 `json:"keep,omitempty"`
