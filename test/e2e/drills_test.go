@@ -224,7 +224,7 @@ func (d *drill) check(t *testing.T) {
 	kube.create(t, pod(d.namespace, "fresh", "orders", "payments"))
 	kube.waitPodReady(t, d.namespace, "fresh")
 	for name, want := range d.want {
-		waitRotated(t, d.namespace, name, 2, int32(len(want))) //nolint:gosec // there are few
+		waitRotated(t, d.namespace, name, 2, int32(len(want)))
 		if diff := cmp.Diff(digests(want), digests(plaintextsOf(t, d.namespace, name))); diff != "" {
 			t.Errorf("data key %s came back as another one: SHA-256 by generation (-want +got)\n%s", name, diff)
 		}

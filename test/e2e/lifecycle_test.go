@@ -28,9 +28,13 @@ func TestLifecycle(t *testing.T) {
 	onOlderInstallation(t, ".cluster-e2e-l") // kept short: sockets lie below it
 	namespace := tenant(t, "restricted", "orders")
 	plaintextOf(t, namespace, "orders")
-	before := startWork(t, namespace, "before", "-keep", "orders") // its sidecar will never know but the newest generation
+	before := startWork(t, namespace, "before", older, "-keep", "orders") // its sidecar will never know but the newest generation
+	old := managers(t)
 	install(t, "--reset-values")
-	after := startWork(t, namespace, "after", "orders")
+	for i := range old { // they may go on injecting until they are gone
+		kube.waitGone(t, &corev1.PodList{}, &old[i])
+	}
+	after := startWork(t, namespace, "after", "dev", "orders")
 
 	const rounds = 10
 	killed, version, generation := "", int32(1), int32(1)
@@ -49,6 +53,7 @@ func TestLifecycle(t *testing.T) {
 		killed = killLeader(t, killed)
 		replaceKilled(t, killed)
 		waitRotated(t, namespace, "orders", version, generation)
+		stillWork(t, namespace, "before", "after")
 	}
 	kube.waitFor(t, &v1alpha1.MasterKeyList{}, namespace, "MasterKey orders with no data key behind", func(o client.Object) bool {
 		status := o.(*v1alpha1.MasterKey).Status
@@ -121,18 +126,35 @@ func onOlderInstallation(t *testing.T, state string) {
 	}
 }
 
-// startWork starts a pod that encrypts and decrypts from now on, and returns what it prints after its first message. It ends with the
-// first failure, and is not started again.
-func startWork(t *testing.T, namespace, name string, arguments ...string) *spoken {
+// startWork starts a pod that encrypts and decrypts from now on, with a sidecar of that tag, and returns what it prints after its first
+// message. It ends with the first failure, and is not started again.
+func startWork(t *testing.T, namespace, name, tag string, arguments ...string) *spoken {
 	t.Helper()
 	p := pod(namespace, name, arguments[len(arguments)-1])
 	p.Spec = podSpec(append([]string{"work"}, arguments...)...)
 	p.Spec.RestartPolicy = corev1.RestartPolicyNever
 	kube.create(t, p)
-	kube.waitPodReady(t, namespace, name)
+	if got, want := kube.waitPodReady(t, namespace, name).Spec.InitContainers[0].Image, "datakeys/sidecar:"+tag; got != want {
+		t.Fatalf("pod %s has the sidecar %s, want %s", name, got, want)
+	}
 	said := kube.listen(t, namespace, name, "app")
 	said.waitLine(t, "a message", func(line string) bool { return strings.HasPrefix(line, "1 ") })
 	return said
+}
+
+// stillWork makes sure that nothing has failed in these pods up to now.
+func stillWork(t *testing.T, namespace string, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		var p corev1.Pod
+		if err := kube.client.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: name}, &p); err != nil {
+			t.Fatal(err)
+		}
+		if p.Status.Phase != corev1.PodRunning {
+			said := kube.logs(t, namespace, name, "app")
+			t.Fatalf("pod %s is %s, and said at last %q", name, p.Status.Phase, said[max(0, len(said)-500):])
+		}
+	}
 }
 
 // endWork tells the application of a pod to end, makes sure that nothing of the pod failed at any time, and returns all that it printed.
