@@ -154,11 +154,15 @@ func (r *dataKeyRequestReconciler) judgeSecret(ctx context.Context, key DataKey,
 			continue
 		}
 		blob := secret.Data[entry]
-		sealed, state, err := SealedDataKey{}, blobOpens, error(nil)
+		var sealed SealedDataKey
+		state := blobOpens
 		if same := known.findBlob(blob); same != nil {
 			sealed = same.sealed
-		} else if sealed, state, err = r.open(ctx, key, blob); err != nil {
-			return found{}, err
+		} else {
+			var err error
+			if sealed, state, err = r.open(ctx, key, blob); err != nil {
+				return found{}, err
+			}
 		}
 		if state == blobOpens && (number == 0 || sealed.Generation == number) && in.generations.find(sealed.Generation) == nil {
 			in.generations = in.generations.with(generation{sealed: sealed})

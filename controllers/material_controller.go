@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -44,14 +45,8 @@ func (r *materialReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 }
 
 func (r *materialReconciler) reconcile(ctx context.Context, keyID string) (time.Duration, []notice, error) {
-	var keys v1alpha1.MasterKeyList
-	if err := r.client.List(ctx, &keys, client.MatchingFields{indexKeyID: keyID}); err != nil {
-		return 0, nil, err
-	}
-	for i := range keys.Items {
-		if ready := readyOf(keys.Items[i].Status.Conditions); ready == nil || ready.Reason != v1alpha1.ReasonMaterialConflict {
-			return 0, nil, nil // its MasterKey is there: done
-		}
+	if known, err := r.hasMasterKey(ctx, keyID); known || err != nil {
+		return 0, nil, err // done, or requeue with back-off
 	}
 	ref, info, err := r.keyService.OwnerOf(ctx, keyID)
 	destroyed := errors.Is(err, ErrMaterialDestroyed)
@@ -61,13 +56,8 @@ func (r *materialReconciler) reconcile(ctx context.Context, keyID string) (time.
 	case err != nil && !destroyed:
 		return 0, nil, err // requeue with back-off
 	}
-	// The cache may be older than the MasterKey.
-	key := &v1alpha1.MasterKey{}
-	switch err := r.reader.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, key); {
-	case err == nil && key.KeyID() == keyID:
-		return 0, nil, nil // done
-	case err != nil && !apierrors.IsNotFound(err) && !meta.IsNoMatchError(err):
-		return 0, nil, err // requeue with back-off
+	if there, err := r.isThere(ctx, ref); there || err != nil {
+		return 0, nil, err // done, or requeue with back-off
 	}
 	if destroyed {
 		return 0, nil, r.keyService.ForgetMasterKey(ctx, keyID) // done, or requeue with back-off
@@ -100,4 +90,30 @@ func (r *materialReconciler) reconcile(ctx context.Context, keyID string) (time.
 		return again, told, err // requeue with back-off, or look again when the clocks may agree
 	}
 	return 0, told, r.keyService.ForgetMasterKey(ctx, keyID) // done, or requeue with back-off
+}
+
+// hasMasterKey reports whether a MasterKey has the key ID and its material, by the cache: of most keys that is all there is to know.
+func (r *materialReconciler) hasMasterKey(ctx context.Context, keyID string) (bool, error) {
+	var keys v1alpha1.MasterKeyList
+	if err := r.client.List(ctx, &keys, client.MatchingFields{indexKeyID: keyID}); err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(keys.Items, func(key v1alpha1.MasterKey) bool {
+		ready := readyOf(key.Status.Conditions)
+		return ready == nil || ready.Reason != v1alpha1.ReasonMaterialConflict
+	}), nil
+}
+
+// isThere reports whether the MasterKey that the material belongs to is there, and is that key. The cache may be older than it.
+func (r *materialReconciler) isThere(ctx context.Context, ref MasterKeyRef) (bool, error) {
+	key := &v1alpha1.MasterKey{}
+	err := r.reader.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, key)
+	switch {
+	case apierrors.IsNotFound(err), meta.IsNoMatchError(err): // the object, or its whole kind
+		return false, nil
+	case err != nil:
+		return false, err
+	default:
+		return key.KeyID() == ref.KeyID, nil
+	}
 }

@@ -53,7 +53,7 @@ func (c collector) Describe(descs chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (c collector) Collect(metrics chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), collectTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), collectTimeout) //nolint:forbidigo // a Collector is given none
 	defer cancel()
 	var keys v1alpha1.MasterKeyList
 	if err := c.client.List(ctx, &keys, client.UnsafeDisableDeepCopy); err != nil {

@@ -18,11 +18,11 @@ func serverTime(config *rest.Config, client *http.Client) func(context.Context) 
 		if err != nil {
 			return time.Time{}, err
 		}
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, base.ResolveReference(&url.URL{Path: "/version"}).String(), http.NoBody)
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, base.ResolveReference(&url.URL{Path: "/version"}).String(), http.NoBody) //nolint:gosec // the API server is whom the flags name
 		if err != nil {
 			return time.Time{}, err
 		}
-		response, err := client.Do(request)
+		response, err := client.Do(request) //nolint:gosec // as above
 		if err != nil {
 			return time.Time{}, err
 		}

@@ -100,7 +100,7 @@ func (m *material) put() { m.secret.Data[recordEntry] = mustJSON(m.record) }
 func mustJSON(v any) []byte {
 	b, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // the types of this file have no value that cannot be written
+		panic(err) //nolint:forbidigo // the types of this file have no value that cannot be written
 	}
 	return b
 }

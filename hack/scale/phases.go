@@ -153,7 +153,7 @@ func (s *scale) follow(ctx context.Context, ready func(*v1alpha1.DataKeyRequest)
 		if err != nil {
 			return began, err
 		}
-		defer w.Stop()
+		context.AfterFunc(ctx, w.Stop)
 		go func() {
 			for e := range w.ResultChan() {
 				var one seen
