@@ -117,6 +117,9 @@ type bench struct {
 	logs    *logs
 }
 
+// pass lets time pass, on the clock of synctest.
+func (*bench) pass(d time.Duration) { time.Sleep(d) }
+
 func withKeeper(t *testing.T, names []string, f func(b *bench)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
