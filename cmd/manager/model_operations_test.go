@@ -42,7 +42,7 @@ func userOperations() []operation {
 		{6, (*modelWorld).createMasterKey},
 		{8, (*modelWorld).createRequest},
 		{6, (*modelWorld).askForMasterKeyRotation},
-		{6, (*modelWorld).askForRequest},
+		{9, (*modelWorld).askForRequest},
 		{6, (*modelWorld).changeState},
 		{4, (*modelWorld).changeMasterKey},
 		{4, (*modelWorld).changeRequest},
@@ -164,7 +164,11 @@ func (w *modelWorld) jump() string {
 }
 
 func (w *modelWorld) wait() string {
-	by := time.Duration(1+w.random.IntN(90)) * pick(w, []time.Duration{time.Minute, time.Hour, 12 * time.Hour})
+	by := pick(w, []time.Duration{
+		time.Duration(1+w.random.IntN(90)) * time.Minute,
+		time.Duration(1+w.random.IntN(30)) * time.Hour,
+		time.Duration(1+w.random.IntN(80)) * 12 * time.Hour,
+	})
 	w.now = w.now.Add(by)
 	return by.String() + " pass"
 }
@@ -270,7 +274,7 @@ func (w *modelWorld) createRequest() string {
 		return ""
 	}
 	request.Spec.DeletionPolicy, request.Spec.RewrapPolicy = v1alpha1.DeletionPolicyRetain, v1alpha1.RewrapPolicyAutomatic
-	for range 2 {
+	for range 4 {
 		w.varyRequest(request)
 	}
 	w.store.insert(request)
@@ -319,7 +323,9 @@ func (w *modelWorld) askForRequest() string {
 	if request == nil {
 		return ""
 	}
-	value, annotation := w.count(), pick(w, []string{v1alpha1.AnnotationRotateRequestedAt, v1alpha1.AnnotationRewrapRequestedAt})
+	value, annotation := w.count(), pick(w, []string{
+		v1alpha1.AnnotationRotateRequestedAt, v1alpha1.AnnotationRotateRequestedAt, v1alpha1.AnnotationRewrapRequestedAt,
+	})
 	if annotation == v1alpha1.AnnotationRewrapRequestedAt {
 		d := w.reference.dataKeys[request.Name]
 		d.asked, d.primary = value, 0
