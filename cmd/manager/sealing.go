@@ -19,8 +19,8 @@ const (
 	tendJitter = 0.2
 )
 
-// sealTender looks after the root key and the sealing key: every replica learns what others did and goes on with a change of
-// the root key. A second one, on the leader, rotates the sealing key too.
+// sealTender looks after the root key and the sealing key: every replica learns what others did, goes on with a change of
+// the root key, and forgets master keys that are gone. A second one, on the leader, rotates the sealing key too.
 type sealTender struct {
 	service  *keyService
 	leads    bool
@@ -44,6 +44,9 @@ func (s *sealTender) Start(ctx context.Context) error {
 		return nil //nolint:nilerr // the manager ends before it was unsealed
 	}
 	wait.JitterUntilWithContext(ctx, func(ctx context.Context) {
+		if !s.leads { // on every replica, the leader's other one included
+			service.ForgetGone(ctx)
+		}
 		if err := service.TendSeal(ctx, s.leads, s.interval); err != nil && ctx.Err() == nil {
 			s.log.Error(err, "The root key or the sealing keys need attention, trying again within a minute")
 		}
