@@ -21,7 +21,9 @@ flock 9
 older() {
 	local commit=$1
 	[[ ! -d $dist/$commit ]] || return 0
-	git cat-file -e "$commit^{commit}" || { echo "Commit $commit is not in this clone: fetch it, for example with git fetch --unshallow." >&2 && return 1; }
+	# A shallow clone may still be told where the rest is.
+	git cat-file -e "$commit^{commit}" 2>/dev/null || git fetch --quiet origin "$commit" || git fetch --quiet --unshallow ||
+		{ echo "Commit $commit is not in this clone: fetch it, for example with git fetch --unshallow." >&2 && return 1; }
 	source=$(mktemp -d -p "$dist" .older.XXXXXX) # with a dot, so that no tool of Go looks into it
 	trap 'rm -rf "$source"' EXIT
 	git archive "$commit" | tar --extract --directory "$source"
