@@ -41,12 +41,15 @@ func (r *materialReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 	for i := range told {
 		told[i].object = secret
 	}
+	if err != nil {
+		after = 0 // the back-off of the error
+	}
 	return ctrl.Result{RequeueAfter: after}, finish(ctx, r.client, r.recorder, nil, told, err)
 }
 
 func (r *materialReconciler) reconcile(ctx context.Context, keyID string) (time.Duration, []notice, error) {
 	if known, err := r.hasMasterKey(ctx, keyID); known || err != nil {
-		return 0, nil, err // done, or requeue with back-off
+		return maxPause, nil, err // look again: it may turn out to be another's; or requeue with back-off
 	}
 	ref, info, err := r.keyService.OwnerOf(ctx, keyID)
 	destroyed := errors.Is(err, ErrMaterialDestroyed)
