@@ -1,59 +1,59 @@
-package kms_test
+package kms
 
 import (
+	"errors"
 	"testing"
+	"time"
 
-	"github.com/datakeys/datakeys/internal/kms"
+	"k8s.io/utils/clock"
+
+	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
 
-// A replica has a key in memory whose MasterKey goes away. Another destroys the material. When the MasterKey is back, its blobs open at
-// neither.
-func TestAReplicaForgetsAKeyThatIsGone(t *testing.T) {
-	opens := func(t *testing.T, w *world, blob []byte) error {
-		t.Helper()
-		_, err := w.Decrypt(t.Context(), keyUser, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext})
-		return err
+// Whoever still holds a key as it was read before, in the middle of a call, opens nothing by it once it is destroyed.
+func TestTheMaterialOfADestroyedKeyIsWiped(t *testing.T) {
+	store := &sealtest.Store{}
+	sealer, err := sealtest.OpenEmbedded(t.Context(), store)
+	if err != nil {
+		t.Fatal(err)
 	}
-	type step struct {
-		change   func(t *testing.T, w *world) // by the other replica
-		wantOpen bool                         // after the MasterKey is there and Enabled again
+	id, ref := envelope.NewKeyID(), MasterKeyRef{Namespace: "team-a", Name: "orders"}
+	secret, _, err := sealFirstVersion(sealer, id, ref, time.Unix(0, 0), defaultTerms, "")
+	if err != nil {
+		t.Fatal(err)
 	}
-	for name, tc := range map[string]step{
-		"nothing happens":                  {func(*testing.T, *world) {}, true},
-		"its MasterKey is gone for a time": {func(_ *testing.T, w *world) { w.objects.Delete(ordersKey.Namespace, ordersKey.Name) }, true},
-		"its MasterKey is another key for a time": {func(_ *testing.T, w *world) {
-			o := object(ordersKey)
-			o.KeyID = otherKey.KeyID
-			w.objects.Put(o)
-		}, true},
-		"it is destroyed and forgotten": {func(t *testing.T, w *world) {
-			t.Helper()
-			w.objects.Delete(ordersKey.Namespace, ordersKey.Name)
-			if err := w.DestroyMasterKey(t.Context(), ordersKey, w.schedule(t, ordersKey)); err != nil {
-				t.Fatal(err)
-			}
-			if err := w.ForgetMasterKey(t.Context(), ordersKey.KeyID); err != nil {
-				t.Fatal(err)
-			}
-		}, false},
-		"its Secret alone is gone, and pods go on": {func(t *testing.T, w *world) {
-			t.Helper()
-			w.store.Delete(ordersKey.KeyID)
-		}, true},
+	newer := secret
+	newer.Data = map[string][]byte{recordEntry: []byte(`{"primary":2,"primarySince":"2026-11-21T12:00:00Z","waitingPeriod":"720h0m0s"}`)}
+	for _, number := range []uint32{1, 2} {
+		if _, err := sealVersion(sealer, id, ref, number, time.Unix(0, 0), newer.Data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ring := newKeyring(sealer, store, clock.RealClock{})
+	store.Put(newer)
+	held, err := ring.read(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store.Put(secret) // another version 1 alone: what was there is lost now
+	lately, err := ring.read(t.Context(), id)
+	if err != nil || len(lately.lost) != 2 {
+		t.Fatalf("%d versions are lost (%v), want 2", len(lately.lost), err)
+	}
+	secret.Data = map[string][]byte{recordEntry: []byte(fullRecord)}
+	store.Put(secret)
+	if _, err := ring.read(t.Context(), id); !errors.Is(err, ErrMaterialDestroyed) {
+		t.Fatalf("got %v, want ErrMaterialDestroyed", err)
+	}
+	for name, v := range map[string]*version{
+		"version 1": lately.versions[1], "the lost version 1": held.versions[1], "the lost version 2": held.versions[2],
 	} {
-		t.Run(name, func(t *testing.T) {
-			w := settled(t)
-			blob := w.sealed(t, orders())
-			other := replica(t, w)
-			if err := opens(t, other, blob); err != nil {
-				t.Fatal(err)
-			}
-			tc.change(t, w)
-			other.ForgetGone(t.Context())
-			w.objects.Put(object(ordersKey))
-			if err := opens(t, other, blob); (err == nil) != tc.wantOpen {
-				t.Errorf("got error %v, want that it opens: %t", err, tc.wantOpen)
-			}
-		})
+		if !v.material.IsZero() {
+			t.Errorf("%s is still in memory", name)
+		}
+	}
+	if k := ring.known(id); k != nil {
+		t.Errorf("the key is known, with %d versions", len(k.versions))
 	}
 }
