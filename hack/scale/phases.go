@@ -148,27 +148,31 @@ func (s *scale) follow(ctx context.Context, ready func(*v1alpha1.DataKeyRequest)
 		done bool
 	}
 	events := make(chan seen, 1000)
-	for _, list := range []client.ObjectList{&v1alpha1.DataKeyRequestList{}, &corev1.SecretList{}} {
-		w, err := s.client.Watch(ctx, list, client.InNamespace(tenant))
-		if err != nil {
-			return began, err
+	see := func(e watch.Event) {
+		var one seen
+		switch o := e.Object.(type) {
+		case *v1alpha1.DataKeyRequest:
+			one = seen{"request " + o.Name, ready(o)}
+		case *corev1.Secret:
+			one = seen{"secret " + o.Name, e.Type != watch.Deleted && written(o)}
 		}
-		context.AfterFunc(ctx, w.Stop)
+		select {
+		case events <- one:
+		case <-ctx.Done():
+		}
+	}
+	for _, list := range []client.ObjectList{&v1alpha1.DataKeyRequestList{}, &corev1.SecretList{}} {
 		go func() {
-			for e := range w.ResultChan() {
-				var one seen
-				switch o := e.Object.(type) {
-				case *v1alpha1.DataKeyRequest:
-					one = seen{"request " + o.Name, ready(o)}
-				case *corev1.Secret:
-					one = seen{"secret " + o.Name, e.Type != watch.Deleted && written(o)}
-				default:
+			for ctx.Err() == nil { // the API server ends the watch of whom it finds too slow: it begins again with what there is
+				w, err := s.client.Watch(ctx, list, client.InNamespace(tenant))
+				if err != nil {
+					fmt.Println("  watch:", err)
 					continue
 				}
-				select {
-				case events <- one:
-				case <-ctx.Done():
+				for e := range w.ResultChan() {
+					see(e)
 				}
+				w.Stop()
 			}
 		}()
 	}
