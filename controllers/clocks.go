@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"k8s.io/utils/clock"
-
-	"github.com/datakeys/datakeys/api/v1alpha1"
 )
 
 const (
@@ -84,9 +82,4 @@ func intervalEnd(began time.Time, interval time.Duration, name string) time.Time
 // dated it was wrong, and the moment with it.
 func passed(now, moment, began time.Time) bool {
 	return !moment.IsZero() && (!now.Before(moment) || began.Sub(now) > maxClockSkew)
-}
-
-// requested is the value of an annotation that asks for something, cut to what a status takes.
-func requested(value string) string {
-	return truncateTo(value, v1alpha1.MaxRequestedAt)
 }

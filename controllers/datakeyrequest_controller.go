@@ -140,7 +140,7 @@ func (r *dataKeyRequestReconciler) reconcileDataKey(ctx context.Context, request
 	if inStatus.state == blobAbsent {
 		// A data key that is made is as new as anybody can have asked for, and of one that is adopted nobody knows what was served: a
 		// restored request is not rotated for that.
-		view.rotateRequestedAt = requested(request.Annotations[v1alpha1.AnnotationRotateRequestedAt])
+		view.rotateRequestedAt = v1alpha1.RequestedAt(request.Annotations[v1alpha1.AnnotationRotateRequestedAt])
 	}
 	for round := range 2 { // the second round meets a Secret that another manager made after the first one looked
 		secret, inSecret, err := r.lookAtSecret(ctx, request, view.key, inStatus, round > 0)
@@ -211,7 +211,7 @@ func (r *dataKeyRequestReconciler) act(
 		if view.generations, err = r.createSecret(ctx, key, generations{one}); err != nil {
 			return err
 		}
-		view.rewrapRequestedAt = requested(request.Annotations[v1alpha1.AnnotationRewrapRequestedAt])
+		view.rewrapRequestedAt = v1alpha1.RequestedAt(request.Annotations[v1alpha1.AnnotationRewrapRequestedAt])
 		tell(v1alpha1.ReasonCreated, "made generation %d of the data key, under version %d of master key %s",
 			one.number(), one.sealed.KeyVersion, key.MasterKey.KeyID)
 		return nil

@@ -40,7 +40,7 @@ func (r *dataKeyRequestReconciler) advance(ctx context.Context, request *v1alpha
 // rewrap wraps the generations anew that are behind, if the policy says so.
 func (r *dataKeyRequestReconciler) rewrap(ctx context.Context, request *v1alpha1.DataKeyRequest, view *dataKeyView) finding {
 	f := finding{kind: v1alpha1.ConditionRewrapped}
-	asked := requested(request.Annotations[v1alpha1.AnnotationRewrapRequestedAt])
+	asked := v1alpha1.RequestedAt(request.Annotations[v1alpha1.AnnotationRewrapRequestedAt])
 	behind := view.generations.behind(view.primary)
 	say := func(reason, format string, args ...any) finding {
 		f.reason, f.message = reason, fmt.Sprintf(format, args...)
@@ -80,10 +80,14 @@ func (r *dataKeyRequestReconciler) rewrap(ctx context.Context, request *v1alpha1
 func (r *dataKeyRequestReconciler) rotate(ctx context.Context, request *v1alpha1.DataKeyRequest, view *dataKeyView) finding {
 	f := finding{kind: v1alpha1.ConditionRotated}
 	newest, now := view.generations.newest(), r.clocks.Now()
-	asked := requested(request.Annotations[v1alpha1.AnnotationRotateRequestedAt])
-	if interval := request.Spec.Rotation.Interval; interval != nil {
-		view.next = intervalEnd(newest.createdAt, interval.Duration, request.Namespace+"/"+request.Name)
+	asked := v1alpha1.RequestedAt(request.Annotations[v1alpha1.AnnotationRotateRequestedAt])
+	next := func() time.Time {
+		if interval := request.Spec.Rotation.Interval; interval != nil {
+			return intervalEnd(newest.createdAt, interval.Duration, request.Namespace+"/"+request.Name)
+		}
+		return time.Time{}
 	}
+	view.next = next()
 	say := func(reason, format string, args ...any) finding {
 		f.reason, f.message = reason, fmt.Sprintf(format, args...)
 		return f
@@ -120,9 +124,7 @@ func (r *dataKeyRequestReconciler) rotate(ctx context.Context, request *v1alpha1
 	view.told = append(view.told, newNotice(request, corev1.EventTypeNormal, v1alpha1.ReasonRotated,
 		"made generation %d of the data key, under version %d of master key %s", one.number(), one.sealed.KeyVersion, view.key.MasterKey.KeyID))
 	view.generations, view.rotateRequestedAt, newest = view.generations.with(one), asked, one
-	if interval := request.Spec.Rotation.Interval; interval != nil {
-		view.next = intervalEnd(one.createdAt, interval.Duration, request.Namespace+"/"+request.Name)
-	}
+	view.next = next()
 	return done()
 }
 

@@ -148,7 +148,7 @@ func (r *masterKeyReconciler) ensureMaterial(ctx context.Context, key *v1alpha1.
 		if key.Status.PrimaryVersion != nil { // it had material, which must not be made again
 			return r.keyService.MasterKey(ctx, ref)
 		}
-		return r.keyService.EnsureMasterKey(ctx, ref, termsOf(key), requested(key.Annotations[v1alpha1.AnnotationRotateRequestedAt]))
+		return r.keyService.EnsureMasterKey(ctx, ref, termsOf(key), v1alpha1.RequestedAt(key.Annotations[v1alpha1.AnnotationRotateRequestedAt]))
 	}
 	info, err := ensure()
 	if err != nil {
@@ -194,7 +194,7 @@ func (r *masterKeyReconciler) status(key *v1alpha1.MasterKey, view masterKeyView
 	if keyID := key.KeyID(); next.KeyID != keyID && v1alpha1.IsKeyID(keyID) && annotated {
 		next = v1alpha1.MasterKeyStatus{KeyID: keyID, Conditions: next.Conditions}
 	}
-	next.State = stateOf(key)
+	next.State = key.WantedState()
 	next.Aliases = slices.DeleteFunc(next.Aliases, func(alias string) bool { return !slices.Contains(key.Spec.Aliases, alias) })
 	next.NextRotationTime, next.DeletionTime = metav1.Time{}, metav1.Time{}
 	if problem != nil && problem.reason == v1alpha1.ReasonDestroyed {

@@ -30,7 +30,7 @@ func termsOf(key *v1alpha1.MasterKey) DeletionTerms {
 // reconcileDeletion keeps the record of deletion in the material, and destroys the material when it is due. The error is what the Ready
 // condition says of a key that must not be used.
 func (r *masterKeyReconciler) reconcileDeletion(ctx context.Context, key *v1alpha1.MasterKey, view *masterKeyView) error {
-	ref, terms, state := masterKeyRef(key), termsOf(key), stateOf(key)
+	ref, terms, state := masterKeyRef(key), termsOf(key), key.WantedState()
 	pending, began := state == v1alpha1.MasterKeyStatePendingDeletion, !view.info.DeletionTime.IsZero()
 	if pending != began || terms != view.info.Terms {
 		var from time.Time
@@ -196,7 +196,7 @@ func (r *masterKeyReconciler) reconcileRotation(ctx context.Context, key *v1alph
 	}
 	var info MasterKeyInfo
 	if err == nil {
-		request := cmp.Or(requested(key.Annotations[v1alpha1.AnnotationRotateRequestedAt]), view.info.RotateRequestedAt)
+		request := cmp.Or(v1alpha1.RequestedAt(key.Annotations[v1alpha1.AnnotationRotateRequestedAt]), view.info.RotateRequestedAt)
 		info, err = r.keyService.RotateMasterKey(ctx, masterKeyRef(key), view.info.PrimaryVersion, request)
 	}
 	switch {
@@ -223,7 +223,7 @@ func (r *masterKeyReconciler) reconcileRotation(ctx context.Context, key *v1alph
 // destroyedFindings are what a MasterKey says whose material is destroyed.
 func destroyedFindings(key *v1alpha1.MasterKey) []finding {
 	rotated := finding{kind: v1alpha1.ConditionRotated}
-	if request := requested(key.Annotations[v1alpha1.AnnotationRotateRequestedAt]); request != "" && request != key.Status.RotateRequestedAt {
+	if request := v1alpha1.RequestedAt(key.Annotations[v1alpha1.AnnotationRotateRequestedAt]); request != "" && request != key.Status.RotateRequestedAt {
 		rotated.reason, rotated.message = v1alpha1.ReasonDestroyed, "a rotation was asked for, but the material of the key is destroyed: make another MasterKey"
 	}
 	return []finding{rotated, {kind: v1alpha1.ConditionRewrapped}, {kind: v1alpha1.ConditionAliasesHeld}}

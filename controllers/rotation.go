@@ -77,7 +77,7 @@ type rotationPlan struct {
 
 // planRotation decides about the rotation of a master key. It looks at nothing but its arguments.
 func planRotation(key *v1alpha1.MasterKey, info MasterKeyInfo, now time.Time) rotationPlan {
-	rotation, request := key.Spec.Rotation, requested(key.Annotations[v1alpha1.AnnotationRotateRequestedAt])
+	rotation, request := key.Spec.Rotation, v1alpha1.RequestedAt(key.Annotations[v1alpha1.AnnotationRotateRequestedAt])
 	p := rotationPlan{
 		// A version that was made and is not the primary one is of a rotation that somebody began.
 		asked:   request != "" && request != info.RotateRequestedAt || len(info.Versions) > 0 && info.Versions[0].Version > info.PrimaryVersion,
@@ -86,7 +86,7 @@ func planRotation(key *v1alpha1.MasterKey, info MasterKeyInfo, now time.Time) ro
 	next, err := nextRotation(rotation, key.KeyID(), info.PrimarySince)
 	p.due = passed(now, next, info.PrimarySince)
 	suspended := rotation.Suspend != nil && *rotation.Suspend
-	enabled := stateOf(key) == v1alpha1.MasterKeyStateEnabled
+	enabled := key.WantedState() == v1alpha1.MasterKeyStateEnabled
 	rotated := fmt.Sprintf("version %d is the primary version since %s", info.PrimaryVersion, info.PrimarySince.UTC().Format(time.RFC3339))
 	say := func(holds bool, reason, message string) {
 		p.finding.holds, p.finding.reason, p.finding.message = holds, reason, message
@@ -110,12 +110,4 @@ func planRotation(key *v1alpha1.MasterKey, info MasterKeyInfo, now time.Time) ro
 	p.asked = p.asked && enabled
 	p.due = p.due && enabled && !suspended
 	return p
-}
-
-// stateOf is what spec.state asks for.
-func stateOf(key *v1alpha1.MasterKey) v1alpha1.MasterKeyState {
-	if key.Spec.State == "" {
-		return v1alpha1.MasterKeyStateEnabled
-	}
-	return key.Spec.State
 }

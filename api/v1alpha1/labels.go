@@ -1,6 +1,9 @@
 package v1alpha1
 
-import "strconv"
+import (
+	"strconv"
+	"strings"
+)
 
 // Labels and annotations of the project. Every one that is read or written anywhere stands here.
 const (
@@ -69,6 +72,12 @@ const (
 	SecretKeyKeyVersion        = "keyVersion"
 	SecretKeyGeneration        = "generation"
 )
+
+// RequestedAt is what counts of the value of an annotation that asks for something: its first MaxRequestedAt bytes, without a character
+// that is cut in the middle, which would not come back from JSON as it went in.
+func RequestedAt(value string) string {
+	return strings.ToValidUTF8(value[:min(len(value), MaxRequestedAt)], "")
+}
 
 // SecretKeyOf is the entry of a generation that is not the newest one: ciphertextBlob.3 is the blob of generation 3. There is one for
 // each of SecretKeyCiphertextBlob, SecretKeyIV, SecretKeyKeyVersion and, of a key pair, SecretKeyPublicKey. The other entries are the

@@ -1,6 +1,7 @@
 package v1alpha1
 
 import (
+	"cmp"
 	"regexp"
 	"time"
 
@@ -329,6 +330,9 @@ var canonicalUUID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{1
 // IsKeyID reports whether a text is a key ID in the form in which it names material, a UUID in lower case. Whoever may edit a
 // MasterKey may write another into its annotation.
 func IsKeyID(text string) bool { return canonicalUUID.MatchString(text) }
+
+// WantedState is the state that the spec asks for: Enabled where it states none.
+func (k *MasterKey) WantedState() MasterKeyState { return cmp.Or(k.Spec.State, MasterKeyStateEnabled) }
 
 // Ready says whether the key can be used.
 func (k *MasterKey) Ready() bool { return ready(k.Status.Conditions, k.Generation) }

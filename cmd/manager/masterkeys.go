@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -184,7 +183,7 @@ func masterKey(o *v1alpha1.MasterKey) kms.MasterKey {
 		KeyID:       o.KeyID(),
 		Namespace:   o.Namespace,
 		Name:        o.Name,
-		State:       kms.KeyState(cmp.Or(o.Spec.State, v1alpha1.MasterKeyStateEnabled)),
+		State:       kms.KeyState(o.WantedState()),
 		Description: o.Spec.Description,
 		CreatedAt:   o.CreationTimestamp.Time,
 	}

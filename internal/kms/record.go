@@ -16,9 +16,6 @@ import (
 // recordEntry is the entry of a master key's Secret that holds its record.
 const recordEntry = "record"
 
-// maxRequest is the longest request for a rotation, in bytes, that a record keeps.
-const maxRequest = 256
-
 // record is what the Secret of a master key says beside the versions: JSON, in the entry of that name. It is for the holder of the
 // Secret to change: nothing in it is authenticated, and nothing in it is secret.
 type record struct {
@@ -128,8 +125,8 @@ func (r record) fits(newest uint32) error {
 // checkRotateRequest makes sure that a request for a rotation comes back from the record as it is: else it would be served again
 // and again.
 func checkRotateRequest(request string) error {
-	if len(request) > maxRequest || !utf8.ValidString(request) {
-		return fmt.Errorf("rotateRequestedAt: must be UTF-8 of at most %d bytes", maxRequest)
+	if len(request) > v1alpha1.MaxRequestedAt || !utf8.ValidString(request) {
+		return fmt.Errorf("rotateRequestedAt: must be UTF-8 of at most %d bytes", v1alpha1.MaxRequestedAt)
 	}
 	return nil
 }

@@ -44,10 +44,7 @@ func (k *Keyring) due(l *layout, interval time.Duration) bool {
 
 // rotateRequested is the annotation, cut to a size that fits into the index.
 func rotateRequested(l *layout) string {
-	const most = 256
-	value := l.secret.Annotations[v1alpha1.AnnotationRotateRequestedAt]
-	// A character that is cut in the middle would not come back from the JSON of the index as it went in.
-	return strings.ToValidUTF8(value[:min(len(value), most)], "")
+	return v1alpha1.RequestedAt(l.secret.Annotations[v1alpha1.AnnotationRotateRequestedAt])
 }
 
 // Rotate makes a new sealing key where that is due, or finishes what was begun. The new key is durable, read back and opened
