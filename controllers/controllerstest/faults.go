@@ -57,12 +57,15 @@ type Faults struct {
 	At int
 	// Fault is what happens to it.
 	Fault Fault
+	// Of are the writes that count, as "verb kind"; empty: all.
+	Of string
 	// Again is after how many more writes the fault comes again, and so on; 0: it comes once. With 2 every other write meets
 	// it: each one that has to be made again is.
 	Again int
 
-	mutex  sync.Mutex
-	writes []string
+	mutex   sync.Mutex
+	writes  []string
+	counted int // of writes
 	// effects are the writes that took effect: one from a view that is behind fails by its resourceVersion.
 	effects  []string
 	underWay sync.RWMutex // read-locked by each write that is under way
@@ -80,7 +83,7 @@ func NewFaults(at int, fault Fault) *Faults {
 func (f *Faults) CountFrom(at int) {
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
-	f.At, f.writes, f.effects = at, nil, nil
+	f.At, f.writes, f.counted, f.effects = at, nil, 0, nil
 }
 
 // Died is closed when the process has died.
@@ -117,13 +120,13 @@ func (f *Faults) Reached() bool { return f.Met() > 0 }
 func (f *Faults) HandOver() *Faults {
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
-	left := f.At - len(f.writes)
+	left := f.At - f.counted
 	if f.At == 0 || left <= 0 {
 		return NewFaults(0, 0)
 	}
 	f.At = 0
 	rest := NewFaults(left, f.Fault)
-	rest.Again = f.Again
+	rest.Of, rest.Again = f.Of, f.Again
 	return rest
 }
 
@@ -156,7 +159,11 @@ func (f *Faults) write(what string, do func() error) error {
 	}
 	f.mutex.Lock()
 	f.writes = append(f.writes, what)
-	now := len(f.writes) == f.At
+	counts := f.Of == "" || f.Of == what
+	if counts {
+		f.counted++
+	}
+	now := counts && f.counted == f.At
 	if now {
 		f.met++
 		if f.Again > 0 {
