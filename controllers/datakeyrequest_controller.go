@@ -32,6 +32,7 @@ const firstGeneration = 1
 type dataKeyRequestReconciler struct {
 	client     client.Client // reads from the cache
 	reader     client.Reader // reads from the API server
+	recent     client.Reader // reads from the API server, or gives what it read a moment ago
 	keyService KeyService
 	clocks     clocks
 	recorder   events.EventRecorder
@@ -78,12 +79,6 @@ func (r *dataKeyRequestReconciler) reconcile(ctx context.Context, req ctrl.Reque
 		r.rewraps.forget(req)
 		r.settled.forget(req.NamespacedName)
 		return ctrl.Result{}, nil, nil, client.IgnoreNotFound(err) // gone: done
-	}
-	if len(request.Status.Generations) == 0 {
-		// What follows may make a data key. The cache may be older than a status that has one already.
-		if err := r.reader.Get(ctx, req.NamespacedName, request); err != nil {
-			return ctrl.Result{}, nil, nil, client.IgnoreNotFound(err) // gone: done
-		}
 	}
 	if !request.DeletionTimestamp.IsZero() {
 		told, err := r.reconcileDeletion(ctx, request)
@@ -203,6 +198,10 @@ func (r *dataKeyRequestReconciler) act(
 	}
 	switch decide(inStatus.state, inSecret.state, len(lost) > 0) {
 	case actionCreate:
+		// The cache may be older than a status that has a data key already.
+		if err := r.checkCurrent(ctx, request); err != nil {
+			return err
+		}
 		key.Generation = firstGeneration
 		one, err := r.generate(ctx, request, key)
 		if err != nil {
@@ -241,22 +240,27 @@ func (r *dataKeyRequestReconciler) act(
 	}
 }
 
-// checkStatusIsNew returns an error where the Secret has a blob of a newer version of the master key than the status, because the cache has
-// not heard of a status yet that the Secret was brought to: nothing is to go back to an older blob.
+// checkStatusIsNew returns an error where the Secret says more than the status because the cache has not heard of a status yet that the
+// Secret was brought to: nothing is to go back to an older blob.
 func (r *dataKeyRequestReconciler) checkStatusIsNew(ctx context.Context, request *v1alpha1.DataKeyRequest, inStatus, inSecret found) error {
 	ahead := slices.ContainsFunc(inSecret.generations, func(g generation) bool {
 		same := inStatus.generations.find(g.number())
 		return same != nil && g.sealed.KeyVersion > same.sealed.KeyVersion
 	})
-	if !ahead {
+	if !ahead && inStatus.state != blobAbsent {
 		return nil
 	}
+	return r.checkCurrent(ctx, request)
+}
+
+// checkCurrent returns an error where the API server has the request in another version than the cache.
+func (r *dataKeyRequestReconciler) checkCurrent(ctx context.Context, request *v1alpha1.DataKeyRequest) error {
 	live := &v1alpha1.DataKeyRequest{}
-	if err := r.reader.Get(ctx, client.ObjectKeyFromObject(request), live); err != nil {
+	if err := r.reader.Get(ctx, client.ObjectKeyFromObject(request), live); client.IgnoreNotFound(err) != nil {
 		return err
 	}
 	if live.ResourceVersion != request.ResourceVersion {
-		return pendingError{Reason: v1alpha1.ReasonKeyServiceUnavailable, Passing: true, Message: "the status is older than the Secret"}
+		return pendingError{Reason: v1alpha1.ReasonKeyServiceUnavailable, Passing: true, Message: "the request has changed"}
 	}
 	return nil
 }
@@ -303,13 +307,12 @@ func (in found) precedes(now generations) bool {
 // generate makes a generation of a data key. It is durable with what the caller writes, which only one of two managers can: what the
 // other one made is forgotten.
 func (r *dataKeyRequestReconciler) generate(ctx context.Context, request *v1alpha1.DataKeyRequest, key DataKey) (generation, error) {
-	// The cache may be older than a change of the MasterKey, and a data key under a key that is gone would be lost.
-	live, err := usableMasterKey(ctx, r.reader, request)
-	if err != nil {
-		return generation{}, err
-	}
-	if masterKeyRef(live) != key.MasterKey || !live.Ready() {
-		return generation{}, notLookedAt(live.Namespace, live.Name)
+	// The cache may be older than a change of the MasterKey, and a data key under a key that is gone would be lost. Many requests ask of
+	// one MasterKey at once. What was read a moment ago may say yes; only what is read now may say no.
+	if r.checkUsable(ctx, r.recent, request, key) != nil {
+		if err := r.checkUsable(ctx, r.reader, request, key); err != nil {
+			return generation{}, err
+		}
 	}
 	sealed, err := r.keyService.GenerateDataKeyWithoutPlaintext(ctx, key)
 	if err != nil {
@@ -318,6 +321,18 @@ func (r *dataKeyRequestReconciler) generate(ctx context.Context, request *v1alph
 	one := generations{{sealed: sealed}}
 	err = r.date(ctx, one)
 	return one[0], err
+}
+
+// checkUsable returns an error unless the MasterKey of a request is the master key of its data key, and fit for a new one.
+func (*dataKeyRequestReconciler) checkUsable(ctx context.Context, reader client.Reader, request *v1alpha1.DataKeyRequest, key DataKey) error {
+	masterKey, err := usableMasterKey(ctx, reader, request)
+	if err != nil {
+		return err
+	}
+	if masterKeyRef(masterKey) != key.MasterKey || !masterKey.Ready() {
+		return notLookedAt(masterKey.Namespace, masterKey.Name)
+	}
+	return nil
 }
 
 // date dates the generations that have no date yet, by the later of the two clocks: one that is dated too early would let older ones be

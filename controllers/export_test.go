@@ -23,12 +23,24 @@ func ServerTime(c clock.PassiveClock) func(context.Context) (time.Time, error) {
 }
 
 func NewMasterKeyReconciler(c client.Client, reader client.Reader, keyService KeyService, clock clock.PassiveClock, recorder events.EventRecorder) Reconciler {
-	return &masterKeyReconciler{c, reader, keyService, clocks{clock, ServerTime(clock)}, recorder}
+	return newReconcilers(c, reader, keyService, clock, recorder).MasterKey.(*masterKeyReconciler)
 }
 
 func NewDataKeyRequestReconciler(c client.Client, reader client.Reader, keyService KeyService, clock clock.PassiveClock, recorder events.EventRecorder) Reconciler {
-	return &dataKeyRequestReconciler{c, reader, keyService, clocks{clock, ServerTime(clock)}, recorder, newSpacing(DefaultRewrapRate), newSettled()}
+	return newReconcilers(c, reader, keyService, clock, recorder).DataKeyRequest.(*dataKeyRequestReconciler)
 }
+
+func newReconcilers(c client.Client, reader client.Reader, keyService KeyService, clock clock.PassiveClock, recorder events.EventRecorder) Reconcilers {
+	return NewReconcilers(c, reader, Config{
+		KeyService: keyService, ServerTime: ServerTime(clock), Clock: clock, Recorder: recorder, RewrapRate: DefaultRewrapRate,
+	})
+}
+
+func NewRecent(reader client.Reader, clock clock.PassiveClock) client.Reader {
+	return newRecent(reader, clock)
+}
+
+func NewRationed(recorder events.EventRecorder) events.EventRecorder { return newRationed(recorder) }
 
 func NewPodReconciler(c client.Client, recorder events.EventRecorder) Reconciler {
 	return &podReconciler{client: c, recorder: recorder}

@@ -147,9 +147,12 @@ type Reconcilers struct {
 func NewReconcilers(c client.Client, reader client.Reader, config Config) Reconcilers {
 	clocks := clocks{config.Clock, config.ServerTime}
 	return Reconcilers{
-		MasterKey:      &masterKeyReconciler{c, reader, config.KeyService, clocks, config.Recorder},
-		Material:       &materialReconciler{c, reader, config.KeyService, clocks, config.Recorder},
-		DataKeyRequest: &dataKeyRequestReconciler{c, reader, config.KeyService, clocks, config.Recorder, newSpacing(config.RewrapRate), newSettled()},
+		MasterKey: &masterKeyReconciler{c, reader, config.KeyService, clocks, config.Recorder},
+		Material:  &materialReconciler{c, reader, config.KeyService, clocks, config.Recorder},
+		DataKeyRequest: &dataKeyRequestReconciler{
+			client: c, reader: reader, recent: newRecent(reader, config.Clock), keyService: config.KeyService, clocks: clocks,
+			recorder: newRationed(config.Recorder), rewraps: newSpacing(config.RewrapRate), settled: newSettled(),
+		},
 	}
 }
 

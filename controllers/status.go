@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"unicode/utf8"
 
+	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -107,6 +108,35 @@ type notice struct {
 // newNotice is what a controller tells of the object that it works on.
 func newNotice(object runtime.Object, kind, reason, format string, args ...any) notice {
 	return notice{object: object, kind: kind, reason: reason, message: fmt.Sprintf(format, args...)}
+}
+
+// Of one kind of object, at most eventBurst events come at once, and eventRate a second after that.
+const (
+	eventBurst = 100
+	eventRate  = 1
+)
+
+// rationed leaves events out where there would be too many: the conditions of the objects say the same. So many objects that become Ready
+// at once do not cost half as many writes again, and do not hide a warning.
+type rationed struct {
+	events.EventRecorder
+
+	normal, warning *rate.Limiter
+}
+
+func newRationed(recorder events.EventRecorder) rationed {
+	return rationed{recorder, rate.NewLimiter(eventRate, eventBurst), rate.NewLimiter(eventRate, eventBurst)}
+}
+
+// Eventf emits an event, or does not.
+func (r rationed) Eventf(regarding, related runtime.Object, kind, reason, action, note string, args ...any) {
+	limiter := r.normal
+	if kind == corev1.EventTypeWarning {
+		limiter = r.warning
+	}
+	if limiter.Allow() {
+		r.EventRecorder.Eventf(regarding, related, kind, reason, action, note, args...)
+	}
 }
 
 // readyEvent tells of a change of the Ready condition.

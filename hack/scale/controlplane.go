@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
@@ -33,84 +32,82 @@ import (
 const (
 	systemNamespace = "datakeys-system"
 	tenant          = "tenant"
-	bareTenant      = "bare"
 )
 
-// scale is one run.
-type scale struct {
-	manager                  string
-	keys, requests, parallel int
-	idle                     time.Duration
-	profile                  string
-
+// A plane is a control plane: etcd, which syncs to the disk as it does in a cluster, and an API server.
+type plane struct {
 	environment *envtest.Environment
 	config      *rest.Config
 	client      client.WithWatch
-	directory   string
-	process     *exec.Cmd
-	log         bytes.Buffer
 }
 
-// start starts etcd, which syncs to the disk as it does in a cluster, and the API server.
-func (s *scale) start(ctx context.Context) (err error) {
-	if s.manager == "" {
-		return errors.New("-manager: must not be empty")
+func startPlane(ctx context.Context) (*plane, error) {
+	p := &plane{environment: &envtest.Environment{CRDDirectoryPaths: []string{"config/crd/bases"}, ErrorIfCRDPathMissing: true}}
+	p.environment.ControlPlane.GetAPIServer().Configure().Append("max-requests-inflight", "2000")
+	p.environment.ControlPlane.Etcd = &envtest.Etcd{}
+	p.environment.ControlPlane.Etcd.Configure().Set("unsafe-no-fsync", "false")
+	if err := p.open(ctx); err != nil {
+		return nil, errors.Join(err, p.environment.Stop())
 	}
-	defer func() {
-		if err != nil {
-			s.stop()
-		}
-	}()
-	if s.directory, err = os.MkdirTemp("", "datakeys-scale-"); err != nil {
-		return err
-	}
-	s.environment = &envtest.Environment{CRDDirectoryPaths: []string{"config/crd/bases"}, ErrorIfCRDPathMissing: true}
-	s.environment.ControlPlane.GetAPIServer().Configure().Append("max-requests-inflight", "2000")
-	s.environment.ControlPlane.Etcd = &envtest.Etcd{}
-	s.environment.ControlPlane.Etcd.Configure().Set("unsafe-no-fsync", "false")
-	if s.config, err = s.environment.Start(); err != nil {
+	return p, nil
+}
+
+func (p *plane) open(ctx context.Context) (err error) {
+	if p.config, err = p.environment.Start(); err != nil {
 		return fmt.Errorf("start the API server: %w", err)
 	}
-	s.config.QPS = -1
+	p.config.QPS = -1
 	scheme := runtime.NewScheme()
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return err
 	}
-	if s.client, err = client.NewWithWatch(s.config, client.Options{Scheme: scheme}); err != nil {
+	if p.client, err = client.NewWithWatch(p.config, client.Options{Scheme: scheme}); err != nil {
 		return err
 	}
-	for _, name := range []string{systemNamespace, tenant, bareTenant} {
-		if err := s.client.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
+	for _, name := range []string{systemNamespace, tenant} {
+		if err := p.client.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
 			return err
 		}
 	}
 	webhooks := &admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "datakeys-injector"}}
-	return s.client.Create(ctx, webhooks)
+	return p.client.Create(ctx, webhooks)
 }
 
-func (s *scale) stop() {
-	if s.process != nil {
-		_ = s.process.Process.Signal(syscall.SIGTERM)
-		_ = s.process.Wait()
-	}
-	if s.environment != nil {
-		_ = s.environment.Stop()
-	}
-	_ = os.RemoveAll(s.directory)
+// manager is the process that is measured.
+type manager struct {
+	process   *exec.Cmd
+	directory string
+	log       bytes.Buffer
 }
 
-// startManager starts the manager, and waits until it leads.
-func (s *scale) startManager(ctx context.Context) error {
-	kubeconfig := filepath.Join(s.directory, "kubeconfig")
-	if err := os.WriteFile(kubeconfig, s.environment.KubeConfig, 0o600); err != nil {
-		return err
+// startManager starts the manager on a control plane.
+func startManager(ctx context.Context, binary string, on *plane) (m *manager, err error) {
+	m = &manager{}
+	if m.directory, err = os.MkdirTemp("", "datakeys-scale-"); err != nil {
+		return nil, err
 	}
-	s.process = exec.CommandContext(ctx, s.manager, "--kubeconfig="+kubeconfig, "--namespace="+systemNamespace,
-		"--sidecar-image=datakeys/sidecar:scale", "--audit-log="+filepath.Join(s.directory, "audit"),
-		"--metrics-bind=127.0.0.1:0", "--health-bind=127.0.0.1:0", "--key-service-bind=127.0.0.1:0", "--webhook-bind="+freeAddress())
-	s.process.Stdout, s.process.Stderr = &s.log, &s.log
-	return s.process.Start()
+	kubeconfig := filepath.Join(m.directory, "kubeconfig")
+	if err = os.WriteFile(kubeconfig, on.environment.KubeConfig, 0o600); err == nil {
+		m.process = exec.CommandContext(ctx, binary, "--kubeconfig="+kubeconfig, "--namespace="+systemNamespace,
+			"--sidecar-image=datakeys/sidecar:scale", "--audit-log="+filepath.Join(m.directory, "audit"),
+			"--metrics-bind=127.0.0.1:0", "--health-bind=127.0.0.1:0", "--key-service-bind=127.0.0.1:0", "--webhook-bind="+freeAddress())
+		m.process.Stdout, m.process.Stderr = &m.log, &m.log
+		err = m.process.Start()
+	}
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(m.directory))
+	}
+	return m, nil
 }
+
+func (m *manager) stop() {
+	_ = m.signal(syscall.SIGCONT)
+	_ = m.signal(syscall.SIGTERM)
+	_ = m.process.Wait()
+	_ = os.RemoveAll(m.directory)
+}
+
+func (m *manager) signal(s syscall.Signal) error { return m.process.Process.Signal(s) }
 
 func freeAddress() string {
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it is closed at once
@@ -122,8 +119,8 @@ func freeAddress() string {
 }
 
 // peakMemory is the greatest resident size that the manager ever had, in MB.
-func (s *scale) peakMemory() (int, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.process.Process.Pid))
+func (m *manager) peakMemory() (int, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", m.process.Process.Pid))
 	if err != nil {
 		return 0, err
 	}
@@ -137,12 +134,12 @@ func (s *scale) peakMemory() (int, error) {
 }
 
 // writes counts the API server's writes since it started.
-func (s *scale) writes(ctx context.Context) (phase, error) {
-	transport, err := rest.TransportFor(s.config)
+func (p *plane) writes(ctx context.Context) (phase, error) {
+	transport, err := rest.TransportFor(p.config)
 	if err != nil {
 		return phase{}, err
 	}
-	server, _, err := rest.DefaultServerUrlFor(s.config)
+	server, _, err := rest.DefaultServerUrlFor(p.config)
 	if err != nil {
 		return phase{}, err
 	}
@@ -160,7 +157,7 @@ func (s *scale) writes(ctx context.Context) (phase, error) {
 	if err != nil {
 		return phase{}, err
 	}
-	var p phase
+	var w phase
 	for _, metric := range families["apiserver_request_total"].GetMetric() {
 		labels := labelsOf(metric)
 		n := int(metric.GetCounter().GetValue())
@@ -174,16 +171,16 @@ func (s *scale) writes(ctx context.Context) (phase, error) {
 		}
 		switch labels["resource"] {
 		case "datakeyrequests":
-			p.ofRequests += n
+			w.ofRequests += n
 		case "secrets":
-			p.ofSecrets += n
+			w.ofSecrets += n
 		case "masterkeys":
-			p.ofKeys += n
+			w.ofKeys += n
 		case "events":
-			p.ofEvents += n
+			w.ofEvents += n
 		}
 	}
-	return p, nil
+	return w, nil
 }
 
 func labelsOf(metric *dto.Metric) map[string]string {

@@ -1,16 +1,19 @@
 // Command scale measures the manager with many objects: how long it takes until all DataKeyRequests are Ready, and until all are wrapped
 // anew after a rotation of all MasterKeys, how many API writes that costs, and how much memory. Beside it, in the same run, it measures
-// a bare client that writes as many Secrets and statuses with the same parallelism and does nothing else. Then it watches whether an
-// idle manager writes anything but its Lease.
+// a bare client that writes as many Secrets and statuses with the same parallelism and does nothing else. The two take turns of a few
+// seconds, while the other one is stopped: so that a machine which is slow for a while is slow for both. Then it watches whether an idle
+// manager writes anything but its Lease.
 //
 //	make scale                                        10,000 requests over 100 keys, 10 minutes idle
 //	make scale ARGS="-requests 1000 -idle 1m"
 //
-// It starts etcd and a Kubernetes API server of its own, and the manager as a process beside them. Nothing is left behind.
+// It starts etcd and a Kubernetes API server of its own for each of the two, and the manager as a process beside them. Nothing is left
+// behind.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -43,23 +46,39 @@ const (
 	installationSecrets = 3
 )
 
+// scale is one run.
+type scale struct {
+	binary                   string
+	keys, requests, parallel int
+	idle                     time.Duration
+
+	own, others *plane // the manager's and the bare client's
+	manager     *manager
+}
+
 func command(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("scale", flag.ContinueOnError)
 	s := &scale{}
-	flags.StringVar(&s.manager, "manager", "", "`path` of the manager's binary")
+	flags.StringVar(&s.binary, "manager", "", "`path` of the manager's binary")
 	flags.IntVar(&s.keys, "keys", 100, "`number` of MasterKeys")
 	flags.IntVar(&s.requests, "requests", 10_000, "`number` of DataKeyRequests")
 	flags.IntVar(&s.parallel, "parallel", 8, "`number` of writes at once of the bare client: as many as the manager's controllers make")
 	flags.DurationVar(&s.idle, "idle", 10*time.Minute, "for how `long` the idle manager is watched")
-	flags.StringVar(&s.profile, "cpuprofile", "", "`path` of a CPU profile of the manager, taken while the requests become Ready")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	ctrl.SetLogger(logr.Discard())
-	if err := s.start(ctx); err != nil {
-		return err
+	if s.binary == "" {
+		return errors.New("-manager: must not be empty")
 	}
-	defer s.stop()
+	ctrl.SetLogger(logr.Discard())
+	for _, p := range []**plane{&s.own, &s.others} {
+		started, err := startPlane(ctx)
+		if err != nil {
+			return err
+		}
+		defer started.environment.Stop() //nolint:errcheck // nothing of it is kept
+		*p = started
+	}
 	return s.run(ctx)
 }
 
@@ -83,28 +102,28 @@ func (s *scale) run(ctx context.Context) error {
 			what, writes, maxWrites, manager.ofKeys, material, manager.ofEvents)
 	}
 
-	bareMade, bareRewrapped, err := s.bare(ctx)
+	bare, err := s.declare(ctx)
 	if err != nil {
-		return fmt.Errorf("the bare client: %w", err)
-	}
-	if err := s.declare(ctx); err != nil {
 		return fmt.Errorf("declare the objects: %w", err)
 	}
-	if err := s.startManager(ctx); err != nil {
-		return fmt.Errorf("start the manager: %w", err)
+	made, bareMade, err := s.race(ctx, 1, bare.make, func() (err error) {
+		s.manager, err = startManager(ctx, s.binary, s.own)
+		return err
+	})
+	if s.manager != nil {
+		defer s.manager.stop()
 	}
-	made, err := s.untilReady(ctx)
 	if err != nil {
 		return fmt.Errorf("until all are Ready: %w", err)
 	}
 	ratio("all Ready", made, bareMade, s.keys+installationSecrets)
-	rewrapped, err := s.untilRewrapped(ctx)
+	rewrapped, bareRewrapped, err := s.race(ctx, 2, bare.rewrap, func() error { return s.rotate(ctx) })
 	if err != nil {
 		return fmt.Errorf("until all are wrapped anew: %w", err)
 	}
 	ratio("all wrapped anew", rewrapped, bareRewrapped, 2*s.keys)
 
-	memory, err := s.peakMemory()
+	memory, err := s.manager.peakMemory()
 	if err != nil {
 		return err
 	}

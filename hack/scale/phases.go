@@ -1,12 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
-	"errors"
 	"fmt"
 	"strconv"
+	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -14,11 +13,10 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
-	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
-	v1alpha1ac "github.com/datakeys/datakeys/api/v1alpha1/applyconfiguration/api/v1alpha1"
 )
 
 // phase is a part of the run: how long it took, and what was written meanwhile.
@@ -35,136 +33,162 @@ func (p phase) since(earlier phase) phase {
 	}
 }
 
-func (s *scale) requestName(i int) string { return "request-" + strconv.Itoa(i) }
+func requestName(i int) string { return "request-" + strconv.Itoa(i) }
 
 func (s *scale) keyName(i int) string { return "key-" + strconv.Itoa(i%s.keys) }
 
-func (s *scale) request(namespace string, i int) *v1alpha1.DataKeyRequest {
-	return &v1alpha1.DataKeyRequest{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: s.requestName(i)},
-		Spec: v1alpha1.DataKeyRequestSpec{
-			MasterKeyRef: v1alpha1.MasterKeyReference{Name: s.keyName(i)}, KeySpec: v1alpha1.DataKeySpecAES256,
-			EncryptionContext: map[string]v1alpha1.EncryptionContextValue{"tenant": "a"},
-		},
-	}
-}
-
-// each does something for every request, as many at once as the manager does.
-func (s *scale) each(ctx context.Context, do func(ctx context.Context, i int) error) (time.Duration, error) {
-	began := time.Now()
+// each does something for the requests of these numbers, as many at once as the manager does.
+func (s *scale) each(ctx context.Context, from, to int, do func(ctx context.Context, i int) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(s.parallel)
-	for i := range s.requests {
+	for i := from; i < to; i++ {
 		group.Go(func() error { return do(ctx, i) })
 	}
-	err := group.Wait()
-	return time.Since(began), err
+	return group.Wait()
 }
 
-// declare makes the objects that the manager is to work on.
-func (s *scale) declare(ctx context.Context) error {
+// declare makes the objects that the manager is to work on, and the same requests for the bare client.
+func (s *scale) declare(ctx context.Context) (*bare, error) {
 	for i := range s.keys {
-		if err := s.client.Create(ctx, &v1alpha1.MasterKey{ObjectMeta: metav1.ObjectMeta{Namespace: tenant, Name: s.keyName(i)}}); err != nil {
-			return err
+		if err := s.own.client.Create(ctx, &v1alpha1.MasterKey{ObjectMeta: metav1.ObjectMeta{Namespace: tenant, Name: s.keyName(i)}}); err != nil {
+			return nil, err
 		}
 	}
-	_, err := s.each(ctx, func(ctx context.Context, i int) error { return s.client.Create(ctx, s.request(tenant, i)) })
-	return err
-}
-
-// bare writes what the manager would write, of the same sizes, and nothing else: first a Secret and a status for each request, then
-// the status and the Secret again. The manager does not run meanwhile, and what was written is removed.
-func (s *scale) bare(ctx context.Context) (made, rewrapped phase, err error) {
-	requests, secrets := make([]*v1alpha1.DataKeyRequest, s.requests), make([]*corev1.Secret, s.requests)
-	if _, err = s.each(ctx, func(ctx context.Context, i int) error {
-		requests[i] = s.request(bareTenant, i)
-		return s.client.Create(ctx, requests[i])
-	}); err != nil {
-		return made, rewrapped, err
-	}
-	const blobSize = 270
-	status := func(ctx context.Context, i int, version int32, blob []byte) error {
-		conditions := []*metav1ac.ConditionApplyConfiguration{}
-		for _, kind := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionRewrapped} {
-			conditions = append(conditions, metav1ac.Condition().WithType(kind).WithStatus(metav1.ConditionTrue).WithReason(kind).
-				WithMessage(fmt.Sprintf("generation 1 is wrapped by version %d of master key %s", version, requests[i].UID)).
-				WithObservedGeneration(1).WithLastTransitionTime(metav1.Now()))
-		}
-		apply := v1alpha1ac.DataKeyRequest(requests[i].Name, bareTenant).WithStatus(v1alpha1ac.DataKeyRequestStatus().
-			WithConditions(conditions...).WithObservedGeneration(1).WithKeyID(string(requests[i].UID)).WithKeyVersion(version).WithGeneration(1).
-			WithLastRotationTime(metav1.Now()).
-			WithGenerations(v1alpha1ac.DataKeyGeneration().WithGeneration(1).WithKeyVersion(version).WithCreatedAt(metav1.Now()).WithCiphertextBlob(blob...)))
-		return s.client.Status().Apply(ctx, apply, client.FieldOwner("bare"), client.ForceOwnership)
-	}
-	newBlob := func() []byte {
-		blob := make([]byte, blobSize)
-		_, _ = rand.Read(blob)
-		return blob
-	}
-	made.took, err = s.each(ctx, func(ctx context.Context, i int) error {
-		blob := newBlob()
-		secrets[i] = &corev1.Secret{
-			ObjectMeta: metav1.ObjectMeta{Namespace: bareTenant, Name: requests[i].Name, Labels: map[string]string{v1alpha1.LabelManagedBy: "bare"}},
-			Type:       v1alpha1.SecretTypeDataKey,
-			Data: map[string][]byte{
-				v1alpha1.SecretKeyCiphertextBlob: blob, v1alpha1.SecretKeyIV: blob[:12], v1alpha1.SecretKeyAlgorithm: []byte(v1alpha1.AlgorithmAESGCM),
-				v1alpha1.SecretKeyKeyID: []byte(requests[i].UID), v1alpha1.SecretKeyKeyVersion: []byte("1"), v1alpha1.SecretKeyGeneration: []byte("1"),
-				v1alpha1.SecretKeyEncryptionContext: []byte(`{"tenant":"a"}`),
+	b := &bare{client: s.others.client, requests: make([]*v1alpha1.DataKeyRequest, s.requests), secrets: make([]*corev1.Secret, s.requests)}
+	return b, s.each(ctx, 0, s.requests, func(ctx context.Context, i int) error {
+		request := &v1alpha1.DataKeyRequest{
+			ObjectMeta: metav1.ObjectMeta{Namespace: tenant, Name: requestName(i)},
+			Spec: v1alpha1.DataKeyRequestSpec{
+				MasterKeyRef: v1alpha1.MasterKeyReference{Name: s.keyName(i)}, KeySpec: v1alpha1.DataKeySpecAES256,
+				EncryptionContext: map[string]v1alpha1.EncryptionContextValue{"tenant": "a"},
 			},
 		}
-		if err := s.client.Create(ctx, secrets[i]); err != nil {
+		b.requests[i] = request.DeepCopy()
+		if err := s.own.client.Create(ctx, request); err != nil {
 			return err
 		}
-		return status(ctx, i, 1, blob)
+		return b.client.Create(ctx, b.requests[i])
 	})
-	if err != nil {
-		return made, rewrapped, err
-	}
-	rewrapped.took, err = s.each(ctx, func(ctx context.Context, i int) error {
-		blob := newBlob()
-		if err := status(ctx, i, 2, blob); err != nil {
-			return err
-		}
-		secrets[i].Data[v1alpha1.SecretKeyCiphertextBlob], secrets[i].Data[v1alpha1.SecretKeyKeyVersion] = blob, []byte("2")
-		return s.client.Update(ctx, secrets[i])
-	})
-	if err != nil {
-		return made, rewrapped, err
-	}
-	fmt.Printf("the bare client took %.1fs and %.1fs\n", made.took.Seconds(), rewrapped.took.Seconds())
-	_, err = s.each(ctx, func(ctx context.Context, i int) error {
-		return errors.Join(s.client.Delete(ctx, secrets[i]), s.client.Delete(ctx, requests[i]))
-	})
-	return made, rewrapped, err
 }
 
-// follow watches the tenant's requests and Secrets until all of either are as wanted. It tells when the first of them was written.
-func (s *scale) follow(ctx context.Context, ready func(*v1alpha1.DataKeyRequest) bool, written func(*corev1.Secret) bool) (began time.Time, err error) {
+// rotate asks for a rotation of every key.
+func (s *scale) rotate(ctx context.Context) error {
+	for i := range s.keys {
+		key := &v1alpha1.MasterKey{ObjectMeta: metav1.ObjectMeta{Namespace: tenant, Name: s.keyName(i)}}
+		patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:"now"}}}`, v1alpha1.AnnotationRotateRequestedAt)
+		if err := s.own.client.Patch(ctx, key, client.RawPatch("application/merge-patch+json", patch)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// turns is in how many turns the manager and the bare client do the same, and leastTurn how many requests are the least of one.
+const (
+	turns     = 40
+	leastTurn = 250
+)
+
+// race lets the manager and the bare client bring all requests to a version by turns, each while the other one stands still. The manager's time
+// begins with the first write that is seen after begin, or with begin where it runs already.
+func (s *scale) race(ctx context.Context, version int32, do func(ctx context.Context, i int) error, begin func() error) (manager, other phase, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	left := map[string]bool{}
-	type seen struct {
-		key  string
-		done bool
+	before, err := s.own.writes(ctx)
+	if err != nil {
+		return manager, other, err
 	}
-	events := make(chan seen, 1000)
+	own, others := follow(ctx, s.own.client, s.requests, version), follow(ctx, s.others.client, s.requests, version)
+	running := s.manager != nil
+	began := time.Now()
+	if err := begin(); err != nil {
+		return manager, other, err
+	}
+	if !running {
+		if began, err = own.until(ctx, 1); err != nil {
+			return manager, other, s.explain(err)
+		}
+	}
+	size := max(leastTurn, s.requests/turns)
+	for from := 0; from < s.requests; from += size {
+		to := min(from+size, s.requests)
+		ended, err := own.until(ctx, 2*to)
+		if err != nil {
+			return manager, other, s.explain(err)
+		}
+		manager.took += max(ended.Sub(began), 0) // what was under way when it was stopped may be all of a short turn
+		if err := s.manager.signal(syscall.SIGSTOP); err != nil {
+			return manager, other, err
+		}
+		began = time.Now()
+		if err := s.each(ctx, from, to, do); err != nil {
+			return manager, other, err
+		}
+		if ended, err = others.until(ctx, 2*to); err != nil {
+			return manager, other, err
+		}
+		other.took += ended.Sub(began)
+		began = time.Now()
+		if err := s.manager.signal(syscall.SIGCONT); err != nil {
+			return manager, other, err
+		}
+		if to%(10*size) == 0 {
+			fmt.Printf("  %d of %d: %.1fs, bare client %.1fs\n", to, s.requests, manager.took.Seconds(), other.took.Seconds())
+		}
+	}
+	after, err := s.own.writes(ctx)
+	took := manager.took
+	manager = after.since(before)
+	manager.took = took
+	return manager, other, err
+}
+
+// patience is for how long nothing may happen at all.
+const patience = time.Minute
+
+// explain adds what the manager said last.
+func (s *scale) explain(err error) error {
+	log := s.manager.log.Bytes()
+	return fmt.Errorf("%w; the manager said last: %s", err, log[max(0, len(log)-2000):])
+}
+
+// A follower watches the requests and Secrets of the tenant.
+type follower struct {
+	progress chan time.Time // when one more was as wanted
+
+	seen int
+}
+
+// follow counts the requests and Secrets that are wrapped by a version.
+func follow(ctx context.Context, c client.WithWatch, requests int, version int32) *follower {
+	f := &follower{progress: make(chan time.Time, 2*requests)}
+	var mutex sync.Mutex
+	left := map[string]bool{}
+	for i := range requests {
+		left["request "+requestName(i)], left["secret "+requestName(i)] = true, true
+	}
 	see := func(e watch.Event) {
-		var one seen
+		var key string
+		done := false
 		switch o := e.Object.(type) {
 		case *v1alpha1.DataKeyRequest:
-			one = seen{"request " + o.Name, ready(o)}
+			key = "request " + o.Name
+			done = meta.IsStatusConditionTrue(o.Status.Conditions, v1alpha1.ConditionReady) && ptr.Deref(o.Status.KeyVersion, 0) == version
 		case *corev1.Secret:
-			one = seen{"secret " + o.Name, e.Type != watch.Deleted && written(o)}
+			key = "secret " + o.Name
+			done = string(o.Data[v1alpha1.SecretKeyKeyVersion]) == strconv.Itoa(int(version))
 		}
-		select {
-		case events <- one:
-		case <-ctx.Done():
+		mutex.Lock()
+		defer mutex.Unlock()
+		if done && left[key] {
+			delete(left, key)
+			f.progress <- time.Now()
 		}
 	}
 	for _, list := range []client.ObjectList{&v1alpha1.DataKeyRequestList{}, &corev1.SecretList{}} {
 		go func() {
 			for ctx.Err() == nil { // the API server ends the watch of whom it finds too slow: it begins again with what there is
-				w, err := s.client.Watch(ctx, list, client.InNamespace(tenant))
+				w, err := c.Watch(ctx, list, client.InNamespace(tenant))
 				if err != nil {
 					fmt.Println("  watch:", err)
 					continue
@@ -176,81 +200,25 @@ func (s *scale) follow(ctx context.Context, ready func(*v1alpha1.DataKeyRequest)
 			}
 		}()
 	}
-	for i := range s.requests {
-		left["request "+s.requestName(i)], left["secret "+s.requestName(i)] = true, true
-	}
-	progress := time.NewTicker(10 * time.Second)
-	defer progress.Stop()
-	for len(left) > 0 {
+	return f
+}
+
+// until waits until so many were seen, and returns when the last of them was.
+func (f *follower) until(ctx context.Context, many int) (last time.Time, err error) {
+	for f.seen < many {
 		select {
-		case e := <-events:
-			if e.done && left[e.key] {
-				if began.IsZero() {
-					began = time.Now()
-				}
-				delete(left, e.key)
-			}
-		case <-progress.C:
-			fmt.Printf("  %d of %d left\n", len(left), 2*s.requests)
-			if s.process.ProcessState != nil {
-				return began, fmt.Errorf("the manager ended: %s", tail(s.log.Bytes()))
-			}
+		case last = <-f.progress:
+			f.seen++
+		case <-time.After(patience):
+			return last, fmt.Errorf("nothing happened for %v, and only %d of %d requests and Secrets are as wanted", patience, f.seen, many)
 		case <-ctx.Done():
-			return began, ctx.Err()
+			return last, ctx.Err()
 		}
 	}
-	return began, nil
-}
-
-func tail(log []byte) []byte { return log[max(0, len(log)-2000):] }
-
-// measure counts what is written while something goes on, and how long that takes from the first write that it is about.
-func (s *scale) measure(ctx context.Context, goOn func() (time.Time, error)) (phase, error) {
-	before, err := s.writes(ctx)
-	if err != nil {
-		return phase{}, err
+	if last.IsZero() {
+		last = time.Now()
 	}
-	began, err := goOn()
-	if err != nil {
-		return phase{}, err
-	}
-	took := time.Since(began)
-	after, err := s.writes(ctx)
-	if err != nil {
-		return phase{}, err
-	}
-	p := after.since(before)
-	p.took = took
-	return p, nil
-}
-
-func (s *scale) untilReady(ctx context.Context) (phase, error) {
-	return s.measure(ctx, func() (time.Time, error) {
-		return s.follow(ctx,
-			func(r *v1alpha1.DataKeyRequest) bool {
-				return meta.IsStatusConditionTrue(r.Status.Conditions, v1alpha1.ConditionReady)
-			},
-			func(secret *corev1.Secret) bool { return len(secret.Data[v1alpha1.SecretKeyCiphertextBlob]) > 0 })
-	})
-}
-
-func (s *scale) untilRewrapped(ctx context.Context) (phase, error) {
-	return s.measure(ctx, func() (time.Time, error) {
-		began := time.Now()
-		for i := range s.keys {
-			key := &v1alpha1.MasterKey{ObjectMeta: metav1.ObjectMeta{Namespace: tenant, Name: s.keyName(i)}}
-			patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:"now"}}}`, v1alpha1.AnnotationRotateRequestedAt)
-			if err := s.client.Patch(ctx, key, client.RawPatch("application/merge-patch+json", patch)); err != nil {
-				return began, err
-			}
-		}
-		_, err := s.follow(ctx,
-			func(r *v1alpha1.DataKeyRequest) bool { return r.Status.KeyVersion != nil && *r.Status.KeyVersion == 2 },
-			func(secret *corev1.Secret) bool {
-				return bytes.Equal(secret.Data[v1alpha1.SecretKeyKeyVersion], []byte("2"))
-			})
-		return began, err
-	})
+	return last, nil
 }
 
 // settle is how long the manager may go on to count before it is to be idle.
@@ -269,13 +237,13 @@ func (s *scale) watchIdle(ctx context.Context) (phase, error) {
 	if err := wait(settle); err != nil {
 		return phase{}, err
 	}
-	before, err := s.writes(ctx)
+	before, err := s.own.writes(ctx)
 	if err != nil {
 		return phase{}, err
 	}
 	if err := wait(s.idle); err != nil {
 		return phase{}, err
 	}
-	after, err := s.writes(ctx)
+	after, err := s.own.writes(ctx)
 	return after.since(before), err
 }
