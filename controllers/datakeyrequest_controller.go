@@ -256,7 +256,7 @@ func (r *dataKeyRequestReconciler) checkStatusIsNew(ctx context.Context, request
 // checkCurrent returns an error where the API server has the request in another version than the cache.
 func (r *dataKeyRequestReconciler) checkCurrent(ctx context.Context, request *v1alpha1.DataKeyRequest) error {
 	live := &v1alpha1.DataKeyRequest{}
-	if err := r.reader.Get(ctx, client.ObjectKeyFromObject(request), live); client.IgnoreNotFound(err) != nil {
+	if err := r.reader.Get(ctx, client.ObjectKeyFromObject(request), live); err != nil && !apierrors.IsNotFound(err) {
 		return err
 	}
 	if live.ResourceVersion != request.ResourceVersion {

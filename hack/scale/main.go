@@ -71,14 +71,15 @@ func command(ctx context.Context, args []string) error {
 		return errors.New("-manager: must not be empty")
 	}
 	ctrl.SetLogger(logr.Discard())
-	for _, p := range []**plane{&s.own, &s.others} {
-		started, err := startPlane(ctx)
-		if err != nil {
-			return err
-		}
-		defer started.environment.Stop() //nolint:errcheck // nothing of it is kept
-		*p = started
+	var err error
+	if s.own, err = startPlane(ctx); err != nil {
+		return err
 	}
+	defer s.own.environment.Stop() //nolint:errcheck // nothing of it is kept
+	if s.others, err = startPlane(ctx); err != nil {
+		return err
+	}
+	defer s.others.environment.Stop() //nolint:errcheck // nothing of it is kept
 	return s.run(ctx)
 }
 
