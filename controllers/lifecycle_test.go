@@ -405,6 +405,60 @@ func TestABlobOfAVersionThatIsMissing(t *testing.T) {
 	expect(t, "Ready", condition(l.request(t).Status.Conditions, "Ready"), "True Ready")
 }
 
+// Backups of the material and of the status are older than the Secret, which alone has a generation of a version that is missing. It is
+// not taken away: with a newer backup of the material it opens.
+func TestAGenerationOfAMissingVersionStaysInTheSecret(t *testing.T) {
+	l := newLifetime(t, masterKey(), request())
+	l.settle(t)
+	older := l.request(t).Status
+	material := func() *corev1.Secret {
+		secret := &corev1.Secret{}
+		if err := l.direct.Get(t.Context(), client.ObjectKey{Namespace: managerNamespace, Name: keyUID}, secret); err != nil {
+			t.Fatal(err)
+		}
+		return secret
+	}
+	put := func(data map[string][]byte) {
+		secret := material()
+		secret.Data = data
+		if err := l.direct.Update(t.Context(), secret); err != nil {
+			t.Fatal(err)
+		}
+	}
+	backup := material().Data
+	edit(t, l, l.key(t), annotate[*v1alpha1.MasterKey](v1alpha1.AnnotationRotateRequestedAt, "today"))
+	l.settle(t)
+	edit(t, l, l.request(t), annotate[*v1alpha1.DataKeyRequest](v1alpha1.AnnotationRotateRequestedAt, "1"))
+	l.settle(t)
+	newer, want := material().Data, serials(l.secret(t))
+	expect(t, "data keys", len(want), 2)
+
+	put(backup)
+	for _, change := range []func(){
+		func() { edit(t, l, l.key(t), annotate[*v1alpha1.MasterKey](v1alpha1.AnnotationRotateRequestedAt, "")) },
+		func() { edit(t, l, l.request(t), annotate[*v1alpha1.DataKeyRequest](v1alpha1.AnnotationRotateRequestedAt, "")) },
+	} {
+		change()
+	}
+	request := l.request(t)
+	request.Status = older
+	if err := l.direct.Status().Update(t.Context(), request); err != nil {
+		t.Fatal(err)
+	}
+	l.restart()
+	l.settle(t)
+	ready := meta.FindStatusCondition(l.request(t).Status.Conditions, "Ready")
+	if ready.Reason != "KeyVersionMissing" || !strings.Contains(ready.Message, "generation 2 ") {
+		t.Errorf("got %s: %s", ready.Reason, ready.Message)
+	}
+	expect(t, "data keys while the version is missing", serials(l.secret(t)), want)
+
+	put(newer)
+	l.settle(t)
+	expect(t, "Ready", condition(l.request(t).Status.Conditions, "Ready"), "True Ready")
+	expect(t, "data keys once the version is back", serials(l.secret(t)), want)
+}
+
 func TestDeletionOfAMasterKey(t *testing.T) {
 	due := now.Add(168 * time.Hour)
 	pending := func(k *v1alpha1.MasterKey) {
