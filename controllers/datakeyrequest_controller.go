@@ -227,7 +227,7 @@ func (r *dataKeyRequestReconciler) act(
 			"this data key was wrapped by master key %s, but MasterKey %s/%s is master key %s now: nothing was touched; restore the MasterKey with its annotation %s",
 			request.Status.KeyID, key.MasterKey.Namespace, key.MasterKey.Name, key.MasterKey.KeyID, v1alpha1.AnnotationKeyID)}
 	case actionBroken:
-		if inStatus.missing || inSecret.missing {
+		if len(inStatus.missing)+len(inSecret.missing) > 0 {
 			return permanentError{v1alpha1.ReasonKeyVersionMissing, fmt.Sprintf(
 				"%s is wrapped by a version of master key %s that its material does not have: restore a newer backup of the Secret %q in the namespace of the manager; nothing was touched",
 				numbers(lost), key.MasterKey.KeyID, key.MasterKey.KeyID)}

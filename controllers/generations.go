@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -111,8 +112,8 @@ type found struct {
 	generations generations
 	// broken are the numbers of generations that the place has, or says that it has, and that do not open; 0 is one without a number.
 	broken []int32
-	// missing says that a blob among them is of a version of the master key that is not there.
-	missing bool
+	// missing are those of them whose blob is of a version of the master key that is not there.
+	missing []int32
 }
 
 // judgeStatus opens the blobs in the status, which is not trusted until then.
@@ -130,7 +131,7 @@ func (r *dataKeyRequestReconciler) judgeStatus(ctx context.Context, key DataKey,
 			in.generations = in.generations.with(generation{sealed, g.CreatedAt.Time})
 			continue
 		}
-		in.broken, in.missing = append(in.broken, g.Generation), in.missing || state == blobOfMissingVersion
+		in.fail(g.Generation, state)
 	}
 	if newest := status.Generation; newest != nil && in.generations.find(*newest) == nil && !slices.Contains(in.broken, *newest) {
 		in.broken = append(in.broken, *newest)
@@ -168,10 +169,30 @@ func (r *dataKeyRequestReconciler) judgeSecret(ctx context.Context, key DataKey,
 			in.generations = in.generations.with(generation{sealed: sealed})
 			continue
 		}
-		in.broken, in.missing = append(in.broken, number), in.missing || state == blobOfMissingVersion
+		if number == 0 && state == blobOfMissingVersion {
+			number = newestNumber(secret)
+		}
+		in.fail(number, state)
 	}
 	in.state = in.sum()
 	return in, nil
+}
+
+// newestNumber is the number of the newest generation as a Secret states it, 0 where it states none.
+func newestNumber(secret *corev1.Secret) int32 {
+	n, err := strconv.ParseInt(string(secret.Data[v1alpha1.SecretKeyGeneration]), 10, 32)
+	if err != nil {
+		return 0
+	}
+	return int32(n)
+}
+
+// fail notes a generation that does not open.
+func (in *found) fail(number int32, state blobState) {
+	in.broken = append(in.broken, number)
+	if state == blobOfMissingVersion {
+		in.missing = append(in.missing, number)
+	}
 }
 
 func (in found) sum() blobState {
@@ -207,7 +228,8 @@ func (r *dataKeyRequestReconciler) open(ctx context.Context, key DataKey, blob [
 
 // merge is every generation that opens anywhere. Where both places have a generation, the status wins: whoever may edit the Secret
 // could put an older blob of the same scope there. What only the Secret has is taken over, so that a status that was edited or
-// restored loses nothing, and has no date yet. lost are the numbers of those that open nowhere.
+// restored loses nothing, and has no date yet. lost are the numbers of those that open nowhere, and may open again: of what the Secret
+// alone has, that is what waits for a version of the master key, or, without a status, all of it.
 func merge(status, secret found) (all generations, lost []int32) {
 	all = slices.Clone(status.generations)
 	for _, g := range secret.generations {
@@ -215,7 +237,7 @@ func merge(status, secret found) (all generations, lost []int32) {
 			all = all.with(generation{sealed: g.sealed})
 		}
 	}
-	for _, number := range status.broken {
+	for _, number := range slices.Concat(status.broken, secret.missing) {
 		if all.find(number) == nil {
 			lost = append(lost, number)
 		}
@@ -225,7 +247,7 @@ func merge(status, secret found) (all generations, lost []int32) {
 		lost = append(lost, secret.broken...)
 	}
 	slices.Sort(lost)
-	return all, lost
+	return all, slices.Compact(lost)
 }
 
 // inStatus are the generations as a status has them.
