@@ -40,9 +40,11 @@ func newLifetime(t *testing.T, objects ...client.Object) *lifetime {
 }
 
 // restart makes reconcilers that remember nothing.
-func (l *lifetime) restart() {
-	l.reconcilers = controllers.NewReconcilers(l.client, l.direct, controllers.Config{
-		KeyService: l.keys, Clock: l.clock, Recorder: l.recorder, RewrapRate: 1000,
+func (l *lifetime) restart() { l.reconcilers = l.reconcilersOf(l.keys) }
+
+func (l *lifetime) reconcilersOf(keys controllers.KeyService) controllers.Reconcilers {
+	return controllers.NewReconcilers(l.client, l.direct, controllers.Config{
+		KeyService: keys, Clock: l.clock, Recorder: l.recorder, RewrapRate: 1000,
 		ServerTime: func(context.Context) (time.Time, error) { return l.server.Now(), nil },
 	})
 }
@@ -194,6 +196,46 @@ func TestRotationOnDemandIsFollowedByARewrap(t *testing.T) {
 		"Normal Rotated version 2 of master key " + keyUID + " is the primary version now",
 		"Normal Rewrapped the primary version wraps the data keys of all 1 DataKeyRequests",
 	})
+}
+
+// The key service of a manager may have read the material a moment before another manager rotated the key. A data key is wrapped anew
+// when it has read it again.
+func TestARewrapThatFindsAnOldPrimaryVersionIsTriedAgain(t *testing.T) {
+	l := newLifetime(t, masterKey(), request())
+	l.settle(t)
+	edit(t, l, l.key(t), annotate[*v1alpha1.MasterKey](v1alpha1.AnnotationRotateRequestedAt, "today"))
+	if _, err := l.reconcilers.MasterKey.Reconcile(t.Context(), masterKeyRequest); err != nil {
+		t.Fatal(err)
+	}
+	lags := &lagging{KeyService: l.keys, lags: true}
+	lagged := l.reconcilersOf(lags)
+	result, err := lagged.DataKeyRequest.Reconcile(t.Context(), dataKeyRequest)
+	if result.RequeueAfter == 0 && err == nil {
+		t.Error("it is not tried again")
+	}
+	expect(t, "Rewrapped before", condition(l.request(t).Status.Conditions, "Rewrapped"), "False Rewrapping")
+	lags.lags = false
+	for range 2 {
+		if _, err := lagged.DataKeyRequest.Reconcile(t.Context(), dataKeyRequest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect(t, "Rewrapped after", condition(l.request(t).Status.Conditions, "Rewrapped"), "True Rewrapped")
+	expect(t, "key version", *l.request(t).Status.KeyVersion, int32(2))
+}
+
+// lagging is a key service that has not heard of a rotation yet.
+type lagging struct {
+	controllers.KeyService
+
+	lags bool
+}
+
+func (l *lagging) RewrapDataKey(ctx context.Context, key controllers.DataKey, blob []byte) (controllers.SealedDataKey, error) {
+	if l.lags {
+		return l.OpenDataKey(ctx, key, blob)
+	}
+	return l.KeyService.RewrapDataKey(ctx, key, blob)
 }
 
 func TestManualRewrapWaitsToBeAskedFor(t *testing.T) {
@@ -436,7 +478,9 @@ func TestAGenerationOfAMissingVersionStaysInTheSecret(t *testing.T) {
 	put(backup)
 	for _, change := range []func(){
 		func() { edit(t, l, l.key(t), annotate[*v1alpha1.MasterKey](v1alpha1.AnnotationRotateRequestedAt, "")) },
-		func() { edit(t, l, l.request(t), annotate[*v1alpha1.DataKeyRequest](v1alpha1.AnnotationRotateRequestedAt, "")) },
+		func() {
+			edit(t, l, l.request(t), annotate[*v1alpha1.DataKeyRequest](v1alpha1.AnnotationRotateRequestedAt, ""))
+		},
 	} {
 		change()
 	}
