@@ -65,6 +65,10 @@ func (r *dataKeyRequestReconciler) rewrap(ctx context.Context, request *v1alpha1
 			}
 			anew[i].sealed = sealed
 		}
+		if anew.behind(view.primary) > 0 { // another manager rotated the key, and the key service has not heard of it yet
+			view.look = r.clocks.Now().Add(time.Second)
+			return say(v1alpha1.ReasonRewrapping, "%d of %d generations wait to be wrapped anew", behind, len(view.generations))
+		}
 		if request.Spec.RewrapPolicy == v1alpha1.RewrapPolicyManual { // of the others the MasterKey tells, all at once
 			view.told = append(view.told, newNotice(request, corev1.EventTypeNormal, v1alpha1.ReasonRewrapped,
 				"wrapped the data key anew, under version %d of master key %s", anew.newest().sealed.KeyVersion, view.key.MasterKey.KeyID))
