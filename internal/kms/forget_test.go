@@ -57,3 +57,28 @@ func TestTheMaterialOfADestroyedKeyIsWiped(t *testing.T) {
 		t.Errorf("the key is known, with %d versions", len(k.versions))
 	}
 }
+
+// A key is forgotten while it is read: what was wiped is not taken for what was opened of the same bytes.
+func TestWhatWasWipedIsOpenedAgain(t *testing.T) {
+	store := &sealtest.Store{}
+	sealer, err := sealtest.OpenEmbedded(t.Context(), store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, ref := envelope.NewKeyID(), MasterKeyRef{Namespace: "team-a", Name: "orders"}
+	secret, _, err := sealFirstVersion(sealer, id, ref, time.Unix(0, 0), defaultTerms, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	store.Put(secret)
+	ring := newKeyring(sealer, store, clock.RealClock{})
+	known, err := ring.read(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ring.forget(id)
+	again, err := unsealKey(t.Context(), sealer, id, secret, known)
+	if err != nil || again.versions[1].material.IsZero() {
+		t.Errorf("version 1 is wiped (%v)", err)
+	}
+}
