@@ -153,12 +153,12 @@ func (k *key) checkWhole(entries int) error {
 	return nil
 }
 
-// unsealVersion opens one version, unless known has opened the same bytes.
+// unsealVersion opens one version, unless known has opened the same bytes and was not forgotten since.
 func unsealVersion(ctx context.Context, s *seal.Keyring, id envelope.KeyID, number uint32, sealed []byte, known *key) (
 	*version, MasterKeyRef, error,
 ) {
 	if known != nil {
-		if v := known.versions[number]; v != nil && bytes.Equal(v.sealed, sealed) {
+		if v := known.versions[number]; v != nil && bytes.Equal(v.sealed, sealed) && !v.material.IsZero() {
 			again := *v
 			return &again, MasterKeyRef{Namespace: known.namespace, Name: known.name}, nil
 		}
