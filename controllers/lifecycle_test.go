@@ -16,6 +16,7 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/controllers"
@@ -26,6 +27,7 @@ import (
 type lifetime struct {
 	*world
 	reconcilers controllers.Reconcilers
+	reader      client.Reader                  // of the API server
 	server      *clocktesting.FakePassiveClock // the API server's clock
 	recorder    *events.FakeRecorder
 }
@@ -34,7 +36,7 @@ func newLifetime(t *testing.T, objects ...client.Object) *lifetime {
 	t.Helper()
 	w := newWorld(t, objects, nil)
 	w.keys.Clock = w.clock
-	l := &lifetime{world: w, server: clocktesting.NewFakePassiveClock(now.Time), recorder: events.NewFakeRecorder(1000)}
+	l := &lifetime{world: w, reader: w.direct, server: clocktesting.NewFakePassiveClock(now.Time), recorder: events.NewFakeRecorder(1000)}
 	l.restart()
 	return l
 }
@@ -43,7 +45,7 @@ func newLifetime(t *testing.T, objects ...client.Object) *lifetime {
 func (l *lifetime) restart() { l.reconcilers = l.reconcilersOf(l.keys) }
 
 func (l *lifetime) reconcilersOf(keys controllers.KeyService) controllers.Reconcilers {
-	return controllers.NewReconcilers(l.client, l.direct, controllers.Config{
+	return controllers.NewReconcilers(l.client, l.reader, controllers.Config{
 		KeyService: keys, Clock: l.clock, Recorder: l.recorder, RewrapRate: 1000,
 		ServerTime: func(context.Context) (time.Time, error) { return l.server.Now(), nil },
 	})
@@ -576,6 +578,48 @@ func TestDeletionOfAMasterKey(t *testing.T) {
 	l.settle(t)
 	err := l.direct.Get(t.Context(), client.ObjectKeyFromObject(material), material)
 	expect(t, "the material of a destroyed key that is gone", client.IgnoreNotFound(err) == nil && err != nil, true)
+}
+
+// Whether anything refers to a key takes a while to find out. Who changes his mind meanwhile, or brings the MasterKey back, keeps the key.
+func TestAChangeOfMindWhileReferencesAreSoughtKeepsTheKey(t *testing.T) {
+	for name, gone := range map[string]bool{"the MasterKey is PendingDeletion": false, "the MasterKey is gone": true} {
+		t.Run(name, func(t *testing.T) {
+			l := newLifetime(t, masterKey())
+			l.settle(t)
+			key := l.key(t)
+			if gone {
+				if err := l.direct.Delete(t.Context(), key); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				edit(t, l, key, func(k *v1alpha1.MasterKey) { k.Spec.State = v1alpha1.MasterKeyStatePendingDeletion })
+			}
+			l.settle(t)
+			l.pass(v1alpha1.DefaultWaitingPeriod)
+			changes := 0
+			l.reader = interceptor.NewClient(l.direct, interceptor.Funcs{
+				List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, options ...client.ListOption) error {
+					if _, ok := list.(*corev1.SecretList); !ok {
+						return c.List(ctx, list, options...)
+					}
+					if changes++; changes == 1 && gone {
+						if err := l.direct.Create(ctx, masterKey(withKeyID(keyUID), func(k *v1alpha1.MasterKey) { k.ResourceVersion = "" })); err != nil {
+							return err
+						}
+					} else if changes == 1 {
+						edit(t, l, l.key(t), func(k *v1alpha1.MasterKey) { k.Spec.State = v1alpha1.MasterKeyStateEnabled })
+					}
+					return c.List(ctx, list, options...)
+				},
+			})
+			l.restart()
+			for range 2 { // what changes in the middle wakes it again
+				l.settle(t)
+			}
+			expect(t, "changes", changes, 1)
+			expect(t, "Ready", condition(l.key(t).Status.Conditions, "Ready"), "True Ready")
+		})
+	}
 }
 
 func TestDataKeysMayBeOrphaned(t *testing.T) {
