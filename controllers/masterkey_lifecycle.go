@@ -67,15 +67,17 @@ func (r *masterKeyReconciler) destroyWhenDue(ctx context.Context, key *v1alpha1.
 		return pendingError{Reason: v1alpha1.ReasonPendingDeletion, Wanted: true, Message: fmt.Sprintf(
 			"the material is destroyed at %s; set spec.state to Enabled or Disabled before then to keep it", due.UTC().Format(time.RFC3339))}
 	}
-	// The cache may be older than a change of mind, and what follows cannot be undone.
-	live := &v1alpha1.MasterKey{}
-	if err := r.reader.Get(ctx, client.ObjectKeyFromObject(key), live); err != nil {
-		return fmt.Errorf("read the MasterKey again: %w", err)
-	}
-	if live.UID != key.UID || live.Generation != key.Generation || live.KeyID() != ref.KeyID {
-		return errors.New("the MasterKey is another one than the cache says: its material is not destroyed")
-	}
-	destroyed, err := destroy(ctx, r.keyService, r.reader, r.clocks, ref, view.info)
+	destroyed, err := destroy(ctx, r.keyService, r.reader, r.clocks, ref, view.info, func() error {
+		// The cache may be older than a change of mind.
+		live := &v1alpha1.MasterKey{}
+		if err := r.reader.Get(ctx, client.ObjectKeyFromObject(key), live); err != nil {
+			return fmt.Errorf("read the MasterKey again: %w", err)
+		}
+		if live.UID != key.UID || live.Generation != key.Generation || live.KeyID() != ref.KeyID {
+			return errors.New("the MasterKey is another one than the cache says: its material is not destroyed")
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
@@ -88,8 +90,10 @@ func (r *masterKeyReconciler) destroyWhenDue(ctx context.Context, key *v1alpha1.
 }
 
 // destroy destroys material whose waiting period is over by both clocks, unless something needs it. The error is a pendingError where
-// that waits.
-func destroy(ctx context.Context, keyService KeyService, reader client.Reader, clocks clocks, ref MasterKeyRef, info MasterKeyInfo) (bool, error) {
+// that waits. What wanted looks at is looked at last: to find what needs the key takes a while, and what follows cannot be undone.
+func destroy(
+	ctx context.Context, keyService KeyService, reader client.Reader, clocks clocks, ref MasterKeyRef, info MasterKeyInfo, wanted func() error,
+) (bool, error) {
 	now, _, err := clocks.both(ctx)
 	if err != nil || now.Before(info.DeletionTime) {
 		return false, err
@@ -104,6 +108,9 @@ func destroy(ctx context.Context, keyService KeyService, reader client.Reader, c
 				"the waiting period ended at %s, but the key is still referred to by %s: delete them, or set spec.deletion.orphanDataKeys to true to lose their data keys",
 				info.DeletionTime.UTC().Format(time.RFC3339), in)}
 		}
+	}
+	if err := wanted(); err != nil {
+		return false, err
 	}
 	if err := keyService.DestroyMasterKey(ctx, ref, now); err != nil {
 		return false, masterKeyError(ref, err)

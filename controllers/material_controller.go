@@ -84,7 +84,13 @@ func (r *materialReconciler) reconcile(ctx context.Context, keyID string) (time.
 	if now.Before(info.DeletionTime) {
 		return again, told, nil // wait for the end of the period
 	}
-	gone, err := destroy(ctx, r.keyService, r.reader, r.clocks, ref, info)
+	gone, err := destroy(ctx, r.keyService, r.reader, r.clocks, ref, info, func() error {
+		there, err := r.isThere(ctx, ref)
+		if there {
+			err = errors.New("the MasterKey is back: its material is not destroyed")
+		}
+		return err
+	})
 	if blocked, ok := errors.AsType[pendingError](err); ok {
 		told = append(told, newNotice(nil, corev1.EventTypeWarning, blocked.Reason, "%s", blocked.Message))
 		return maxPause, told, nil // each look tells of it
