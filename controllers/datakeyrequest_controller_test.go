@@ -564,7 +564,7 @@ func TestDataKeyRequest(t *testing.T) {
 			}
 			wantWrites := tc.wantWrites
 			if tc.wantPatch != nil {
-				wantWrites = append(slices.Clip(wantWrites), "apply status DataKeyRequest")
+				wantWrites = append(slices.Clip(wantWrites), "patch status DataKeyRequest")
 			}
 			if diff := cmp.Diff(wantWrites, w.faults.Writes()); diff != "" {
 				t.Errorf("writes of Reconcile (-want +got):\n%s", diff)

@@ -192,8 +192,8 @@ func TestRotationOnDemandIsFollowedByARewrap(t *testing.T) {
 	expect(t, "version in the Secret", string(secret.Data["keyVersion"]), "2")
 	expect(t, "the data key", serials(secret), first)
 	expect(t, "generation", *request.Status.Generation, int32(1))
-	ofRequest := slices.DeleteFunc(l.faults.Writes()[writes:], func(w string) bool { return w == "apply status MasterKey" })
-	expect(t, "writes of the request", ofRequest, []string{"apply status DataKeyRequest", "update Secret"})
+	ofRequest := slices.DeleteFunc(l.faults.Writes()[writes:], func(w string) bool { return w == "patch status MasterKey" })
+	expect(t, "writes of the request", ofRequest, []string{"patch status DataKeyRequest", "update Secret"})
 	expect(t, "events", told, []string{
 		"Normal Rotated version 2 of master key " + keyUID + " is the primary version now",
 		"Normal Rewrapped the primary version wraps the data keys of all 1 DataKeyRequests",

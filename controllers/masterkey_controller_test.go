@@ -255,7 +255,7 @@ func TestMasterKey(t *testing.T) {
 			}
 			wantWrites := tc.wantWrites
 			if tc.wantPatch != nil {
-				wantWrites = append(slices.Clip(wantWrites), "apply status MasterKey")
+				wantWrites = append(slices.Clip(wantWrites), "patch status MasterKey")
 			}
 			if diff := cmp.Diff(wantWrites, w.faults.Writes()); diff != "" {
 				t.Errorf("writes of Reconcile (-want +got):\n%s", diff)

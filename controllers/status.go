@@ -1,9 +1,14 @@
 package controllers
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
+	"slices"
+	"strings"
 	"unicode/utf8"
 
 	"golang.org/x/time/rate"
@@ -12,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
@@ -19,9 +25,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
+	v1alpha1ac "github.com/datakeys/datakeys/api/v1alpha1/applyconfiguration/api/v1alpha1"
 )
 
-// fieldOwner owns the fields of a status that the controllers apply.
+// fieldOwner owns the fields of a status that the controllers write.
 const fieldOwner = client.FieldOwner("datakeys-manager")
 
 // maxMessage bounds the messages of conditions and events, in bytes. The note of an event may have 1024.
@@ -73,16 +80,14 @@ func setCondition(conditions *[]metav1.Condition, clock clock.PassiveClock, gene
 	return changed
 }
 
-// applyConditions are our conditions as apply configurations. Those of other types belong to whoever set them.
+// ourConditions are the conditions that the controllers set.
+var ourConditions = []string{v1alpha1.ConditionReady, v1alpha1.ConditionRotated, v1alpha1.ConditionRewrapped, v1alpha1.ConditionAliasesHeld}
+
+// applyConditions are the conditions as apply configurations, ours first. Those of other types belong to whoever set them, and stay.
 func applyConditions(conditions []metav1.Condition) []*metav1ac.ConditionApplyConfiguration {
+	rank := func(c metav1.Condition) uint { return uint(slices.Index(ourConditions, c.Type)) } // the last for what is not ours
 	var apply []*metav1ac.ConditionApplyConfiguration
-	for _, kind := range []string{
-		v1alpha1.ConditionReady, v1alpha1.ConditionRotated, v1alpha1.ConditionRewrapped, v1alpha1.ConditionAliasesHeld,
-	} {
-		c := meta.FindStatusCondition(conditions, kind)
-		if c == nil {
-			continue
-		}
+	for _, c := range slices.SortedStableFunc(slices.Values(conditions), func(a, b metav1.Condition) int { return cmp.Compare(rank(a), rank(b)) }) {
 		apply = append(apply, metav1ac.Condition().
 			WithType(c.Type).
 			WithStatus(c.Status).
@@ -166,10 +171,10 @@ func troubles(object runtime.Object, before, after []metav1.Condition) []notice 
 
 // finish writes the status, even after an error, and then emits the events. With nil for patch there is no status to write.
 // The resourceVersion in the patch makes a status that was decided from an older reading fail instead of overwriting a newer
-// one; taking fields over from other owners is safe for the same reason.
+// one.
 func finish(ctx context.Context, c client.Client, recorder events.EventRecorder, patch runtime.ApplyConfiguration, told []notice, err error) error {
 	if patch != nil {
-		switch patchErr := c.Status().Apply(ctx, patch, fieldOwner, client.ForceOwnership); {
+		switch patchErr := writeStatus(ctx, c, patch); {
 		case apierrors.IsNotFound(patchErr):
 			return nil // deleted meanwhile: done
 		case patchErr != nil && errors.Is(err, reconcile.TerminalError(nil)):
@@ -182,6 +187,45 @@ func finish(ctx context.Context, c client.Client, recorder events.EventRecorder,
 		recorder.Eventf(n.object, n.related, n.kind, n.reason, "Reconcile", "%s", truncate(n.message))
 	}
 	return err
+}
+
+// writeStatus makes a status all that the configuration says, and nothing else: what it leaves out is removed, whoever wrote it. An apply
+// would leave what another field manager owns too, as a backup tool does that restored the object with its status.
+func writeStatus(ctx context.Context, c client.Client, config runtime.ApplyConfiguration) error {
+	var object client.Object
+	var status reflect.Type
+	var name, namespace *string
+	switch config := config.(type) {
+	case *v1alpha1ac.MasterKeyApplyConfiguration:
+		object, status, name, namespace = &v1alpha1.MasterKey{}, reflect.TypeFor[v1alpha1.MasterKeyStatus](), config.Name, config.Namespace
+	case *v1alpha1ac.DataKeyRequestApplyConfiguration:
+		object, status, name, namespace = &v1alpha1.DataKeyRequest{}, reflect.TypeFor[v1alpha1.DataKeyRequestStatus](), config.Name, config.Namespace
+	default:
+		return errors.New("internal error: a status of an unknown kind")
+	}
+	object.SetName(*name)
+	object.SetNamespace(*namespace)
+	data, err := json.Marshal(config)
+	if err != nil {
+		return fmt.Errorf("write the status: %w", err)
+	}
+	var whole struct {
+		Metadata json.RawMessage            `json:"metadata"`
+		Status   map[string]json.RawMessage `json:"status"`
+	}
+	if err := json.Unmarshal(data, &whole); err != nil {
+		return fmt.Errorf("write the status: %w", err)
+	}
+	for i := range status.NumField() {
+		field, _, _ := strings.Cut(status.Field(i).Tag.Get("json"), ",")
+		if _, said := whole.Status[field]; !said {
+			whole.Status[field] = json.RawMessage("null")
+		}
+	}
+	if data, err = json.Marshal(whole); err != nil {
+		return fmt.Errorf("write the status: %w", err)
+	}
+	return c.Status().Patch(ctx, object, client.RawPatch(types.MergePatchType, data), fieldOwner)
 }
 
 // truncate cuts a message to maxMessage bytes, at the boundary of a character.

@@ -15,7 +15,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
@@ -602,7 +601,7 @@ func TestLifecycleFindsTwoWritesTurnedAround(t *testing.T) {
 			"a master key is rotated on demand", controllerstest.DieAfter, "update Secret", primaryFirst,
 		},
 		"generations are dropped from the status before the Secret": {
-			"old generations are dropped", controllerstest.DieAfter, "apply status DataKeyRequest", statusFirst,
+			"old generations are dropped", controllerstest.DieAfter, "patch status DataKeyRequest", statusFirst,
 		},
 		"a rotation is done before it counts as done": {
 			"a master key is rotated on demand", controllerstest.DieAfter, "update Secret", servedLast,
@@ -701,17 +700,13 @@ func statusFirst(c client.WithWatch, live client.Reader) client.WithWatch {
 			held[secret.Name] = secret.DeepCopy()
 			return nil
 		},
-		SubResourceApply: func(ctx context.Context, c client.Client, sub string, object runtime.ApplyConfiguration, options ...client.SubResourceApplyOption) error {
-			if err := c.SubResource(sub).Apply(ctx, object, options...); err != nil {
+		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, object client.Object, patch client.Patch, options ...client.SubResourcePatchOption) error {
+			if err := c.SubResource(sub).Patch(ctx, object, patch, options...); err != nil {
 				return err
 			}
-			named, ok := object.(interface{ GetName() *string })
-			if !ok {
-				return nil
-			}
 			mu.Lock()
-			secret := held[*named.GetName()]
-			delete(held, *named.GetName())
+			secret := held[object.GetName()]
+			delete(held, object.GetName())
 			mu.Unlock()
 			if secret == nil {
 				return nil

@@ -166,37 +166,12 @@ func (s *modelStore) remove(key objectKey) {
 
 func (s *modelStore) Patch(_ context.Context, object client.Object, patch client.Patch, _ ...client.PatchOption) error {
 	key := keyOf(object)
-	data, err := patch.Data(object)
+	stored := s.objects[key]
+	patched, change, err := patchedBy(stored, object, patch)
 	if err != nil {
 		return err
 	}
-	var change struct {
-		Metadata struct {
-			ResourceVersion string `json:"resourceVersion"`
-		} `json:"metadata"`
-	}
-	if err := json.Unmarshal(data, &change); err != nil {
-		return err
-	}
-	stored := s.objects[key]
-	if err := fits(key, stored, "", change.Metadata.ResourceVersion); err != nil {
-		return err
-	}
-	var into, from map[string]any
-	if err := roundTrip(stored, &into); err != nil {
-		return err
-	}
-	if err := json.Unmarshal(data, &from); err != nil {
-		return err
-	}
-	patched := object.DeepCopyObject().(client.Object)
-	switch o := patched.(type) {
-	case *v1alpha1.MasterKey:
-		*o = v1alpha1.MasterKey{}
-	case *v1alpha1.DataKeyRequest:
-		*o = v1alpha1.DataKeyRequest{}
-	}
-	if err := roundTrip(mergeJSON(into, from), patched); err != nil {
+	if err := fits(key, stored, "", change.ResourceVersion); err != nil {
 		return err
 	}
 	setStatus(patched, stored)
@@ -205,6 +180,35 @@ func (s *modelStore) Patch(_ context.Context, object client.Object, patch client
 		return nil // its last finalizer is gone
 	}
 	return s.objects.read(key, object)
+}
+
+// patchedBy is what a merge patch makes of what is stored, be it nothing, and what the patch says of the metadata.
+func patchedBy(stored, object client.Object, patch client.Patch) (patched client.Object, change metav1.ObjectMeta, err error) {
+	data, err := patch.Data(object)
+	if err != nil {
+		return nil, change, err
+	}
+	of := struct {
+		Metadata *metav1.ObjectMeta `json:"metadata"`
+	}{&change}
+	if err := json.Unmarshal(data, &of); err != nil {
+		return nil, change, err
+	}
+	var into, from map[string]any
+	if err := roundTrip(stored, &into); err != nil {
+		return nil, change, err
+	}
+	if err := json.Unmarshal(data, &from); err != nil {
+		return nil, change, err
+	}
+	patched = object.DeepCopyObject().(client.Object)
+	switch o := patched.(type) {
+	case *v1alpha1.MasterKey:
+		*o = v1alpha1.MasterKey{}
+	case *v1alpha1.DataKeyRequest:
+		*o = v1alpha1.DataKeyRequest{}
+	}
+	return patched, change, roundTrip(mergeJSON(into, from), patched)
 }
 
 // mergeJSON is a merge patch (RFC 7396).
@@ -274,30 +278,19 @@ type modelStatus struct {
 	store *modelStore
 }
 
-// Apply replaces a status by the one applied: the controllers own all of it.
-func (s modelStatus) Apply(_ context.Context, config runtime.ApplyConfiguration, _ ...client.SubResourceApplyOption) error {
-	data, err := json.Marshal(config)
+// Patch merges a patch into a status.
+func (s modelStatus) Patch(_ context.Context, object client.Object, patch client.Patch, _ ...client.SubResourcePatchOption) error {
+	key := keyOf(object)
+	stored := s.store.objects[key]
+	patched, change, err := patchedBy(stored, object, patch)
 	if err != nil {
 		return err
 	}
-	var typed metav1.TypeMeta
-	if err := json.Unmarshal(data, &typed); err != nil {
-		return err
-	}
-	var applied client.Object = &v1alpha1.MasterKey{}
-	if typed.Kind == kindDataKeyRequest {
-		applied = &v1alpha1.DataKeyRequest{}
-	}
-	if err := json.Unmarshal(data, applied); err != nil {
-		return err
-	}
-	key := keyOf(applied)
-	stored := s.store.objects[key]
-	if err := fits(key, stored, applied.GetUID(), applied.GetResourceVersion()); err != nil {
+	if err := fits(key, stored, change.UID, change.ResourceVersion); err != nil {
 		return err
 	}
 	changed := stored.DeepCopyObject().(client.Object)
-	setStatus(changed, applied)
+	setStatus(changed, patched)
 	s.store.replace(key, changed)
 	return nil
 }
