@@ -170,9 +170,15 @@ func (w *modelWorld) restore() string {
 	if len(w.backup) == 0 {
 		return ""
 	}
-	how := pick(w, []string{"all of etcd", "object by object", "object by object, without status", "the material alone"})
+	how := pick(w, []string{"all of etcd", "object by object", "object by object, without status", "the material alone", "all but the Secrets of data keys"})
 	of := func(key objectKey) bool {
-		return isBackedUp(key) && (how != "the material alone" || key.namespace == modelSystem)
+		switch {
+		case how == "the material alone":
+			return isBackedUp(key) && key.namespace == modelSystem
+		case how == "all but the Secrets of data keys":
+			return isBackedUp(key) && (key.namespace == modelSystem || key.kind != kindSecret)
+		}
+		return isBackedUp(key)
 	}
 	for _, kind := range []string{kindDataKeyRequest, kindMasterKey, kindSecret} {
 		for _, object := range w.store.objects.all(kind) {
