@@ -53,8 +53,9 @@ func (r *dataKeyRequestReconciler) rewrap(ctx context.Context, request *v1alpha1
 	// The key service knows the primary version itself: what is asked for does not depend on what the cache says of it.
 	if behind > 0 || asked != "" && asked != view.rewrapRequestedAt {
 		if wait := r.rewraps.wait(ctrl.Request{NamespacedName: client.ObjectKeyFromObject(request)}); wait > 0 {
+			// The turn is near, and to tell of the wait would be one more write for each of thousands. The MasterKey tells of all.
 			view.look = r.clocks.Now().Add(wait)
-			return say(v1alpha1.ReasonRewrapping, "%d of %d generations wait to be wrapped anew", behind, len(view.generations))
+			return findingOf(request.Status.Conditions, v1alpha1.ConditionRewrapped)
 		}
 		anew := slices.Clone(view.generations)
 		for i := range anew {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -29,6 +30,7 @@ type lifetime struct {
 	reconcilers controllers.Reconcilers
 	reader      client.Reader                  // of the API server
 	server      *clocktesting.FakePassiveClock // the API server's clock
+	rewrapRate  int
 	recorder    *events.FakeRecorder
 }
 
@@ -36,7 +38,7 @@ func newLifetime(t *testing.T, objects ...client.Object) *lifetime {
 	t.Helper()
 	w := newWorld(t, objects, nil)
 	w.keys.Clock = w.clock
-	l := &lifetime{world: w, reader: w.direct, server: clocktesting.NewFakePassiveClock(now.Time), recorder: events.NewFakeRecorder(1000)}
+	l := &lifetime{world: w, reader: w.direct, server: clocktesting.NewFakePassiveClock(now.Time), rewrapRate: 1000, recorder: events.NewFakeRecorder(1000)}
 	l.restart()
 	return l
 }
@@ -46,7 +48,7 @@ func (l *lifetime) restart() { l.reconcilers = l.reconcilersOf(l.keys) }
 
 func (l *lifetime) reconcilersOf(keys controllers.KeyService) controllers.Reconcilers {
 	return controllers.NewReconcilers(l.client, l.reader, controllers.Config{
-		KeyService: keys, Clock: l.clock, Recorder: l.recorder, RewrapRate: 1000,
+		KeyService: keys, Clock: l.clock, Recorder: l.recorder, RewrapRate: l.rewrapRate,
 		ServerTime: func(context.Context) (time.Time, error) { return l.server.Now(), nil },
 	})
 }
@@ -238,6 +240,40 @@ func (l *lagging) RewrapDataKey(ctx context.Context, key controllers.DataKey, bl
 		return l.OpenDataKey(ctx, key, blob)
 	}
 	return l.KeyService.RewrapDataKey(ctx, key, blob)
+}
+
+// What waits for its turn writes nothing: there may be thousands.
+func TestARewrapThatWaitsForItsTurnWritesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLifetime(t, masterKey(), request())
+		l.rewrapRate = 1
+		l.restart()
+		l.settle(t)
+		edit(t, l, l.key(t), annotate[*v1alpha1.MasterKey](v1alpha1.AnnotationRotateRequestedAt, "1"))
+		l.settle(t)
+		expect(t, "key version after the first rotation", *l.request(t).Status.KeyVersion, int32(2))
+
+		edit(t, l, l.key(t), annotate[*v1alpha1.MasterKey](v1alpha1.AnnotationRotateRequestedAt, "2"))
+		if _, err := l.reconcilers.MasterKey.Reconcile(t.Context(), masterKeyRequest); err != nil {
+			t.Fatal(err)
+		}
+		reconcile := func() (time.Duration, []string) {
+			before := len(l.faults.Writes())
+			result, err := l.reconcilers.DataKeyRequest.Reconcile(t.Context(), dataKeyRequest)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return result.RequeueAfter, l.faults.Writes()[before:]
+		}
+		again, writes := reconcile()
+		expect(t, "when to come again", again, time.Second)
+		expect(t, "writes while it waits", writes, []string{})
+		time.Sleep(again)
+		_, inTurn := reconcile()
+		_, after := reconcile()
+		expect(t, "writes in its turn", slices.Concat(inTurn, after), []string{"patch status DataKeyRequest", "update Secret"})
+		expect(t, "key version", *l.request(t).Status.KeyVersion, int32(3))
+	})
 }
 
 func TestManualRewrapWaitsToBeAskedFor(t *testing.T) {

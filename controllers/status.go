@@ -80,6 +80,15 @@ func setCondition(conditions *[]metav1.Condition, clock clock.PassiveClock, gene
 	return changed
 }
 
+// findingOf is the finding that a condition was made of: it stays as it is.
+func findingOf(conditions []metav1.Condition, kind string) finding {
+	c := meta.FindStatusCondition(conditions, kind)
+	if c == nil {
+		return finding{kind: kind}
+	}
+	return finding{kind: kind, holds: c.Status == metav1.ConditionTrue, reason: c.Reason, message: c.Message}
+}
+
 // ourConditions are the conditions that the controllers set.
 var ourConditions = []string{v1alpha1.ConditionReady, v1alpha1.ConditionRotated, v1alpha1.ConditionRewrapped, v1alpha1.ConditionAliasesHeld}
 
