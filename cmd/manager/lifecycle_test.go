@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -329,8 +330,13 @@ func (l *life) restore(object client.Object) error {
 	return l.did(object, l.client.Create(l.t.Context(), object))
 }
 
-// restoreAll loses all objects and Secrets of the tenant, and restores them: Secrets first, as backup tools do.
-func restoreAll(l *life) error {
+// restoreAll loses all objects and Secrets of the tenant, and restores them: Secrets first, as backup tools do, and the status of
+// objects as the backup tool's own if it has it.
+func restoreAll(withStatus bool) step {
+	return func(l *life) error { return l.loseAndRestore(withStatus) }
+}
+
+func (l *life) loseAndRestore(withStatus bool) error {
 	backup := []client.Object{}
 	for _, name := range lifeRequests {
 		backup = append(backup, l.seen(&corev1.Secret{}, name))
@@ -350,6 +356,48 @@ func restoreAll(l *life) error {
 	for _, object := range backup {
 		if err := l.restore(object); err != nil {
 			return err
+		}
+		if _, isSecret := object.(*corev1.Secret); isSecret || !withStatus {
+			continue
+		}
+		status, err := json.Marshal(object)
+		if err == nil {
+			var whole struct {
+				Status json.RawMessage `json:"status"`
+			}
+			err = json.Unmarshal(status, &whole)
+			status = append(append([]byte(`{"status":`), whole.Status...), '}')
+		}
+		object := object.DeepCopyObject().(client.Object)
+		if err == nil {
+			err = l.client.Status().Patch(l.t.Context(), object, client.RawPatch(types.MergePatchType, status), client.FieldOwner("backup"))
+		}
+		if err := l.did(object, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keptFor holds when the material records that waiting period.
+func keptFor(period time.Duration) condition {
+	return func(l *life, m moment) error {
+		material, err := l.material(m)
+		if want := period.String(); err == nil && material.record.WaitingPeriod != want {
+			err = fmt.Errorf("the material records a waiting period of %s, want %s", material.record.WaitingPeriod, want)
+		}
+		return err
+	}
+}
+
+// noDataKeys holds when neither a DataKeyRequest nor its Secret is there.
+func noDataKeys(l *life, m moment) error {
+	if requests := all[*v1alpha1.DataKeyRequest](m, l.tenant); len(requests) > 0 {
+		return fmt.Errorf("there is DataKeyRequest %s", requests[0].Name)
+	}
+	for _, secret := range all[*corev1.Secret](m, l.tenant) {
+		if secret.Type == v1alpha1.SecretTypeDataKey {
+			return fmt.Errorf("there is Secret %s", secret.Name)
 		}
 	}
 	return nil
@@ -395,6 +443,12 @@ func both(a, b condition) condition {
 }
 
 const enough = 169 * time.Hour // is more than the waiting period of every key here
+
+// rotatedOnce is a master key with two versions, and data keys with two generations.
+var rotatedOnce = []step{
+	rotateKey("1"), until(settled(lifeWant{versions: 2, generations: []int32{1}})),
+	rotateDataKeys("1"), until(settled(lifeWant{versions: 2, generations: []int32{2, 1}})),
+}
 
 var lifeStories = map[string]lifeStory{
 	"a master key is rotated on demand": {
@@ -479,12 +533,26 @@ var lifeStories = map[string]lifeStory{
 	},
 	"everything of the tenant is restored": {
 		least: 6, versions: 2, generations: 2,
-		before: []step{
-			rotateKey("1"), until(settled(lifeWant{versions: 2, generations: []int32{1}})),
-			rotateDataKeys("1"), until(settled(lifeWant{versions: 2, generations: []int32{2, 1}})),
-		},
-		tell: []step{restoreAll},
-		end:  settled(lifeWant{versions: 2, generations: []int32{2, 1}}),
+		before: rotatedOnce,
+		tell:   []step{restoreAll(false)},
+		end:    settled(lifeWant{versions: 2, generations: []int32{2, 1}}),
+	},
+	"everything of the tenant is restored with its status": {
+		least: 8, versions: 3, generations: 2,
+		before: rotatedOnce,
+		tell:   []step{restoreAll(true), rotateKey("2")}, // a status of the backup says itself that all is well
+		end:    settled(lifeWant{versions: 3, generations: []int32{2, 1}}),
+	},
+	"other terms of deletion are stated": {
+		least: 2,
+		tell:  []step{patchKey(`{"spec":{"deletion":{"waitingPeriod":"200h"}}}`)},
+		end:   both(first, keptFor(200*time.Hour)),
+	},
+	"data keys are deleted with their Secrets": {
+		least:   4,
+		request: v1alpha1.DataKeyRequestSpec{DeletionPolicy: v1alpha1.DeletionPolicyDelete},
+		tell:    []step{deleteRequests},
+		end:     noDataKeys,
 	},
 }
 
@@ -521,6 +589,7 @@ func (s lifeStory) at(t *testing.T, at int, of string, fault controllerstest.Fau
 	p.create(t, key)
 	for i, request := range []*v1alpha1.DataKeyRequest{p.request(lifeRequests[0], lifeKey), p.keyPair(lifeRequests[1], lifeKey)} {
 		request.Spec.Rotation, request.Spec.RewrapPolicy = s.request.Rotation, s.request.RewrapPolicy
+		request.Spec.DeletionPolicy = s.request.DeletionPolicy
 		if i == 0 {
 			request.Spec.EncryptionContext = map[string]v1alpha1.EncryptionContextValue{"tenant": "a"}
 		}
