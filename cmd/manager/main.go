@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	_ "time/tzdata" // for rotation.timeZone: the image has no time zones
 
@@ -18,6 +19,10 @@ import (
 
 	"github.com/datakeys/datakeys/internal/version"
 )
+
+// garbage is how much the manager's memory may grow, in percent of what is in use, before garbage is collected. Most of it is the cache,
+// which grows with the cluster and is little garbage: at Go's own 100 it would have to be there twice. GOGC has the last word.
+const garbage = 50
 
 // memoryShare is how much of its container's memory the manager's Go memory may take before garbage is collected more often than
 // usual. GOMEMLIMIT has the last word.
@@ -50,6 +55,9 @@ func command(ctx context.Context, args []string) error {
 	log := zap.New(zap.UseFlagOptions(&o.zap))
 	ctrl.SetLogger(log)
 	klog.SetLogger(log)
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(garbage)
+	}
 	if _, err := memlimit.Set(memlimit.WithRatio(memoryShare)); err != nil && !errors.Is(err, memlimit.ErrNoCgroup) {
 		log.Error(err, "The limit of the container's memory is not known: Go collects garbage as if there were none")
 	}
