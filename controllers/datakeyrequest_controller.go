@@ -229,8 +229,8 @@ func (r *dataKeyRequestReconciler) act(
 	case actionBroken:
 		if len(inStatus.missing)+len(inSecret.missing) > 0 {
 			return permanentError{v1alpha1.ReasonKeyVersionMissing, fmt.Sprintf(
-				"%s is wrapped by a version of master key %s that its material does not have: restore a newer backup of the Secret %q in the namespace of the manager; nothing was touched",
-				numbers(lost), key.MasterKey.KeyID, key.MasterKey.KeyID)}
+				"the material of master key %s does not have the version that wraps %s: restore a newer backup of the Secret %q in the namespace of the manager; nothing was touched",
+				key.MasterKey.KeyID, numbers(lost), key.MasterKey.KeyID)}
 		}
 		return permanentError{v1alpha1.ReasonDataKeyBroken, fmt.Sprintf(
 			"neither the status nor the Secret %q holds a blob that opens as %s of this data key under master key %s: restore the Secret; a new data key is never made in its place",
@@ -296,7 +296,7 @@ func (r *dataKeyRequestReconciler) follow(
 }
 
 // precedes reports whether a Secret is as it was before its data key was rotated or wrapped anew.
-func (in found) precedes(now generations) bool {
+func (in *found) precedes(now generations) bool {
 	if in.state != blobOpens {
 		return false
 	}

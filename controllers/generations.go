@@ -195,7 +195,7 @@ func (in *found) fail(number int32, state blobState) {
 	}
 }
 
-func (in found) sum() blobState {
+func (in *found) sum() blobState {
 	if len(in.generations) > 0 {
 		return blobOpens
 	}

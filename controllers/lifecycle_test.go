@@ -530,7 +530,7 @@ func TestAGenerationOfAMissingVersionStaysInTheSecret(t *testing.T) {
 	l.restart()
 	l.settle(t)
 	ready := meta.FindStatusCondition(l.request(t).Status.Conditions, "Ready")
-	if ready.Reason != "KeyVersionMissing" || !strings.Contains(ready.Message, "generation 2 ") {
+	if ready.Reason != "KeyVersionMissing" || !strings.Contains(ready.Message, "generation 2:") {
 		t.Errorf("got %s: %s", ready.Reason, ready.Message)
 	}
 	expect(t, "data keys while the version is missing", serials(l.secret(t)), want)
@@ -643,7 +643,7 @@ func TestAChangeOfMindWhileReferencesAreSoughtKeepsTheKey(t *testing.T) {
 							return err
 						}
 					} else if changes == 1 {
-						edit(t, l, l.key(t), func(k *v1alpha1.MasterKey) { k.Spec.State = v1alpha1.MasterKeyStateEnabled })
+						edit(t, l, l.key(t), func(k *v1alpha1.MasterKey) { k.Spec.State = v1alpha1.MasterKeyStateEnabled }) //nolint:contextcheck // the test's
 					}
 					return c.List(ctx, list, options...)
 				},

@@ -177,7 +177,9 @@ func masterKeyError(ref MasterKeyRef, err error) error {
 			"the material of master key %s was destroyed at the end of its waiting period: delete this MasterKey; what it wrapped opens no more", ref.KeyID)}
 	case errors.Is(err, ErrMaterialConflict):
 		return permanentError{v1alpha1.ReasonMaterialConflict, fmt.Sprintf(
-			"the material of master key %s belongs to a MasterKey of another namespace or name: this one cannot use it", ref.KeyID)}
+			"the material of master key %s belongs to a MasterKey of another namespace or name: "+
+				"use that one; to have a new key here, delete this MasterKey (annotated with %s=true) and make it again without the annotation %s",
+			ref.KeyID, v1alpha1.AnnotationAllowDeletion, v1alpha1.AnnotationKeyID)}
 	case errors.Is(err, ErrMaterialBroken):
 		return permanentError{v1alpha1.ReasonMaterialBroken, fmt.Sprintf("the material of master key %s does not open: "+
 			"restore the Secret %q in the namespace of the manager, and the sealing keys that sealed it; nothing was changed", ref.KeyID, ref.KeyID)}

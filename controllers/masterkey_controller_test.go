@@ -30,7 +30,7 @@ func TestMasterKey(t *testing.T) {
 		createdMessage = "Normal Created made version 1 of master key " + keyUID
 		missingMessage = "there is no material of master key " + otherUID + `: restore the Secret "` + otherUID +
 			`" in the namespace of the manager; a new key is never made in its place`
-		conflictMessage = "the material of master key " + otherUID + " belongs to a MasterKey of another namespace or name: this one cannot use it"
+		conflictMessage = "the material of master key " + otherUID + " belongs to a MasterKey of another namespace or name: use that one; to have a new key here, delete this MasterKey (annotated with datakeys.io/allow-deletion=true) and make it again without the annotation datakeys.io/key-id"
 		brokenMessage   = "the material of master key " + otherUID + ` does not open: restore the Secret "` + otherUID +
 			`" in the namespace of the manager, and the sealing keys that sealed it; nothing was changed`
 		invalidMessage  = `the annotation datakeys.io/key-id is "11111111-1111-4111-8111-11111111111A", which is not a lower-case UUID: set it to the key ID of this master key`

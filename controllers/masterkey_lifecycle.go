@@ -64,8 +64,12 @@ func (r *masterKeyReconciler) reconcileDeletion(ctx context.Context, key *v1alph
 func (r *masterKeyReconciler) destroyWhenDue(ctx context.Context, key *v1alpha1.MasterKey, view *masterKeyView) error {
 	ref, due := masterKeyRef(key), view.info.DeletionTime
 	if r.clocks.Now().Before(due) {
+		unless := ""
+		if !view.info.Terms.OrphanDataKeys {
+			unless = ", unless a DataKeyRequest or its Secret still refers to the key then"
+		}
 		return pendingError{Reason: v1alpha1.ReasonPendingDeletion, Wanted: true, Message: fmt.Sprintf(
-			"the material is destroyed at %s; set spec.state to Enabled or Disabled before then to keep it", due.UTC().Format(time.RFC3339))}
+			"the material is destroyed at %s%s; set spec.state to Enabled or Disabled before then to keep it", due.UTC().Format(time.RFC3339), unless)}
 	}
 	destroyed, err := destroy(ctx, r.keyService, r.reader, r.clocks, ref, view.info, func() error {
 		// The cache may be older than a change of mind.
@@ -105,7 +109,9 @@ func destroy(
 		}
 		if in != "" {
 			return false, pendingError{Reason: v1alpha1.ReasonDeletionBlocked, Message: fmt.Sprintf(
-				"the waiting period ended at %s, but the key is still referred to by %s: delete them, or set spec.deletion.orphanDataKeys to true to lose their data keys",
+				"the waiting period ended at %s, but the key is still referred to by %s: "+
+					"delete them, each DataKeyRequest with its Secret; or set spec.state to Enabled or Disabled to keep the key, "+
+					"or spec.deletion.orphanDataKeys to true to lose their data keys",
 				info.DeletionTime.UTC().Format(time.RFC3339), in)}
 		}
 	}

@@ -225,8 +225,8 @@ func writeStatus(ctx context.Context, c client.Client, config runtime.ApplyConfi
 	if err := json.Unmarshal(data, &whole); err != nil {
 		return fmt.Errorf("write the status: %w", err)
 	}
-	for i := range status.NumField() {
-		field, _, _ := strings.Cut(status.Field(i).Tag.Get("json"), ",")
+	for f := range status.Fields() {
+		field, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		if _, said := whole.Status[field]; !said {
 			whole.Status[field] = json.RawMessage("null")
 		}

@@ -84,6 +84,8 @@ type RewrapPolicy string
 // +kubebuilder:printcolumn:name="Master Key",type=string,JSONPath=`.spec.masterKeyRef.name`
 // +kubebuilder:printcolumn:name="Version",type=integer,JSONPath=`.status.keyVersion`
 // +kubebuilder:printcolumn:name="Generation",type=integer,JSONPath=`.status.generation`
+// +kubebuilder:printcolumn:name="Rewrap",type=string,JSONPath=`.status.conditions[?(@.type=="Rewrapped")].reason`,priority=1
+// +kubebuilder:printcolumn:name="Rotation",type=string,JSONPath=`.status.conditions[?(@.type=="Rotated")].reason`,priority=1
 // +kubebuilder:printcolumn:name="Rotated",type=date,JSONPath=`.status.lastRotationTime`,priority=1
 // +kubebuilder:printcolumn:name="Next Rotation",type=string,JSONPath=`.status.nextRotationTime`,priority=1
 // +kubebuilder:printcolumn:name="Key Pair",type=string,JSONPath=`.spec.keyPairSpec`,priority=1

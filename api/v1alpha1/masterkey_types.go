@@ -66,11 +66,13 @@ type MasterKeyKeySpec string
 // +kubebuilder:printcolumn:name="Primary",type=integer,JSONPath=`.status.primaryVersion`
 // +kubebuilder:printcolumn:name="Data Keys",type=integer,JSONPath=`.status.dataKeys`
 // +kubebuilder:printcolumn:name="Behind",type=integer,JSONPath=`.status.dataKeysBehind`
+// +kubebuilder:printcolumn:name="Rotation",type=string,JSONPath=`.status.conditions[?(@.type=="Rotated")].reason`
 // +kubebuilder:printcolumn:name="Rotated",type=date,JSONPath=`.status.lastRotationTime`
 // +kubebuilder:printcolumn:name="Next Rotation",type=string,JSONPath=`.status.nextRotationTime`
 // +kubebuilder:printcolumn:name="Deletion",type=string,JSONPath=`.status.deletionTime`,priority=1
 // +kubebuilder:printcolumn:name="Key ID",type=string,JSONPath=`.status.keyID`,priority=1
 // +kubebuilder:printcolumn:name="Aliases",type=string,JSONPath=`.status.aliases`,priority=1
+// +kubebuilder:printcolumn:name="Aliases Held",type=string,JSONPath=`.status.conditions[?(@.type=="AliasesHeld")].reason`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type MasterKey struct {
 	metav1.TypeMeta `json:",inline"`
