@@ -1,0 +1,183 @@
+package aws
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+)
+
+// callTimeout is the most that the key service may take to answer. Clients wait longer, and try again.
+const callTimeout = 5 * time.Second
+
+// KeyService is what the door has done. kmsv1.KeyServiceClient is one; the pod's token is its business.
+type KeyService interface {
+	GenerateDataKey(context.Context, *kmsv1.GenerateDataKeyRequest, ...grpc.CallOption) (*kmsv1.GenerateDataKeyResponse, error)
+	GenerateDataKeyWithoutPlaintext(context.Context, *kmsv1.GenerateDataKeyWithoutPlaintextRequest,
+		...grpc.CallOption) (*kmsv1.GenerateDataKeyWithoutPlaintextResponse, error)
+	GenerateDataKeyPair(context.Context, *kmsv1.GenerateDataKeyPairRequest, ...grpc.CallOption) (*kmsv1.GenerateDataKeyPairResponse, error)
+	GenerateDataKeyPairWithoutPlaintext(context.Context, *kmsv1.GenerateDataKeyPairWithoutPlaintextRequest,
+		...grpc.CallOption) (*kmsv1.GenerateDataKeyPairWithoutPlaintextResponse, error)
+	Encrypt(context.Context, *kmsv1.EncryptRequest, ...grpc.CallOption) (*kmsv1.EncryptResponse, error)
+	Decrypt(context.Context, *kmsv1.DecryptRequest, ...grpc.CallOption) (*kmsv1.DecryptResponse, error)
+	ReEncrypt(context.Context, *kmsv1.ReEncryptRequest, ...grpc.CallOption) (*kmsv1.ReEncryptResponse, error)
+	GenerateRandom(context.Context, *kmsv1.GenerateRandomRequest, ...grpc.CallOption) (*kmsv1.GenerateRandomResponse, error)
+	DescribeKey(context.Context, *kmsv1.DescribeKeyRequest, ...grpc.CallOption) (*kmsv1.DescribeKeyResponse, error)
+	ListKeys(context.Context, *kmsv1.ListKeysRequest, ...grpc.CallOption) (*kmsv1.ListKeysResponse, error)
+	ListAliases(context.Context, *kmsv1.ListAliasesRequest, ...grpc.CallOption) (*kmsv1.ListAliasesResponse, error)
+}
+
+// Config is what a Door needs.
+type Config struct {
+	// KeyService answers. Required.
+	KeyService KeyService
+	// Logger takes what goes wrong. No member of a request or an answer that may be secret is given to it. Required.
+	Logger *slog.Logger
+	// SendSecret, if set, writes a body that holds a plaintext, status 200 and headers before it, in a way that leaves no copy of it
+	// behind. The body is the Door's again when it returns.
+	SendSecret func(w http.ResponseWriter, r *http.Request, body []byte) error
+}
+
+// Door is an http.Handler for the protocol of AWS KMS. It takes POST / with the header X-Amz-Target.
+type Door struct {
+	kms        KeyService
+	log        *slog.Logger
+	sendSecret func(w http.ResponseWriter, r *http.Request, body []byte) error
+	// large is how many bytes of large bodies are held now.
+	large atomic.Int64
+	// logged is when a failure was logged last, in nanoseconds of the process.
+	logged   atomic.Int64
+	unlogged atomic.Int64
+}
+
+// New returns a Door.
+func New(c Config) *Door {
+	return &Door{kms: c.KeyService, log: c.Logger, sendSecret: c.SendSecret}
+}
+
+// ServeHTTP implements http.Handler.
+func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	x := newExchange()
+	defer x.release()
+	d.answer(w, r, x, d.serve(x, r))
+}
+
+// serve reads the request and has it answered in x.out. Its order of checks is that of AWS KMS: the body, each member by itself, the
+// members together, and then what the key service says.
+func (d *Door) serve(x *exchange, r *http.Request) *exception {
+	if e := d.readBody(x, r); e != nil {
+		return e
+	}
+	o, e := operationOf(r)
+	if e != nil {
+		return e
+	}
+	x.operation = o
+	x.parser.in = x.body
+	if e := x.request.parse(&x.parser, o); e != nil {
+		return e
+	}
+	if e := x.request.check(o); e != nil {
+		return e
+	}
+	if e := x.request.checkTogether(o); e != nil {
+		return e
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
+	defer cancel()
+	return o.call(ctx, d, x)
+}
+
+// targetPrefix is the name of the service, before that of an operation.
+const targetPrefix = "TrentService."
+
+// operationOf returns the operation that a request is for.
+func operationOf(r *http.Request) (*operation, *exception) {
+	target := r.Header["X-Amz-Target"]
+	if r.Method != http.MethodPost || len(target) != 1 {
+		return nil, newException(unknownOperation, "a request must be POST / with one header X-Amz-Target: %s<operation>", targetPrefix)
+	}
+	name, ok := strings.CutPrefix(target[0], targetPrefix)
+	if o := operations[name]; ok && o != nil {
+		return o, nil
+	}
+	if way := elsewhere[name]; ok && way != "" {
+		return nil, newException(unsupportedOperation, "%s is not offered by Datakeys: %s", name, way)
+	}
+	return nil, newException(unknownOperation, "X-Amz-Target %q is no operation of AWS KMS (2014-11-01)", shorten(target[0]))
+}
+
+// Header values of all answers.
+var (
+	contentType = []string{"application/x-amz-json-1.1"}
+	noStore     = []string{"no-cache, no-store"}
+)
+
+// answer writes x.out, or e where there is one.
+func (d *Door) answer(w http.ResponseWriter, r *http.Request, x *exchange, e *exception) {
+	h := w.Header()
+	h["Content-Type"] = contentType
+	h["Cache-Control"] = noStore
+	id := newRequestID()
+	h["X-Amzn-Requestid"] = []string{id}
+	if x.unread {
+		h["Connection"] = []string{"close"} // else net/http would first wait for the body
+	}
+	if e != nil {
+		d.note(r, x, e, id)
+		h["X-Amzn-Errortype"] = []string{e.name}
+		x.out = e.appendTo(x.out[:0])
+	}
+	h["Content-Length"] = []string{strconv.Itoa(len(x.out))}
+	var err error
+	switch {
+	case e != nil:
+		w.WriteHeader(e.status())
+		_, err = w.Write(x.out) //nolint:gosec // JSON
+	case x.secret && d.sendSecret != nil:
+		err = d.sendSecret(w, r, x.out)
+	default:
+		_, err = w.Write(x.out) //nolint:gosec // JSON
+	}
+	if err != nil {
+		d.log.Debug("a client was gone before its answer", "requestID", id, "error", err.Error())
+	}
+}
+
+// note logs an exception: whatever the key service is to blame for once a second at most, the rest for who debugs.
+func (d *Door) note(r *http.Request, x *exchange, e *exception, id string) {
+	level := slog.LevelDebug
+	if e.status() >= http.StatusInternalServerError {
+		now := time.Since(started).Nanoseconds()
+		last := d.logged.Load()
+		if now-last < time.Second.Nanoseconds() || !d.logged.CompareAndSwap(last, now) {
+			d.unlogged.Add(1)
+		} else {
+			level = slog.LevelWarn
+		}
+	}
+	if !d.log.Enabled(r.Context(), level) {
+		return
+	}
+	attributes := []any{"exception", e.name, "message", e.message, "requestID", id}
+	if x.operation != nil {
+		attributes = append(attributes, "operation", x.operation.name)
+	}
+	if x.cause != nil {
+		attributes = append(attributes, "error", x.cause.Error())
+	}
+	if level == slog.LevelWarn {
+		attributes = append(attributes, "moreBefore", d.unlogged.Swap(0))
+	}
+	d.log.Log(r.Context(), level, "an operation of AWS KMS was refused or failed", slices.Clip(attributes)...)
+}
+
+var started = time.Now().Add(-time.Minute) // so that the first failure is logged

@@ -1,0 +1,133 @@
+package aws
+
+import (
+	"strings"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+)
+
+// Messages of AWS KMS.
+const (
+	messageDryRun       = "The request would have succeeded, but the DryRun option is set."
+	messageIncorrectKey = "The key ID in the request does not identify a CMK that can perform this operation."
+	messageUnknownBlob  = "The ciphertext refers to a customer master key that does not exist, does not exist in this region, or you are not " +
+		"allowed to access."
+)
+
+// refused puts what the key service refused into the words of AWS KMS.
+func (x *exchange) refused(err error) *exception {
+	x.cause = err
+	s := status.Convert(err)
+	reason := reasonOf(s)
+	switch reason {
+	case kmsv1.ReasonInvalidKeyName:
+		return x.unknownName()
+	case kmsv1.ReasonInvalidMarker:
+		return newException(invalidMarker, "Could not deserialize marker: it must be the NextMarker of the answer before")
+	case kmsv1.ReasonInvalidCiphertext:
+		return &exception{name: invalidCiphertext} // AWS KMS says no more either
+	case kmsv1.ReasonIncorrectKey:
+		return newException(incorrectKey, messageIncorrectKey)
+	case kmsv1.ReasonUnsupported:
+		return newException(unsupportedOperation, "%s", s.Message())
+	case kmsv1.ReasonKeyNotFound:
+		return x.notFound(s.Message())
+	case kmsv1.ReasonKeyDisabled:
+		return newException(disabled, "%s is disabled.", x.key())
+	case kmsv1.ReasonKeyPendingDeletion:
+		return newException(kmsInvalidState, "%s is pending deletion.", x.key())
+	case kmsv1.ReasonKeyUnavailable:
+		return newException(kmsInvalidState, "%s is unavailable.", x.key())
+	case kmsv1.ReasonDryRun:
+		return newException(dryRunOperation, messageDryRun)
+	}
+	return x.refusedByCode(s)
+}
+
+// refusedByCode is refused for a reason that says no more than its code, for one that is newer than this sidecar, and for what no key service
+// has said: a connection that failed, a call that took too long.
+func (x *exchange) refusedByCode(s *status.Status) *exception {
+	switch s.Code() {
+	case codes.InvalidArgument, codes.OutOfRange:
+		return newException(validation, "%s", s.Message())
+	case codes.NotFound:
+		return x.notFound(s.Message())
+	case codes.PermissionDenied:
+		return newException(accessDenied, "%s", s.Message())
+	case codes.Unauthenticated:
+		return newException(unrecognizedClient, "the key service does not know this pod: %s", s.Message())
+	case codes.FailedPrecondition:
+		return newException(kmsInvalidState, "%s", s.Message())
+	case codes.ResourceExhausted:
+		return newException(throttling, "%s", s.Message())
+	case codes.Unimplemented:
+		return newException(unsupportedOperation, "%s is not offered by this key service, which is older than the sidecar", x.operation.name)
+	case codes.DeadlineExceeded:
+		return newException(dependencyTimeout, "the key service did not answer in %v: try again", callTimeout)
+	case codes.Unavailable, codes.Canceled, codes.Aborted:
+		return newException(x.operation.unavailable, "the key service cannot be reached or cannot answer now: try again")
+	default:
+		return newException(kmsInternal, "the key service failed: try again")
+	}
+}
+
+// reasonOf returns the reason of a status of the key service, empty where it has none.
+func reasonOf(s *status.Status) string {
+	for _, detail := range s.Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == kmsv1.ErrorDomain {
+			return info.GetReason()
+		}
+	}
+	return ""
+}
+
+// key names the key whose state forbids the operation, as far as the request does.
+func (x *exchange) key() string {
+	for _, name := range []string{x.request.keyID, x.request.sourceKeyID, x.request.destinationKeyID} {
+		if name != "" {
+			return shorten(name)
+		}
+	}
+	return "The key"
+}
+
+// named is the key that the request names to be used: that of a new blob, where it names that of an old one too.
+func (q *request) named() string {
+	if q.destinationKeyID != "" {
+		return q.destinationKeyID
+	}
+	return q.keyID
+}
+
+// unknownName is for a name that can be none of a key. Where AWS KMS does not know of InvalidArnException, it is a key that is not there.
+func (x *exchange) unknownName() *exception {
+	name := shorten(x.request.named())
+	isARN := strings.HasPrefix(name, "arn:")
+	switch {
+	case isARN && x.operation.invalidArn:
+		return newException(invalidArn, "Invalid arn '%s': it must be arn:datakeys:kms:<install>:<namespace>:key/<key ID>, or "+
+			"alias/<name> at its end", name)
+	case isARN:
+		return newException(notFound, "Invalid arn '%s'", name)
+	case strings.HasPrefix(name, "alias/"):
+		return newException(notFound, "Alias %s is not found.", name)
+	}
+	return newException(notFound, "Invalid keyId '%s'", name)
+}
+
+// notFound is for a key that is not known. The key of a blob is one that the client may not know of either.
+func (x *exchange) notFound(message string) *exception {
+	blob := x.request.given(memberCiphertextBlob) && !strings.HasPrefix(message, "destination_key_id:")
+	if blob {
+		return newException(accessDenied, messageUnknownBlob)
+	}
+	name := shorten(x.request.named())
+	if _, alias, isAlias := strings.Cut(name, "alias/"); isAlias && alias != "" {
+		return newException(notFound, "Alias %s is not found.", name)
+	}
+	return newException(notFound, "Key '%s' does not exist", name)
+}
