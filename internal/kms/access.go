@@ -296,17 +296,20 @@ func (k MasterKey) exists() error {
 
 // usable returns an error unless the state of the key allows cryptographic operations.
 func (k MasterKey) usable() error {
-	switch k.State {
-	case KeyStateEnabled:
+	if k.State == KeyStateEnabled {
 		return nil
+	}
+	e := &Error{Code: CodeFailedPrecondition, Namespace: k.Namespace, KeyID: k.KeyID}
+	switch k.State {
 	case KeyStateDisabled:
-		return &Error{Code: CodeFailedPrecondition, Reason: kmsv1.ReasonKeyDisabled, Message: fmt.Sprintf(
-			"MasterKey %s/%s is Disabled: enable it to use it again", k.Namespace, k.Name)}
+		e.Reason, e.Message = kmsv1.ReasonKeyDisabled, fmt.Sprintf("MasterKey %s/%s is Disabled: enable it to use it again", k.Namespace, k.Name)
 	case KeyStatePendingDeletion:
-		return &Error{Code: CodeFailedPrecondition, Reason: kmsv1.ReasonKeyPendingDeletion, Message: fmt.Sprintf(
-			"MasterKey %s/%s is PendingDeletion: cancel its deletion to use it again", k.Namespace, k.Name)}
+		e.Reason, e.Message = kmsv1.ReasonKeyPendingDeletion, fmt.Sprintf(
+			"MasterKey %s/%s is PendingDeletion: cancel its deletion to use it again", k.Namespace, k.Name)
 	case KeyStateDestroyed:
 		return k.exists()
+	default:
+		e.Message = fmt.Sprintf("MasterKey %s/%s is in the unknown state %q", k.Namespace, k.Name, k.State)
 	}
-	return &Error{Code: CodeFailedPrecondition, Message: fmt.Sprintf("MasterKey %s/%s is in the unknown state %q", k.Namespace, k.Name, k.State)}
+	return e
 }

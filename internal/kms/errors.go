@@ -60,6 +60,8 @@ type Error struct {
 	// Message names the field or the object, the rule and the way out. It is for the caller, and says nothing of key
 	// material nor of what the caller may not know.
 	Message string
+	// Namespace and KeyID are, where the state of a key is why, those of that key. The caller may know of it and is told its ARN.
+	Namespace, KeyID string
 	// Err is the cause, for the log alone. It may be nil.
 	Err error
 }

@@ -104,13 +104,18 @@ func FuzzCall(f *testing.F) {
 // reasonOf returns the reason that a status carries.
 func reasonOf(t *testing.T, s *status.Status) string {
 	t.Helper()
+	return infoOf(t, s).GetReason()
+}
+
+func infoOf(t *testing.T, s *status.Status) *errdetails.ErrorInfo {
+	t.Helper()
 	for _, d := range s.Details() {
 		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetDomain() == kmsv1.ErrorDomain {
-			return info.GetReason()
+			return info
 		}
 	}
 	t.Errorf("the status %v has no reason", s)
-	return ""
+	return nil
 }
 
 // codeOf is the code of each reason, as reasons.go says.

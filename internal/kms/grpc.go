@@ -136,10 +136,14 @@ func refusal(log logr.Logger, err error) (codes.Code, string) {
 }
 
 // refusalStatus is the status of a call that is refused.
-func refusalStatus(log logr.Logger, err error) error {
+func (s *Service) refusalStatus(log logr.Logger, err error) error {
 	code, message := refusal(log, err)
 	told := status.New(code, message)
-	withReason, failed := told.WithDetails(&errdetails.ErrorInfo{Domain: kmsv1.ErrorDomain, Reason: ReasonOf(err)})
+	info := &errdetails.ErrorInfo{Domain: kmsv1.ErrorDomain, Reason: ReasonOf(err)}
+	if e, ok := errors.AsType[*Error](err); ok && e.KeyID != "" {
+		info.Metadata = map[string]string{kmsv1.MetadataKey: s.keyARN(e.Namespace, e.KeyID)}
+	}
+	withReason, failed := told.WithDetails(info)
 	if failed != nil {
 		return told.Err()
 	}

@@ -43,7 +43,7 @@ func (g *gate) method(name string, behind handler) handler {
 				resp, err = nil, panicError(p)
 			}
 			if err != nil && err != unread { //nolint:errorlint // this very error, which is a status by now
-				resp, err = nil, refusalStatus(g.log.WithValues("method", name), err)
+				resp, err = nil, g.service.refusalStatus(g.log.WithValues("method", name), err)
 			}
 		}()
 		caller, leave, err := g.enter(ctx, name)

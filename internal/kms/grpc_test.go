@@ -223,6 +223,9 @@ func TestARefusalCarriesItsReason(t *testing.T) {
 	_, err := client.Encrypt(as(t, allKeys), &kmsv1.EncryptRequest{KeyId: "other", Plaintext: []byte("x"), Door: kmsv1.Door_DOOR_AWS})
 	if told := status.Convert(err); reasonOf(t, told) != kmsv1.ReasonKeyDisabled || told.Message() != "MasterKey team-a/other is Disabled: enable it to use it again" {
 		t.Errorf("of a Disabled key: got %v", told)
+	} else if arn := infoOf(t, told).GetMetadata()[kmsv1.MetadataKey]; !strings.HasPrefix(arn, "arn:datakeys:kms:") ||
+		!strings.HasSuffix(arn, ":team-a:key/"+otherKey.KeyID) {
+		t.Errorf("of a Disabled key: got the key %q, want the ARN of team-a/other", arn)
 	}
 	if _, err := client.Decrypt(as(t, "stolen"), good); reasonOf(t, status.Convert(err)) != kmsv1.ReasonUnauthenticated {
 		t.Errorf("of a token that is not known: got %v", err)
