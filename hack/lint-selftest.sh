@@ -132,6 +132,12 @@ for room in sidecar cmd/sidecar; do
 	refused "$room" "$own/internal/rootkey" "the sidecar imports envelope and api/kms"
 	allowed "$room" "$own/api/kms/v1"
 done
+refused sidecar/aws "$own/sidecar" "not allowed from list 'sidecar-aws'"
+refused sidecar/aws "$own/internal/envelope" "not allowed from list 'sidecar-aws'"
+refused sidecar/aws github.com/aws/aws-sdk-go-v2/aws "not allowed from list 'sidecar-aws'"
+allowed sidecar/aws "$own/api/kms/v1"
+allowed sidecar/aws google.golang.org/grpc/status
+allowed sidecar/aws/_test.go github.com/aws/aws-sdk-go-v2/service/kms
 refused cmd/sidecar "$insecure" "raw key bytes are read by"
 allowed sidecar "$insecure"
 allowed cmd/sidecar "$own/internal/coredump"

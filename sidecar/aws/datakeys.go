@@ -9,7 +9,8 @@ import (
 func generateDataKey(ctx context.Context, d *Door, x *exchange) *exception {
 	q := &x.request
 	a, err := d.kms.GenerateDataKey(ctx, &kmsv1.GenerateDataKeyRequest{
-		KeyId: q.keyID, NumberOfBytes: q.numberOfBytes, KeySpec: q.keySpec, EncryptionContext: q.encryptionContext, Door: door, DryRun: q.dryRun,
+		KeyId: q.keyID, NumberOfBytes: q.numberOfBytes, KeySpec: q.keySpec, EncryptionContext: q.encryptionContext, Door: door,
+		DryRun: q.dryRun,
 	})
 	if err != nil {
 		return x.refused(err)
@@ -29,7 +30,8 @@ func generateDataKey(ctx context.Context, d *Door, x *exchange) *exception {
 func generateDataKeyWithoutPlaintext(ctx context.Context, d *Door, x *exchange) *exception {
 	q := &x.request
 	a, err := d.kms.GenerateDataKeyWithoutPlaintext(ctx, &kmsv1.GenerateDataKeyWithoutPlaintextRequest{
-		KeyId: q.keyID, NumberOfBytes: q.numberOfBytes, KeySpec: q.keySpec, EncryptionContext: q.encryptionContext, Door: door, DryRun: q.dryRun,
+		KeyId: q.keyID, NumberOfBytes: q.numberOfBytes, KeySpec: q.keySpec, EncryptionContext: q.encryptionContext, Door: door,
+		DryRun: q.dryRun,
 	})
 	if err != nil {
 		return x.refused(err)
@@ -53,12 +55,13 @@ func generateDataKeyPair(ctx context.Context, d *Door, x *exchange) *exception {
 	if err != nil {
 		return x.refused(err)
 	}
-	defer clear(a.GetPrivateKeyPlaintext())
-	if e := x.made(len(a.GetKeyId()), len(a.GetPrivateKeyCiphertextBlob()), len(a.GetPublicKey()), len(a.GetPrivateKeyPlaintext())); e != nil {
+	plaintext := a.GetPrivateKeyPlaintext()
+	defer clear(plaintext)
+	if e := x.made(len(a.GetKeyId()), len(a.GetPrivateKeyCiphertextBlob()), len(a.GetPublicKey()), len(plaintext)); e != nil {
 		return e
 	}
 	x.pair(a.GetKeyId(), a.GetKeyPairSpec(), a.GetMaterialId(), a.GetPublicKey(), a.GetPrivateKeyCiphertextBlob())
-	x.plaintext("PrivateKeyPlaintext", a.GetPrivateKeyPlaintext())
+	x.plaintext("PrivateKeyPlaintext", plaintext)
 	return nil
 }
 

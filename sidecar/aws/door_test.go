@@ -80,50 +80,56 @@ var contextMap = map[string]string{"b": "2", "a": "é", "\"": ""}
 // and the whole answer.
 func TestEachOperationOnTheWire(t *testing.T) {
 	material, other := materialID(materialBytes), materialID(bytes.ToUpper(materialBytes))
+	blob := b64(firstBlob())
+	made := `{"CiphertextBlob":"` + blob + `","KeyId":"` + keyARN + `","KeyMaterialId":"` + material + `"`
 	for name, c := range map[string]struct {
 		operation, body string
 		asked           proto.Message
 		answer          string
 	}{
 		"GenerateDataKey with a number of bytes": {
-			"GenerateDataKey", `{"KeyId":"alias/orders","NumberOfBytes":32,"EncryptionContext":` + contextJSON + `,"GrantTokens":[],"DryRun":false}`,
+			"GenerateDataKey",
+			`{"KeyId":"alias/orders","NumberOfBytes":32,"EncryptionContext":` + contextJSON + `,"GrantTokens":[],"DryRun":false}`,
 			&kmsv1.GenerateDataKeyRequest{KeyId: "alias/orders", NumberOfBytes: 32, EncryptionContext: contextMap, Door: door},
-			`{"CiphertextBlob":"` + b64(firstBlob()) + `","KeyId":"` + keyARN + `","KeyMaterialId":"` + material + `","Plaintext":"` + b64(secretBytes) + `"}`,
+			made + `,"Plaintext":"` + b64(secretBytes) + `"}`,
 		},
 		"GenerateDataKey with a key spec, spaces and escapes": {
-			"GenerateDataKey", " { \"KeyId\" : \"\\u006frders\" ,\r\n\t\"KeySpec\":\"AES_256\", \"EncryptionContext\" : { \"a\\/\" : \"\\ud83d\\ude00\" } } ",
+			"GenerateDataKey",
+			" { \"KeyId\" : \"\\u006frders\" ,\r\n\t\"KeySpec\":\"AES_256\", \"EncryptionContext\" : { \"a\\/\" : \"\\ud83d\\ude00\" } } ",
 			&kmsv1.GenerateDataKeyRequest{KeyId: "orders", KeySpec: "AES_256", EncryptionContext: map[string]string{"a/": "😀"}, Door: door},
-			`{"CiphertextBlob":"` + b64(firstBlob()) + `","KeyId":"` + keyARN + `","KeyMaterialId":"` + material + `","Plaintext":"` + b64(secretBytes) + `"}`,
+			made + `,"Plaintext":"` + b64(secretBytes) + `"}`,
 		},
 		"GenerateDataKeyWithoutPlaintext": {
 			"GenerateDataKeyWithoutPlaintext", `{"KeyId":"orders","KeySpec":"AES_128","EncryptionContext":{}}`,
 			&kmsv1.GenerateDataKeyWithoutPlaintextRequest{KeyId: "orders", KeySpec: "AES_128", Door: door},
-			`{"CiphertextBlob":"` + b64(firstBlob()) + `","KeyId":"` + keyARN + `","KeyMaterialId":"` + material + `"}`,
+			made + `}`,
 		},
 		"GenerateDataKeyPair": {
 			"GenerateDataKeyPair", `{"KeyId":"orders","KeyPairSpec":"ECC_NIST_P256","EncryptionContext":` + contextJSON + `}`,
 			&kmsv1.GenerateDataKeyPairRequest{KeyId: "orders", KeyPairSpec: "ECC_NIST_P256", EncryptionContext: contextMap, Door: door},
-			`{"PrivateKeyCiphertextBlob":"` + b64(firstBlob()) + `","PublicKey":"` + b64(publicBytes) + `","KeyId":"` + keyARN +
+			`{"PrivateKeyCiphertextBlob":"` + blob + `","PublicKey":"` + b64(publicBytes) + `","KeyId":"` + keyARN +
 				`","KeyPairSpec":"ECC_NIST_P256","KeyMaterialId":"` + material + `","PrivateKeyPlaintext":"` + b64(secretBytes) + `"}`,
 		},
 		"GenerateDataKeyPairWithoutPlaintext": {
 			"GenerateDataKeyPairWithoutPlaintext", `{"KeyId":"orders","KeyPairSpec":"RSA_2048"}`,
 			&kmsv1.GenerateDataKeyPairWithoutPlaintextRequest{KeyId: "orders", KeyPairSpec: "RSA_2048", Door: door},
-			`{"PrivateKeyCiphertextBlob":"` + b64(firstBlob()) + `","PublicKey":"` + b64(publicBytes) + `","KeyId":"` + keyARN +
+			`{"PrivateKeyCiphertextBlob":"` + blob + `","PublicKey":"` + b64(publicBytes) + `","KeyId":"` + keyARN +
 				`","KeyPairSpec":"RSA_2048","KeyMaterialId":"` + material + `"}`,
 		},
 		"Encrypt": {
-			"Encrypt", `{"KeyId":"orders","Plaintext":"c2VjcmV0","EncryptionContext":` + contextJSON + `,"EncryptionAlgorithm":"SYMMETRIC_DEFAULT"}`,
+			"Encrypt",
+			`{"KeyId":"orders","Plaintext":"c2VjcmV0","EncryptionContext":` + contextJSON + `,"EncryptionAlgorithm":"SYMMETRIC_DEFAULT"}`,
 			&kmsv1.EncryptRequest{KeyId: "orders", Plaintext: []byte("secret"), EncryptionContext: contextMap, Door: door},
-			`{"CiphertextBlob":"` + b64(firstBlob()) + `","KeyId":"` + keyARN + `","EncryptionAlgorithm":"SYMMETRIC_DEFAULT"}`,
+			`{"CiphertextBlob":"` + blob + `","KeyId":"` + keyARN + `","EncryptionAlgorithm":"SYMMETRIC_DEFAULT"}`,
 		},
 		"Decrypt": {
-			"Decrypt", `{"CiphertextBlob":"` + b64(firstBlob()) + `","KeyId":"` + keyARN + `","EncryptionContext":` + contextJSON + `}`,
+			"Decrypt", `{"CiphertextBlob":"` + blob + `","KeyId":"` + keyARN + `","EncryptionContext":` + contextJSON + `}`,
 			&kmsv1.DecryptRequest{CiphertextBlob: firstBlob(), KeyId: keyARN, EncryptionContext: contextMap, Door: door},
-			`{"KeyId":"` + keyARN + `","EncryptionAlgorithm":"SYMMETRIC_DEFAULT","KeyMaterialId":"` + material + `","Plaintext":"` + b64([]byte("opened")) + `"}`,
+			`{"KeyId":"` + keyARN + `","EncryptionAlgorithm":"SYMMETRIC_DEFAULT","KeyMaterialId":"` + material + `","Plaintext":"b3BlbmVk"}`,
 		},
 		"ReEncrypt": {
-			"ReEncrypt", `{"CiphertextBlob":"` + b64(firstBlob()) + `","SourceKeyId":"source","DestinationKeyId":"orders","SourceEncryptionContext":` +
+			"ReEncrypt",
+			`{"CiphertextBlob":"` + blob + `","SourceKeyId":"source","DestinationKeyId":"orders","SourceEncryptionContext":` +
 				contextJSON + `,"DestinationEncryptionContext":{"c":"3"},"SourceEncryptionAlgorithm":"SYMMETRIC_DEFAULT",` +
 				`"DestinationEncryptionAlgorithm":"SYMMETRIC_DEFAULT"}`,
 			&kmsv1.ReEncryptRequest{
@@ -163,7 +169,7 @@ func TestEachOperationOnTheWire(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := &fakeService{}
-			if strings.Contains(c.body, b64(firstBlob())) {
+			if strings.Contains(c.body, blob) {
 				f.seal([]byte("opened"), contextMap)
 			}
 			w := ask(t, newDoor(f), c.operation, c.body)

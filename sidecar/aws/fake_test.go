@@ -213,7 +213,8 @@ func (f *fakeService) GenerateRandom(ctx context.Context, r *kmsv1.GenerateRando
 	return answer(f, &kmsv1.GenerateRandomResponse{Plaintext: random}, random)
 }
 
-func (f *fakeService) DescribeKey(ctx context.Context, r *kmsv1.DescribeKeyRequest, _ ...grpc.CallOption) (*kmsv1.DescribeKeyResponse, error) {
+func (f *fakeService) DescribeKey(ctx context.Context, r *kmsv1.DescribeKeyRequest, _ ...grpc.CallOption,
+) (*kmsv1.DescribeKeyResponse, error) {
 	if err := f.note(ctx, r, false); err != nil {
 		return nil, err
 	}
@@ -228,12 +229,15 @@ func (f *fakeService) ListKeys(ctx context.Context, r *kmsv1.ListKeysRequest, _ 
 		return nil, err
 	}
 	if r.GetMarker() == "" && r.GetLimit() == 1 {
-		return answer(f, &kmsv1.ListKeysResponse{Keys: []*kmsv1.KeyEntry{{KeyId: keyID, Arn: keyARN, Name: "orders"}}, NextMarker: "more"}, nil)
+		return answer(f, &kmsv1.ListKeysResponse{
+			Keys: []*kmsv1.KeyEntry{{KeyId: keyID, Arn: keyARN, Name: "orders"}}, NextMarker: "more",
+		}, nil)
 	}
 	return answer(f, &kmsv1.ListKeysResponse{Keys: []*kmsv1.KeyEntry{{KeyId: "second", Arn: keyARN + "2", Name: "payments"}}}, nil)
 }
 
-func (f *fakeService) ListAliases(ctx context.Context, r *kmsv1.ListAliasesRequest, _ ...grpc.CallOption) (*kmsv1.ListAliasesResponse, error) {
+func (f *fakeService) ListAliases(ctx context.Context, r *kmsv1.ListAliasesRequest, _ ...grpc.CallOption,
+) (*kmsv1.ListAliasesResponse, error) {
 	if err := f.note(ctx, r, false); err != nil {
 		return nil, err
 	}

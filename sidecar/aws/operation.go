@@ -88,8 +88,8 @@ func (r *request) checkTogether(o *operation) *exception {
 	return nil
 }
 
-// made refuses an answer of the key service that would look like success and is none: an AWS client takes what is not there for empty. With
-// DryRun there is no success.
+// made refuses an answer of the key service that would look like success and is none: an AWS client takes what is not there for
+// empty. With DryRun there is no success.
 func (x *exchange) made(parts ...int) *exception {
 	if x.request.dryRun || slices.Contains(parts, 0) {
 		return newException(kmsInternal, "internal error")

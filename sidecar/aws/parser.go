@@ -11,8 +11,8 @@ import (
 // maxDepth is how deep objects and arrays may be in one another. Those of known members are at most two deep.
 const maxDepth = 16
 
-// parser reads JSON (RFC 8259), and nothing that two readers might take for different things: names are exact and stand once in an object, a
-// surrogate has its other half, and nothing follows the end. encoding/json takes keyid for KeyId, and of two the last.
+// parser reads JSON (RFC 8259), and nothing that two readers might take for different things: names are exact and stand once in an
+// object, a surrogate has its other half, and nothing follows the end. encoding/json takes keyid for KeyId, and of two the last.
 //
 // Its errors tell where, and never what: a plaintext may be there.
 type parser struct {

@@ -14,16 +14,19 @@ import (
 const (
 	messageDryRun       = "The request would have succeeded, but the DryRun option is set."
 	messageIncorrectKey = "The key ID in the request does not identify a CMK that can perform this operation."
-	messageUnknownBlob  = "The ciphertext refers to a customer master key that does not exist, does not exist in this region, or you are not " +
-		"allowed to access."
+	messageUnknownBlob  = "The ciphertext refers to a customer master key that does not exist, does not exist in this region, " +
+		"or you are not allowed to access."
 )
 
 // refused puts what the key service refused into the words of AWS KMS.
 func (x *exchange) refused(err error) *exception {
 	x.cause = err
-	s := status.Convert(err)
-	reason := reasonOf(s)
-	switch reason {
+	s, ok := status.FromError(err)
+	if !ok { // of a KeyService that is no client of gRPC
+		s = status.FromContextError(err)
+	}
+	info := infoOf(s)
+	switch info.GetReason() {
 	case kmsv1.ReasonInvalidKeyName:
 		return x.unknownName()
 	case kmsv1.ReasonInvalidMarker:
@@ -37,19 +40,19 @@ func (x *exchange) refused(err error) *exception {
 	case kmsv1.ReasonKeyNotFound:
 		return x.notFound(s.Message())
 	case kmsv1.ReasonKeyDisabled:
-		return newException(disabled, "%s is disabled.", x.key())
+		return newException(disabled, "%s is disabled.", x.key(info))
 	case kmsv1.ReasonKeyPendingDeletion:
-		return newException(kmsInvalidState, "%s is pending deletion.", x.key())
+		return newException(kmsInvalidState, "%s is pending deletion.", x.key(info))
 	case kmsv1.ReasonKeyUnavailable:
-		return newException(kmsInvalidState, "%s is unavailable.", x.key())
+		return newException(kmsInvalidState, "%s is unavailable.", x.key(info))
 	case kmsv1.ReasonDryRun:
 		return newException(dryRunOperation, messageDryRun)
 	}
 	return x.refusedByCode(s)
 }
 
-// refusedByCode is refused for a reason that says no more than its code, for one that is newer than this sidecar, and for what no key service
-// has said: a connection that failed, a call that took too long.
+// refusedByCode is refused for a reason that says no more than its code, for one that is newer than this sidecar, and for what no key
+// service has said: a connection that failed, a call that took too long.
 func (x *exchange) refusedByCode(s *status.Status) *exception {
 	switch s.Code() {
 	case codes.InvalidArgument, codes.OutOfRange:
@@ -75,25 +78,28 @@ func (x *exchange) refusedByCode(s *status.Status) *exception {
 	}
 }
 
-// reasonOf returns the reason of a status of the key service, empty where it has none.
-func reasonOf(s *status.Status) string {
+// infoOf returns what a status of the key service says beside its code, nil where it is of no key service.
+func infoOf(s *status.Status) *errdetails.ErrorInfo {
 	for _, detail := range s.Details() {
 		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == kmsv1.ErrorDomain {
-			return info.GetReason()
+			return info
 		}
 	}
-	return ""
+	return nil
 }
 
-// key names the key whose state forbids the operation, as far as the request does.
-func (x *exchange) key() string {
-	for _, name := range []string{x.request.keyID, x.request.sourceKeyID, x.request.destinationKeyID} {
-		if name != "" {
-			return shorten(name)
-		}
+// key names the key whose state forbids the operation: by its ARN, or where that is not told as the request does.
+func (x *exchange) key(info *errdetails.ErrorInfo) string {
+	if arn := info.GetMetadata()[kmsv1.MetadataKey]; arn != "" {
+		return arn
+	}
+	if name := x.request.named(); name != "" {
+		return shorten(name)
 	}
 	return "The key"
 }
+
+const arnRule = "arn:datakeys:kms:<install>:<namespace>:key/<key ID>, or alias/<name> at its end"
 
 // named is the key that the request names to be used: that of a new blob, where it names that of an old one too.
 func (q *request) named() string {
@@ -109,8 +115,7 @@ func (x *exchange) unknownName() *exception {
 	isARN := strings.HasPrefix(name, "arn:")
 	switch {
 	case isARN && x.operation.invalidArn:
-		return newException(invalidArn, "Invalid arn '%s': it must be arn:datakeys:kms:<install>:<namespace>:key/<key ID>, or "+
-			"alias/<name> at its end", name)
+		return newException(invalidArn, "Invalid arn '%s': it must be %s", name, arnRule)
 	case isARN:
 		return newException(notFound, "Invalid arn '%s'", name)
 	case strings.HasPrefix(name, "alias/"):
@@ -119,14 +124,19 @@ func (x *exchange) unknownName() *exception {
 	return newException(notFound, "Invalid keyId '%s'", name)
 }
 
-// notFound is for a key that is not known. The key of a blob is one that the client may not know of either.
+// notFound is for a key that is not known. The message of the key service begins with the field that names it, or tells of its MasterKey.
 func (x *exchange) notFound(message string) *exception {
-	blob := x.request.given(memberCiphertextBlob) && !strings.HasPrefix(message, "destination_key_id:")
-	if blob {
-		return newException(accessDenied, messageUnknownBlob)
-	}
+	ofBlob := strings.HasPrefix(message, "ciphertext_blob:")
+	ofField := ofBlob || strings.HasPrefix(message, "key_id:") || strings.HasPrefix(message, "destination_key_id:")
 	name := shorten(x.request.named())
-	if _, alias, isAlias := strings.Cut(name, "alias/"); isAlias && alias != "" {
+	switch {
+	case ofBlob, x.operation.name == "Decrypt": // a client may not know of the key of a blob
+		return newException(accessDenied, messageUnknownBlob)
+	case !ofField && x.request.given(memberCiphertextBlob): // of one key or the other
+		return newException(notFound, "%s", message)
+	case !ofField:
+		return newException(notFound, "Key '%s' does not exist: %s", name, message)
+	case strings.HasPrefix(name, "alias/"), strings.Contains(name, ":alias/"):
 		return newException(notFound, "Alias %s is not found.", name)
 	}
 	return newException(notFound, "Key '%s' does not exist", name)

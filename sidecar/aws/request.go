@@ -207,7 +207,8 @@ const (
 const sm2 = "SM2"
 
 var keyPairSpecs = []string{
-	"RSA_2048", "RSA_3072", "RSA_4096", "ECC_NIST_P256", "ECC_NIST_P384", "ECC_NIST_P521", "ECC_SECG_P256K1", sm2, "ECC_NIST_EDWARDS25519",
+	"RSA_2048", "RSA_3072", "RSA_4096", "ECC_NIST_P256", "ECC_NIST_P384", "ECC_NIST_P521", "ECC_SECG_P256K1", sm2,
+	"ECC_NIST_EDWARDS25519",
 }
 
 func contextSize(context map[string]string) (n int) {
