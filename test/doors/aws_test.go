@@ -2,7 +2,6 @@ package doors_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/ecdsa"
 	"crypto/x509"
 	"errors"
@@ -40,14 +39,7 @@ func (w *world) awsClient(t *testing.T, token string) *awskms.Client {
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(l) }()
 	t.Cleanup(func() { _ = server.Close(); <-done; _ = os.RemoveAll(dir) })
-	return awskms.New(awskms.Options{
-		Region: "eu-central-1", BaseEndpoint: awssdk.String("http://datakeys"), Credentials: awssdk.AnonymousCredentials{},
-		Retryer: awssdk.NopRetryer{}, HTTPClient: &http.Client{Transport: &http.Transport{
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return (&net.Dialer{}).DialContext(ctx, "unix", path)
-			},
-		}},
-	})
+	return newClient(path)
 }
 
 func check[T any](t *testing.T) func(v T, err error) T {
