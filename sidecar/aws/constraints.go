@@ -15,8 +15,9 @@ func (r *request) check(o *operation) *exception {
 	for _, m := range o.members {
 		switch {
 		case r.given(m):
-			v.checkMember(m, r.at(m))
-		case o.requires(m) && !(m == memberCiphertextBlob && len(r.dryRunModifiers) > 0): // which is refused later, by its own name
+			v.checkMember(m, members[m].at(r))
+		case m == memberCiphertextBlob && len(r.dryRunModifiers) > 0: // which may stand for it, and are refused later
+		case o.requires(m):
 			v.add("Value null at '%s' failed to satisfy constraint: Member must not be null", members[m].field)
 		}
 	}

@@ -18,7 +18,8 @@ import (
 // callTimeout is the most that the key service may take to answer. Clients wait longer, and try again.
 const callTimeout = 5 * time.Second
 
-// KeyService is what the door has done. kmsv1.KeyServiceClient is one; the pod's token is its business.
+// KeyService is what the door has done. kmsv1.KeyServiceClient is one; the pod's token is its business. A request is not to be used after
+// its call has returned, since its plaintext is cleared then.
 type KeyService interface {
 	GenerateDataKey(context.Context, *kmsv1.GenerateDataKeyRequest, ...grpc.CallOption) (*kmsv1.GenerateDataKeyResponse, error)
 	GenerateDataKeyWithoutPlaintext(context.Context, *kmsv1.GenerateDataKeyWithoutPlaintextRequest,
@@ -141,11 +142,11 @@ func (d *Door) answer(w http.ResponseWriter, r *http.Request, x *exchange, e *ex
 	switch {
 	case e != nil:
 		w.WriteHeader(e.status())
-		_, err = w.Write(x.out) //nolint:gosec // JSON
+		_, err = w.Write(x.out)
 	case x.secret && d.sendSecret != nil:
 		err = d.sendSecret(w, r, x.out)
 	default:
-		_, err = w.Write(x.out) //nolint:gosec // JSON
+		_, err = w.Write(x.out)
 	}
 	if err != nil {
 		d.log.Debug("a client was gone before its answer", "requestID", id, "error", err.Error())
@@ -155,7 +156,7 @@ func (d *Door) answer(w http.ResponseWriter, r *http.Request, x *exchange, e *ex
 // note logs an exception: whatever the key service is to blame for once a second at most, the rest for who debugs.
 func (d *Door) note(r *http.Request, x *exchange, e *exception, id string) {
 	level := slog.LevelDebug
-	if e.status() >= http.StatusInternalServerError {
+	if e.status() >= http.StatusInternalServerError && r.Context().Err() == nil { // else the client is gone, and nobody else to blame
 		now := time.Since(started).Nanoseconds()
 		last := d.logged.Load()
 		if now-last < time.Second.Nanoseconds() || !d.logged.CompareAndSwap(last, now) {

@@ -127,13 +127,12 @@ func (x *exchange) blob(name string, value []byte) {
 	x.out = append(x.out, '"')
 }
 
-// plaintext ends the answer with a secret, and clears it.
+// plaintext ends the answer with a secret, which its owner clears.
 func (x *exchange) plaintext(name string, value []byte) {
 	x.secret = true
 	x.out = slices.Grow(x.out, len(name)+base64.StdEncoding.EncodedLen(len(value))+len(`,"":""}`))
 	x.blob(name, value)
 	x.end()
-	clear(value)
 }
 
 // object answers with a value without secrets that encoding/json knows.

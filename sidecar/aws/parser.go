@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"strconv"
+	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -248,7 +249,7 @@ func (p *parser) escaped(start int) ([]byte, *exception) {
 func (p *parser) escape() *exception {
 	const short, means = `"\/bfnrt`, "\"\\/\b\f\n\r\t"
 	if p.at < len(p.in) {
-		if i := bytes.IndexByte([]byte(short), p.in[p.at]); i >= 0 {
+		if i := strings.IndexByte(short, p.in[p.at]); i >= 0 {
 			p.at++
 			p.unescaped = append(p.unescaped, means[i])
 			return nil

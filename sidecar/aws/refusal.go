@@ -102,11 +102,11 @@ func (x *exchange) key(info *errdetails.ErrorInfo) string {
 const arnRule = "arn:datakeys:kms:<install>:<namespace>:key/<key ID>, or alias/<name> at its end"
 
 // named is the key that the request names to be used: that of a new blob, where it names that of an old one too.
-func (q *request) named() string {
-	if q.destinationKeyID != "" {
-		return q.destinationKeyID
+func (r *request) named() string {
+	if r.destinationKeyID != "" {
+		return r.destinationKeyID
 	}
-	return q.keyID
+	return r.keyID
 }
 
 // unknownName is for a name that can be none of a key. Where AWS KMS does not know of InvalidArnException, it is a key that is not there.

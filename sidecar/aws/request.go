@@ -49,54 +49,6 @@ type request struct {
 // structure is a member that is refused, whatever is in it.
 type structure struct{}
 
-// at returns where a member is.
-func (r *request) at(m member) any {
-	switch m {
-	case memberKeyID:
-		return &r.keyID
-	case memberDestinationKeyID:
-		return &r.destinationKeyID
-	case memberSourceKeyID:
-		return &r.sourceKeyID
-	case memberCiphertextBlob:
-		return &r.ciphertextBlob
-	case memberPlaintext:
-		return &r.plaintext
-	case memberNumberOfBytes:
-		return &r.numberOfBytes
-	case memberKeySpec:
-		return &r.keySpec
-	case memberKeyPairSpec:
-		return &r.keyPairSpec
-	case memberEncryptionAlgorithm:
-		return &r.encryptionAlgorithm
-	case memberSourceEncryptionAlgorithm:
-		return &r.sourceEncryptionAlgorithm
-	case memberDestinationEncryptionAlgorithm:
-		return &r.destinationEncryptionAlgorithm
-	case memberEncryptionContext:
-		return &r.encryptionContext
-	case memberSourceEncryptionContext:
-		return &r.sourceEncryptionContext
-	case memberDestinationEncryptionContext:
-		return &r.destinationEncryptionContext
-	case memberGrantTokens:
-		return &r.grantTokens
-	case memberDryRun:
-		return &r.dryRun
-	case memberDryRunModifiers:
-		return &r.dryRunModifiers
-	case memberCustomKeyStoreID:
-		return &r.customKeyStoreID
-	case memberLimit:
-		return &r.limit
-	case memberMarker:
-		return &r.marker
-	default:
-		return &r.recipient
-	}
-}
-
 func (r *request) given(m member) bool { return r.has&(1<<m) != 0 }
 
 // parse reads the body of a request for an operation. Members that are not known are passed over, since clients are newer than we
@@ -121,7 +73,7 @@ func (r *request) read(p *parser, m member) (e *exception) {
 		return nil
 	}
 	r.has |= 1 << m
-	switch v := r.at(m).(type) {
+	switch v := members[m].at(r).(type) {
 	case *string:
 		var text []byte
 		text, e = p.text()
@@ -170,28 +122,92 @@ var members = [...]struct {
 	name, field string // in a request, and in messages
 	min, max    int
 	enum        []string
+	at          func(*request) any // where it is
 }{
-	memberKeyID:                          {name: "KeyId", field: "keyId", min: 1, max: maxKeyID},
-	memberDestinationKeyID:               {name: "DestinationKeyId", field: "destinationKeyId", min: 1, max: maxKeyID},
-	memberSourceKeyID:                    {name: "SourceKeyId", field: "sourceKeyId", min: 1, max: maxKeyID},
-	memberCiphertextBlob:                 {name: "CiphertextBlob", field: "ciphertextBlob", min: 1, max: maxBlob},
-	memberPlaintext:                      {name: "Plaintext", field: "plaintext", min: 1, max: 4096},
-	memberNumberOfBytes:                  {name: "NumberOfBytes", field: "numberOfBytes", min: 1, max: 1024},
-	memberKeySpec:                        {name: "KeySpec", field: "keySpec", enum: []string{"AES_256", "AES_128"}},
-	memberKeyPairSpec:                    {name: "KeyPairSpec", field: "keyPairSpec", enum: keyPairSpecs},
-	memberEncryptionAlgorithm:            {name: "EncryptionAlgorithm", field: "encryptionAlgorithm", enum: algorithms},
-	memberSourceEncryptionAlgorithm:      {name: "SourceEncryptionAlgorithm", field: "sourceEncryptionAlgorithm", enum: algorithms},
-	memberDestinationEncryptionAlgorithm: {name: "DestinationEncryptionAlgorithm", field: "destinationEncryptionAlgorithm", enum: algorithms},
-	memberEncryptionContext:              {name: "EncryptionContext", field: "encryptionContext"},
-	memberSourceEncryptionContext:        {name: "SourceEncryptionContext", field: "sourceEncryptionContext"},
-	memberDestinationEncryptionContext:   {name: "DestinationEncryptionContext", field: "destinationEncryptionContext"},
-	memberGrantTokens:                    {name: "GrantTokens", field: "grantTokens", max: maxGrantTokens},
-	memberDryRun:                         {name: "DryRun", field: "dryRun"},
-	memberDryRunModifiers:                {name: "DryRunModifiers", field: "dryRunModifiers", max: 1, enum: []string{"IGNORE_CIPHERTEXT"}},
-	memberCustomKeyStoreID:               {name: "CustomKeyStoreId", field: "customKeyStoreId", min: 1, max: 64},
-	memberLimit:                          {name: "Limit", field: "limit", min: 1, max: 1000},
-	memberMarker:                         {name: "Marker", field: "marker", min: 1, max: 1024},
-	memberRecipient:                      {name: "Recipient", field: "recipient"},
+	memberKeyID: {
+		name: "KeyId", field: "keyId", min: 1, max: maxKeyID,
+		at: func(r *request) any { return &r.keyID },
+	},
+	memberDestinationKeyID: {
+		name: "DestinationKeyId", field: "destinationKeyId", min: 1, max: maxKeyID,
+		at: func(r *request) any { return &r.destinationKeyID },
+	},
+	memberSourceKeyID: {
+		name: "SourceKeyId", field: "sourceKeyId", min: 1, max: maxKeyID,
+		at: func(r *request) any { return &r.sourceKeyID },
+	},
+	memberCiphertextBlob: {
+		name: "CiphertextBlob", field: "ciphertextBlob", min: 1, max: maxBlob,
+		at: func(r *request) any { return &r.ciphertextBlob },
+	},
+	memberPlaintext: {
+		name: "Plaintext", field: "plaintext", min: 1, max: 4096,
+		at: func(r *request) any { return &r.plaintext },
+	},
+	memberNumberOfBytes: {
+		name: "NumberOfBytes", field: "numberOfBytes", min: 1, max: 1024,
+		at: func(r *request) any { return &r.numberOfBytes },
+	},
+	memberKeySpec: {
+		name: "KeySpec", field: "keySpec", enum: []string{"AES_256", "AES_128"},
+		at: func(r *request) any { return &r.keySpec },
+	},
+	memberKeyPairSpec: {
+		name: "KeyPairSpec", field: "keyPairSpec", enum: keyPairSpecs,
+		at: func(r *request) any { return &r.keyPairSpec },
+	},
+	memberEncryptionAlgorithm: {
+		name: "EncryptionAlgorithm", field: "encryptionAlgorithm", enum: algorithms,
+		at: func(r *request) any { return &r.encryptionAlgorithm },
+	},
+	memberSourceEncryptionAlgorithm: {
+		name: "SourceEncryptionAlgorithm", field: "sourceEncryptionAlgorithm", enum: algorithms,
+		at: func(r *request) any { return &r.sourceEncryptionAlgorithm },
+	},
+	memberDestinationEncryptionAlgorithm: {
+		name: "DestinationEncryptionAlgorithm", field: "destinationEncryptionAlgorithm", enum: algorithms,
+		at: func(r *request) any { return &r.destinationEncryptionAlgorithm },
+	},
+	memberEncryptionContext: {
+		name: "EncryptionContext", field: "encryptionContext",
+		at: func(r *request) any { return &r.encryptionContext },
+	},
+	memberSourceEncryptionContext: {
+		name: "SourceEncryptionContext", field: "sourceEncryptionContext",
+		at: func(r *request) any { return &r.sourceEncryptionContext },
+	},
+	memberDestinationEncryptionContext: {
+		name: "DestinationEncryptionContext", field: "destinationEncryptionContext",
+		at: func(r *request) any { return &r.destinationEncryptionContext },
+	},
+	memberGrantTokens: {
+		name: "GrantTokens", field: "grantTokens", max: maxGrantTokens,
+		at: func(r *request) any { return &r.grantTokens },
+	},
+	memberDryRun: {
+		name: "DryRun", field: "dryRun",
+		at: func(r *request) any { return &r.dryRun },
+	},
+	memberDryRunModifiers: {
+		name: "DryRunModifiers", field: "dryRunModifiers", max: 1, enum: []string{"IGNORE_CIPHERTEXT"},
+		at: func(r *request) any { return &r.dryRunModifiers },
+	},
+	memberCustomKeyStoreID: {
+		name: "CustomKeyStoreId", field: "customKeyStoreId", min: 1, max: 64,
+		at: func(r *request) any { return &r.customKeyStoreID },
+	},
+	memberLimit: {
+		name: "Limit", field: "limit", min: 1, max: 1000,
+		at: func(r *request) any { return &r.limit },
+	},
+	memberMarker: {
+		name: "Marker", field: "marker", min: 1, max: 1024,
+		at: func(r *request) any { return &r.marker },
+	},
+	memberRecipient: {
+		name: "Recipient", field: "recipient",
+		at: func(r *request) any { return &r.recipient },
+	},
 }
 
 const (
