@@ -110,6 +110,7 @@ func TestEveryFieldOfTheContractIsHeldToItsRule(t *testing.T) {
 		"number_of_bytes":                {"", kmsv1.ReasonInvalid},
 		"key_spec":                       {"AES_512", kmsv1.ReasonInvalid},
 		"key_pair_spec":                  {"SM2", kmsv1.ReasonInvalid},
+		"key_format":                     {"JWK", kmsv1.ReasonInvalid},
 		"encryption_context":             {tooMuch, kmsv1.ReasonInvalid},
 		"source_encryption_context":      {tooMuch, kmsv1.ReasonInvalid},
 		"destination_encryption_context": {tooMuch, kmsv1.ReasonInvalid},

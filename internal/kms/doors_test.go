@@ -2,6 +2,7 @@ package kms_test
 
 import (
 	"bytes"
+	"encoding/pem"
 	"fmt"
 	"maps"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
 	"github.com/datakeys/datakeys/internal/kms"
 )
 
@@ -138,6 +140,13 @@ func TestWhatADoorMakes(t *testing.T) {
 			note("GenerateDataKeyPair", pair.Encrypted, pair.PrivateKey, err)
 			sealedPair, err := w.GenerateDataKeyPair(t.Context(), allKeys, kms.GenerateDataKeyPairRequest{KeyID: "orders", KeyPairSpec: "ECC_NIST_EDWARDS25519", AAD: aad, Door: door, WithoutPlaintext: true})
 			note("GenerateDataKeyPairWithoutPlaintext", sealedPair.Encrypted, sealedPair.PrivateKey, err)
+			inPEM, err := w.GenerateDataKeyPair(t.Context(), allKeys, kms.GenerateDataKeyPairRequest{KeyID: "orders", KeyPairSpec: "ECC_NIST_P256", KeyFormat: "PEM", AAD: aad, Door: door})
+			note("GenerateDataKeyPair in PEM", inPEM.Encrypted, inPEM.PrivateKey, err)
+			for _, text := range [][]byte{inPEM.PublicKey, inPEM.PrivateKey.AppendTo(insecuresecret.Token{}, nil)} {
+				if block, rest := pem.Decode(text); block == nil || len(rest) > 0 {
+					t.Error("a key in PEM is not in PEM")
+				}
+			}
 			cipher, err := w.Encrypt(t.Context(), allKeys, kms.EncryptRequest{KeyID: "orders", Plaintext: plaintext, AAD: aad, Door: door})
 			note("Encrypt", cipher.Encrypted, plaintext, err)
 			again, err := w.ReEncrypt(t.Context(), allKeys, kms.ReEncryptRequest{

@@ -63,7 +63,7 @@ func FuzzCall(f *testing.F) {
 		seed(&kmsv1.GenerateDataKeyRequest{KeyId: "orders", NumberOfBytes: 32, Door: d})
 		seed(&kmsv1.GenerateDataKeyWithoutPlaintextRequest{KeyId: ordersKey.KeyID, KeySpec: "AES_128", EncryptionContext: pairs, Door: d})
 		seed(&kmsv1.GenerateDataKeyPairRequest{KeyId: "alias/orders", KeyPairSpec: "ECC_NIST_P256", Aad: []byte("aad"), Door: d, DryRun: true})
-		seed(&kmsv1.GenerateDataKeyPairWithoutPlaintextRequest{KeyId: arn, KeyPairSpec: "ECC_NIST_EDWARDS25519", Door: d})
+		seed(&kmsv1.GenerateDataKeyPairWithoutPlaintextRequest{KeyId: arn, KeyPairSpec: "ECC_NIST_EDWARDS25519", KeyFormat: "PEM", Door: d})
 		seed(&kmsv1.EncryptRequest{KeyId: "orders", Plaintext: []byte("secret"), EncryptionContext: pairs, Door: d})
 		for _, blob := range [][]byte{scoped, unscoped, initial, noVersion, noKey, w.store.Secrets()[ordersKey.KeyID].Data["v1"]} {
 			q := &kmsv1.DecryptRequest{CiphertextBlob: blob, KeyId: "orders", Aad: []byte("aad"), Iv: parsed.IV(), Door: d}

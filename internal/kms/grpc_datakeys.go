@@ -108,11 +108,13 @@ func generateRequest(req interface {
 func generatePairRequest(req interface {
 	making
 	GetKeyPairSpec() string
+	GetKeyFormat() string
 }, withoutPlaintext bool,
 ) GenerateDataKeyPairRequest {
 	return GenerateDataKeyPairRequest{
 		KeyID:             req.GetKeyId(),
 		KeyPairSpec:       req.GetKeyPairSpec(),
+		KeyFormat:         req.GetKeyFormat(),
 		EncryptionContext: req.GetEncryptionContext(),
 		AAD:               req.GetAad(),
 		Door:              Door(req.GetDoor()),

@@ -88,6 +88,34 @@ func TestAKeyPairIsWhatItsSpecSaysByOpenSSL(t *testing.T) {
 	}
 }
 
+func TestAKeyPairInPEMIsTheOneInDER(t *testing.T) {
+	for _, spec := range []v1alpha1.KeyPairSpec{v1alpha1.KeyPairSpecRSA4096, v1alpha1.KeyPairSpecNISTEdwards25519} { // the longest, the shortest
+		t.Run(string(spec), func(t *testing.T) {
+			t.Parallel()
+			inDER, publicDER, err := newKeyPair(t.Context(), string(spec))
+			if err != nil {
+				t.Fatal(err)
+			}
+			der := privateDER(t, inDER)
+			inPEM, publicPEM, err := toPEM(inDER, publicDER)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer inPEM.Destroy()
+			text := privateDER(t, inPEM)
+			if got := openssl(t, text, "pkcs8", "-topk8", "-nocrypt", "-inform", "PEM", "-outform", "DER"); got != string(der) {
+				t.Error("OpenSSL reads another private key in PEM")
+			}
+			if got := openssl(t, publicPEM, "pkey", "-pubin", "-inform", "PEM", "-outform", "DER"); got != string(publicDER) {
+				t.Error("OpenSSL reads another public key in PEM")
+			}
+			if inDER.Use(insecuresecret.Token{}, func([]byte) error { return nil }) == nil {
+				t.Error("the private key in DER is not destroyed")
+			}
+		})
+	}
+}
+
 // signAndVerify proves by OpenSSL that the two keys are one pair.
 func signAndVerify(t *testing.T, spec v1alpha1.KeyPairSpec, private, public []byte) {
 	t.Helper()

@@ -66,12 +66,13 @@ func TestTheOrderOfChecks(t *testing.T) {
 			}, target(r, "key_id", &q.KeyID), states(r), []rule{{kmsv1.ReasonDryRun, "dry_run", func() { q.DryRun = false }}})
 		},
 		"GenerateDataKeyPair": func(r *request) (func() error, []rule) {
-			q := &kms.GenerateDataKeyPairRequest{KeyID: "", KeyPairSpec: "RSA_1024", EncryptionContext: pairs, AAD: aad, Door: kms.DoorNative, WithoutPlaintext: true, DryRun: true}
+			q := &kms.GenerateDataKeyPairRequest{KeyID: "", KeyPairSpec: "RSA_1024", KeyFormat: "pem", EncryptionContext: pairs, AAD: aad, Door: kms.DoorNative, WithoutPlaintext: true, DryRun: true}
 			call := func() error { _, err := r.w.GenerateDataKeyPair(t.Context(), r.token, *q); return err }
 			return call, join([]rule{
 				{kmsv1.ReasonInvalid, "key_id: must name a key", func() { q.KeyID = "none" }},
 				{kmsv1.ReasonInvalid, "door", func() { q.Door = kms.DoorAlibaba }},
 				{kmsv1.ReasonInvalid, "key_pair_spec: must be one of", func() { q.KeyPairSpec = "ECC_NIST_P256" }},
+				{kmsv1.ReasonInvalid, "key_format: must be DER or PEM", func() { q.KeyFormat = "PEM" }},
 				{kmsv1.ReasonInvalid, both + "aad", func() { q.EncryptionContext = nil }},
 			}, target(r, "key_id", &q.KeyID), states(r), []rule{{kmsv1.ReasonDryRun, "dry_run", func() { q.DryRun = false }}})
 		},

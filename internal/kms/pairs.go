@@ -2,6 +2,7 @@ package kms
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/envelope"
@@ -12,7 +13,9 @@ type GenerateDataKeyPairRequest struct {
 	// KeyID names the key as in GenerateDataKeyRequest.
 	KeyID string
 	// KeyPairSpec is one of v1alpha1.KeyPairSpecs.
-	KeyPairSpec       string
+	KeyPairSpec string
+	// KeyFormat is how both keys are written: DER, which empty means too, or PEM.
+	KeyFormat         string
 	EncryptionContext map[string]string
 	AAD               []byte
 	Door              Door
@@ -26,7 +29,7 @@ type GenerateDataKeyPairRequest struct {
 type GenerateDataKeyPairResponse struct {
 	Encrypted
 	KeyPairSpec string
-	// PublicKey is SubjectPublicKeyInfo in DER (RFC 5280), PrivateKey PKCS #8 in DER (RFC 5958).
+	// PublicKey is SubjectPublicKeyInfo (RFC 5280), PrivateKey PKCS #8 (RFC 5958), both in the KeyFormat.
 	PublicKey  []byte
 	PrivateKey envelope.Plaintext
 }
@@ -45,7 +48,7 @@ func (s *Service) GenerateDataKeyPair(ctx context.Context, caller Caller, req Ge
 		return GenerateDataKeyPairResponse{}, err
 	}
 	record := newRecord(operation, &caller, req.Door, req.DryRun)
-	resp, err = s.generatePair(ctx, s.reviewer(caller), verb, t, req.KeyPairSpec, record)
+	resp, err = s.generatePair(ctx, s.reviewer(caller), verb, t, req.KeyPairSpec, req.KeyFormat, record)
 	if err == nil && req.WithoutPlaintext {
 		resp.PrivateKey.Destroy()
 		resp.PrivateKey = envelope.Plaintext{}
@@ -57,7 +60,7 @@ func (s *Service) GenerateDataKeyPair(ctx context.Context, caller Caller, req Ge
 }
 
 func (s *Service) generatePair(
-	ctx context.Context, review *reviewer, verb string, t target, spec string, record *AuditRecord,
+	ctx context.Context, review *reviewer, verb string, t target, spec, format string, record *AuditRecord,
 ) (GenerateDataKeyPairResponse, error) {
 	k, v, err := s.keyToSeal(ctx, review, verb, t, record.Key)
 	if err != nil {
@@ -70,6 +73,9 @@ func (s *Service) generatePair(
 		return GenerateDataKeyPairResponse{}, err
 	}
 	private, public, err := newKeyPair(ctx, spec)
+	if err == nil && format == formatPEM {
+		private, public, err = toPEM(private, public)
+	}
 	if err != nil {
 		return GenerateDataKeyPairResponse{}, err
 	}
@@ -92,6 +98,9 @@ func (s *Service) checkGeneratePair(req GenerateDataKeyPairRequest) (target, err
 	}
 	if err := checkKeyPairSpec("key_pair_spec", req.KeyPairSpec); err != nil {
 		return target{}, err
+	}
+	if req.KeyFormat != "" && req.KeyFormat != formatDER && req.KeyFormat != formatPEM {
+		return target{}, invalid("key_format", fmt.Errorf("must be %s or %s", formatDER, formatPEM))
 	}
 	return t, checkTogether(&plainFields, t.ad)
 }

@@ -446,8 +446,10 @@ type GenerateDataKeyPairRequest struct {
 	EncryptionContext map[string]string `protobuf:"bytes,3,rep,name=encryption_context,json=encryptionContext,proto3" json:"encryption_context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Aad               []byte            `protobuf:"bytes,4,opt,name=aad,proto3" json:"aad,omitempty"`
 	// Required.
-	Door          Door `protobuf:"varint,5,opt,name=door,proto3,enum=datakeys.kms.v1.Door" json:"door,omitempty"`
-	DryRun        bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Door   Door `protobuf:"varint,5,opt,name=door,proto3,enum=datakeys.kms.v1.Door" json:"door,omitempty"`
+	DryRun bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// How both keys are written, the private key in the blob too: DER, which is also what empty means, or PEM (RFC 7468).
+	KeyFormat     string `protobuf:"bytes,7,opt,name=key_format,json=keyFormat,proto3" json:"key_format,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -524,17 +526,24 @@ func (x *GenerateDataKeyPairRequest) GetDryRun() bool {
 	return false
 }
 
+func (x *GenerateDataKeyPairRequest) GetKeyFormat() string {
+	if x != nil {
+		return x.KeyFormat
+	}
+	return ""
+}
+
 type GenerateDataKeyPairResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The ARN of the key.
 	KeyId       string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
 	KeyVersion  int32  `protobuf:"varint,2,opt,name=key_version,json=keyVersion,proto3" json:"key_version,omitempty"`
 	KeyPairSpec string `protobuf:"bytes,3,opt,name=key_pair_spec,json=keyPairSpec,proto3" json:"key_pair_spec,omitempty"`
-	// SubjectPublicKeyInfo in DER (RFC 5280).
+	// SubjectPublicKeyInfo (RFC 5280) in key_format.
 	PublicKey []byte `protobuf:"bytes,4,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
-	// PKCS #8 in DER (RFC 5958), encrypted.
+	// PKCS #8 (RFC 5958) in key_format, encrypted.
 	PrivateKeyCiphertextBlob []byte `protobuf:"bytes,5,opt,name=private_key_ciphertext_blob,json=privateKeyCiphertextBlob,proto3" json:"private_key_ciphertext_blob,omitempty"`
-	// PKCS #8 in DER.
+	// PKCS #8 in key_format.
 	PrivateKeyPlaintext []byte `protobuf:"bytes,6,opt,name=private_key_plaintext,json=privateKeyPlaintext,proto3" json:"private_key_plaintext,omitempty"`
 	Iv                  []byte `protobuf:"bytes,7,opt,name=iv,proto3" json:"iv,omitempty"`
 	MaterialId          []byte `protobuf:"bytes,8,opt,name=material_id,json=materialId,proto3" json:"material_id,omitempty"`
@@ -637,6 +646,7 @@ type GenerateDataKeyPairWithoutPlaintextRequest struct {
 	Aad               []byte                 `protobuf:"bytes,4,opt,name=aad,proto3" json:"aad,omitempty"`
 	Door              Door                   `protobuf:"varint,5,opt,name=door,proto3,enum=datakeys.kms.v1.Door" json:"door,omitempty"`
 	DryRun            bool                   `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	KeyFormat         string                 `protobuf:"bytes,7,opt,name=key_format,json=keyFormat,proto3" json:"key_format,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -711,6 +721,13 @@ func (x *GenerateDataKeyPairWithoutPlaintextRequest) GetDryRun() bool {
 		return x.DryRun
 	}
 	return false
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) GetKeyFormat() string {
+	if x != nil {
+		return x.KeyFormat
+	}
+	return ""
 }
 
 type GenerateDataKeyPairWithoutPlaintextResponse struct {
@@ -2291,14 +2308,16 @@ const file_api_kms_v1_kms_proto_rawDesc = "" +
 	"\x0fciphertext_blob\x18\x03 \x01(\fR\x0eciphertextBlob\x12\x0e\n" +
 	"\x02iv\x18\x04 \x01(\fR\x02iv\x12\x1f\n" +
 	"\vmaterial_id\x18\x05 \x01(\fR\n" +
-	"materialId\"\xe6\x02\n" +
+	"materialId\"\x85\x03\n" +
 	"\x1aGenerateDataKeyPairRequest\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\"\n" +
 	"\rkey_pair_spec\x18\x02 \x01(\tR\vkeyPairSpec\x12q\n" +
 	"\x12encryption_context\x18\x03 \x03(\v2B.datakeys.kms.v1.GenerateDataKeyPairRequest.EncryptionContextEntryR\x11encryptionContext\x12\x10\n" +
 	"\x03aad\x18\x04 \x01(\fR\x03aad\x12)\n" +
 	"\x04door\x18\x05 \x01(\x0e2\x15.datakeys.kms.v1.DoorR\x04door\x12\x17\n" +
-	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x1aD\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"key_format\x18\a \x01(\tR\tkeyFormat\x1aD\n" +
 	"\x16EncryptionContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbc\x02\n" +
@@ -2313,14 +2332,16 @@ const file_api_kms_v1_kms_proto_rawDesc = "" +
 	"\x15private_key_plaintext\x18\x06 \x01(\fR\x13privateKeyPlaintext\x12\x0e\n" +
 	"\x02iv\x18\a \x01(\fR\x02iv\x12\x1f\n" +
 	"\vmaterial_id\x18\b \x01(\fR\n" +
-	"materialId\"\x87\x03\n" +
+	"materialId\"\xa6\x03\n" +
 	"*GenerateDataKeyPairWithoutPlaintextRequest\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\"\n" +
 	"\rkey_pair_spec\x18\x02 \x01(\tR\vkeyPairSpec\x12\x81\x01\n" +
 	"\x12encryption_context\x18\x03 \x03(\v2R.datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest.EncryptionContextEntryR\x11encryptionContext\x12\x10\n" +
 	"\x03aad\x18\x04 \x01(\fR\x03aad\x12)\n" +
 	"\x04door\x18\x05 \x01(\x0e2\x15.datakeys.kms.v1.DoorR\x04door\x12\x17\n" +
-	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x1aD\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"key_format\x18\a \x01(\tR\tkeyFormat\x1aD\n" +
 	"\x16EncryptionContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x98\x02\n" +
