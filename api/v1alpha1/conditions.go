@@ -129,6 +129,9 @@ const (
 	ReasonWaitingForDataKeys = "WaitingForDataKeys"
 	// ReasonDataKeyDenied, on a pod: the key service refused a data key to the pod.
 	ReasonDataKeyDenied = "DataKeyDenied"
+	// ReasonInitialVersionUsed, on a MasterKey: a pod had something encrypted under its version 1, although it was rotated since.
+	// Rotation does not reach that.
+	ReasonInitialVersionUsed = "InitialVersionUsed"
 )
 
 // ready says whether an object is Ready, and whether it says so of its present spec: a condition about an older generation does

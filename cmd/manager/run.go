@@ -175,7 +175,7 @@ func newKeyService(mgr ctrl.Manager, o *options, authority *certs.Authority, aud
 			Authenticator: newTokenReviewer(set.AuthenticationV1().TokenReviews()),
 			Authorizer:    newAccessReviewer(set.AuthorizationV1().SubjectAccessReviews()),
 			Auditor:       auditor,
-			Events:        newRefusals(mgr.GetEventRecorder("datakeys-key-service")),
+			Events:        newServiceEvents(mgr.GetEventRecorder("datakeys-key-service"), mgr.GetClient()),
 			Registerer:    o.registerer,
 			Clock:         o.clock,
 			Limits:        kms.LimitsOf(o.podCalls, o.podRefusals),

@@ -147,6 +147,8 @@ func (s *Service) refused(ctx context.Context, caller Caller, r AuditRecord, cau
 	}
 }
 
+func (c *AuditCaller) pod() Pod { return Pod{Namespace: c.Namespace, Name: c.Pod, UID: c.PodUID} }
+
 func (c Caller) audited() *AuditCaller {
 	return &AuditCaller{
 		Username:       c.Username,

@@ -32,7 +32,6 @@ func (s *Service) Encrypt(ctx context.Context, caller Caller, req EncryptRequest
 		return EncryptResponse{}, err
 	}
 	record := newRecord(OperationEncrypt, &caller, req.Door, req.DryRun)
-	record.Bytes = req.Plaintext.Len()
 	resp, err = s.encrypt(ctx, s.reviewer(caller), t, req.Plaintext, record)
 	if err != nil {
 		s.refused(ctx, caller, *record, err)
@@ -48,10 +47,7 @@ func (s *Service) encrypt(ctx context.Context, review *reviewer, t target, p env
 	if record.DryRun {
 		return EncryptResponse{}, errDryRun()
 	}
-	sealed, err := s.sealFor(k, v, t, p)
-	if err == nil {
-		err = s.audit(ctx, *record)
-	}
+	sealed, err := s.sealFor(ctx, k, v, t, p, record)
 	if err != nil {
 		return EncryptResponse{}, err
 	}

@@ -70,10 +70,7 @@ func (s *Service) generateDataKey(ctx context.Context, review *reviewer, verb st
 	if err != nil {
 		return GenerateDataKeyResponse{}, err
 	}
-	sealed, err := s.sealFor(k, v, t, p)
-	if err == nil {
-		err = s.audit(ctx, *record)
-	}
+	sealed, err := s.sealFor(ctx, k, v, t, p, record)
 	if err != nil {
 		p.Destroy()
 		return GenerateDataKeyResponse{}, err

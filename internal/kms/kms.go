@@ -126,12 +126,15 @@ type MasterKeys interface {
 // Pod names a pod.
 type Pod struct{ Namespace, Name, UID string }
 
-// Events tells people of refusals.
+// Events tells people of what they should look at.
 type Events interface {
 	// Denied tells that a data key was refused to a pod. dataKeyRequest is the name of the request in the pod's namespace,
 	// or empty where the refusal is not about one. The same refusal comes again and again: it is up to the
 	// implementation to say it once in a while. It must not block.
 	Denied(pod Pod, dataKeyRequest, message string)
+	// InitialVersionUsed tells that a pod had something encrypted under the initial version of a master key that was rotated since:
+	// rotation does not reach what is encrypted so. For how often to say it and for how long it may take, see Denied.
+	InitialVersionUsed(key MasterKeyRef, pod Pod, operation string)
 }
 
 // Config is what a Service works with. Seal, Keys, MasterKeys, Authenticator, Authorizer and Auditor are required.
@@ -142,7 +145,7 @@ type Config struct {
 	Authenticator Authenticator
 	Authorizer    Authorizer
 	Auditor       Auditor
-	// Events is told of refusals; nil: nobody is.
+	// Events is told what people should look at; nil: nobody is.
 	Events Events
 	// Registerer takes the metrics; nil: they are counted for nobody.
 	Registerer prometheus.Registerer
@@ -209,5 +212,7 @@ func New(c Config) (*Service, error) {
 type noEvents struct{}
 
 func (noEvents) Denied(Pod, string, string) {}
+
+func (noEvents) InitialVersionUsed(MasterKeyRef, Pod, string) {}
 
 func (s *Service) now() time.Time { return s.clock.Now() }

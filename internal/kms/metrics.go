@@ -14,7 +14,9 @@ import (
 type metrics struct {
 	operations *prometheus.CounterVec
 	duration   *prometheus.HistogramVec
-	sealing    sealingMetrics
+	// initialUses are of the initial version where it is no longer the primary one.
+	initialUses *prometheus.CounterVec
+	sealing     sealingMetrics
 }
 
 func newMetrics(r prometheus.Registerer, s *seal.Keyring) (*metrics, error) {
@@ -28,12 +30,16 @@ func newMetrics(r prometheus.Registerer, s *seal.Keyring) (*metrics, error) {
 			Help:    "Time that operations of the key service took.",
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"operation"}),
+		initialUses: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "datakeys_kms_initial_version_uses_total",
+			Help: "What operations of Alibaba Cloud KMS other than the Advance ones encrypted under version 1 of a key that was rotated since: rotation does not reach it.",
+		}, []string{"operation"}),
 	}
 	m.sealing = newSealingMetrics()
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range append(m.sealing.collectors(s), m.operations, m.duration) {
+	for _, c := range append(m.sealing.collectors(s), m.operations, m.duration, m.initialUses) {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("registering the metrics of the key service: %w", err)
 		}

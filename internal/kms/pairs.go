@@ -79,11 +79,7 @@ func (s *Service) generatePair(
 	if err != nil {
 		return GenerateDataKeyPairResponse{}, err
 	}
-	sealed, err := s.sealFor(k, v, t, private)
-	if err == nil {
-		record.Bytes = private.Len()
-		err = s.audit(ctx, *record)
-	}
+	sealed, err := s.sealFor(ctx, k, v, t, private, record)
 	if err != nil {
 		private.Destroy()
 		return GenerateDataKeyPairResponse{}, err

@@ -80,12 +80,8 @@ func (s *Service) reEncrypt(ctx context.Context, review *reviewer, src *source, 
 	if record.DryRun {
 		return ReEncryptResponse{}, errDryRun()
 	}
-	sealed, err := s.sealFor(to, v, dst, p)
+	sealed, err := s.sealFor(ctx, to, v, dst, p, record)
 	if err != nil {
-		return ReEncryptResponse{}, err
-	}
-	record.Bytes = p.Len()
-	if err := s.audit(ctx, *record); err != nil {
 		return ReEncryptResponse{}, err
 	}
 	return ReEncryptResponse{

@@ -60,8 +60,8 @@ func (k MasterKey) versionToSeal(material *key, door Door, record *AuditKey) (*v
 	return v, nil
 }
 
-// sealFor encrypts a plaintext for a caller. The blob has no scope: only the controllers' path sets one.
-func (s *Service) sealFor(k *key, v *version, t target, p envelope.Plaintext) (Encrypted, error) {
+// sealFor encrypts a plaintext for a caller, and writes the record of it. The blob has no scope: only the controllers' path sets one.
+func (s *Service) sealFor(ctx context.Context, k *key, v *version, t target, p envelope.Plaintext, record *AuditRecord) (Encrypted, error) {
 	blob, err := v.material.Seal(k.header(v, t.door.kind(), envelope.Scope{}), t.ad, p)
 	if err != nil {
 		return Encrypted{}, err
@@ -69,6 +69,14 @@ func (s *Service) sealFor(k *key, v *version, t target, p envelope.Plaintext) (E
 	parsed, err := envelope.Parse(blob)
 	if err != nil {
 		return Encrypted{}, err
+	}
+	record.Bytes = p.Len()
+	if err := s.audit(ctx, *record); err != nil {
+		return Encrypted{}, err
+	}
+	if v.number < k.record.Primary { // at the door that knows no other version
+		s.metrics.initialUses.WithLabelValues(record.Operation).Inc()
+		s.events.InitialVersionUsed(MasterKeyRef{KeyID: k.text, Namespace: k.namespace, Name: k.name}, record.Caller.pod(), record.Operation)
 	}
 	return Encrypted{
 		KeyARN:         k.arn,

@@ -226,10 +226,32 @@ type Denial struct {
 	DataKeyRequest, Message string
 }
 
-// Events keeps denials in memory. The zero Events is empty.
+// InitialUse is what Events was told.
+type InitialUse struct {
+	Key       kms.MasterKeyRef
+	Pod       kms.Pod
+	Operation string
+}
+
+// Events keeps what it is told in memory. The zero Events is empty.
 type Events struct {
 	mu      sync.Mutex
 	denials []Denial
+	uses    []InitialUse
+}
+
+// InitialVersionUsed implements kms.Events.
+func (e *Events) InitialVersionUsed(key kms.MasterKeyRef, pod kms.Pod, operation string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.uses = append(e.uses, InitialUse{key, pod, operation})
+}
+
+// InitialUses returns every use of an initial version so far.
+func (e *Events) InitialUses() []InitialUse {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.uses)
 }
 
 // Denied implements kms.Events.
