@@ -140,6 +140,11 @@ allowed sidecar/aws google.golang.org/grpc/status
 allowed sidecar/aws/_test.go github.com/aws/aws-sdk-go-v2/service/kms
 refused cmd/sidecar "$insecure" "raw key bytes are read by"
 allowed sidecar "$insecure"
+refused sidecar/alibaba "$own/sidecar" "not allowed from list 'sidecar-alibaba'"
+refused sidecar/alibaba "$own/internal/envelope" "not allowed from list 'sidecar-alibaba'"
+refused sidecar/alibaba github.com/aliyun/alibabacloud-dkms-gcs-go-sdk/sdk "not allowed from list 'sidecar-alibaba'"
+allowed sidecar/alibaba "$own/api/kms/v1"
+allowed sidecar/alibaba google.golang.org/grpc/status
 allowed cmd/sidecar "$own/internal/coredump"
 allowed cmd/sidecar "$own/internal/version"
 
