@@ -17,7 +17,7 @@ import (
 // sendSecret has the header flushed, which Write holds back, and then the body copied; ReadFrom sends both with one
 // write, and clears them.
 type conn struct {
-	*net.UnixConn
+	stream
 	free func() // called once, when the connection is closed
 	once sync.Once
 	// expires is the tick of the watchdog at which it closes the connection.
@@ -27,13 +27,20 @@ type conn struct {
 	buffer []byte // the header while it is held back, then header and body
 }
 
+// stream is a *net.UnixConn or a *net.TCPConn.
+type stream interface {
+	net.Conn
+	// CloseWrite lets a client that still sends read its answer to the end: net/http looks for it.
+	CloseWrite() error
+}
+
 // Write implements net.Conn.
 func (c *conn) Write(p []byte) (int, error) {
 	if c.hold {
 		c.buffer = append(c.buffer, p...)
 		return len(p), nil
 	}
-	return c.UnixConn.Write(p)
+	return c.stream.Write(p)
 }
 
 // ReadFrom implements io.ReaderFrom. It returns how many bytes of the body it sent.
@@ -44,7 +51,7 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	}
 	header := len(c.buffer)
 	c.buffer = body.appendTo(c.buffer)
-	n, err := c.UnixConn.Write(c.buffer)
+	n, err := c.stream.Write(c.buffer)
 	clear(c.buffer)
 	c.buffer = c.buffer[:0]
 	return int64(max(0, n-header)), err
@@ -53,11 +60,17 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 // Close implements net.Conn.
 func (c *conn) Close() error {
 	c.once.Do(c.free)
-	return c.UnixConn.Close()
+	return c.stream.Close()
 }
 
-// secretReader lets a secretBody go where net/http takes a reader.
-type secretReader struct{ secretBody }
+// secret is a body that holds plaintext.
+type secret interface {
+	// appendTo appends the body to out and never moves it: out grows before. Clearing it is up to the caller.
+	appendTo(out []byte) []byte
+}
+
+// secretReader lets a secret go where net/http takes a reader.
+type secretReader struct{ secret }
 
 // Read implements io.Reader. It fails: only conn.ReadFrom may see the bytes.
 func (secretReader) Read([]byte) (int, error) {
@@ -73,10 +86,10 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 }
 
 // sendSecret answers r with the body. The headers are set, Content-Length among them.
-func sendSecret(w http.ResponseWriter, r *http.Request, body secretBody) error {
+func sendSecret(w http.ResponseWriter, r *http.Request, body secret) error {
 	c, ok := r.Context().Value(connKey{}).(*conn)
 	if !ok {
-		return errors.New("internal error: not a connection of the socket")
+		return errors.New("internal error: not a connection of the sidecar")
 	}
 	flusher, ok1 := w.(http.Flusher)
 	from, ok2 := w.(io.ReaderFrom)

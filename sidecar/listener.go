@@ -19,7 +19,7 @@ const (
 	// bindName is the name in the socket's directory under which a new socket is made ready. It is short, so that the
 	// path is no longer than the final one.
 	bindName = ".new"
-	// maxConns is the most connections at a time. Each costs about 20 KiB of a sidecar that is to stay under 20 MiB.
+	// maxConns is the most connections of the socket at a time. Each costs about 20 KiB of a sidecar that is to stay under 20 MiB.
 	maxConns = 256
 	// fullInterval is how long a connection waits before idle ones are closed once more.
 	fullInterval = 50 * time.Millisecond
@@ -40,17 +40,27 @@ func checkSocketPath(path string) error {
 
 func bindPath(path string) string { return filepath.Join(filepath.Dir(path), bindName) }
 
-// listener is the unix socket that issues data keys. It takes at most maxConns connections at a time.
-type listener struct {
-	*net.UnixListener
-	path string
-	info fs.FileInfo // of our socket, to tell it from a successor's at the same path
+// bounded is a listener that takes so many connections at a time, and no more.
+type bounded struct {
+	net.Listener
 
 	slots chan struct{}
 	// full is called, again and again, while a connection waits for another to be closed.
 	full   func()
 	closed chan struct{}
 	once   sync.Once
+}
+
+func newBounded(l net.Listener, conns int) *bounded {
+	return &bounded{Listener: l, slots: make(chan struct{}, conns), full: func() {}, closed: make(chan struct{})}
+}
+
+// listener is the unix socket that issues data keys.
+type listener struct {
+	*bounded
+	path string
+	info fs.FileInfo // of our socket, to tell it from a successor's at the same path
+	gone sync.Once
 }
 
 // listen makes a socket at path that any UID may connect to: who sees its directory is the pod's own choice of mounts.
@@ -80,10 +90,7 @@ func listen(ctx context.Context, path string, conns int) (*listener, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("socket %q: %w", path, err), unix.Close(), os.Remove(bind))
 	}
-	return &listener{
-		UnixListener: unix, path: path, info: info,
-		slots: make(chan struct{}, conns), full: func() {}, closed: make(chan struct{}),
-	}, nil
+	return &listener{bounded: newBounded(unix, conns), path: path, info: info}, nil
 }
 
 func publish(bind, path string) (fs.FileInfo, error) {
@@ -113,20 +120,20 @@ func checkReplaceable(path string) error {
 }
 
 // Accept implements net.Listener.
-func (l *listener) Accept() (net.Conn, error) {
+func (l *bounded) Accept() (net.Conn, error) {
 	if !l.take() {
 		return nil, net.ErrClosed
 	}
-	c, err := l.AcceptUnix()
+	c, err := l.Listener.Accept()
 	if err != nil {
 		<-l.slots
 		return nil, err
 	}
-	return &conn{UnixConn: c, free: func() { <-l.slots }}, nil
+	return &conn{stream: c.(stream), free: func() { <-l.slots }}, nil //nolint:forcetypeassert // of a unix socket or of TCP
 }
 
 // take takes a slot, or returns false when the listener is closed.
-func (l *listener) take() bool {
+func (l *bounded) take() bool {
 	for {
 		select {
 		case l.slots <- struct{}{}:
@@ -144,13 +151,18 @@ func (l *listener) take() bool {
 	}
 }
 
+// Close implements net.Listener.
+func (l *bounded) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return l.Listener.Close()
+}
+
 // Close implements net.Listener. It removes the socket, unless another has replaced it.
 func (l *listener) Close() error {
-	l.once.Do(func() {
-		close(l.closed)
+	l.gone.Do(func() {
 		if info, err := os.Lstat(l.path); err == nil && os.SameFile(info, l.info) {
 			_ = os.Remove(l.path)
 		}
 	})
-	return l.UnixListener.Close()
+	return l.bounded.Close()
 }

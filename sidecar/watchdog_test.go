@@ -79,7 +79,7 @@ func TestWatchdogLimits(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dog := newWatchdog()
 			freed := false
-			c := &conn{UnixConn: &net.UnixConn{}, free: func() { freed = true }}
+			c := &conn{stream: &net.UnixConn{}, free: func() { freed = true }}
 			dog.noted(c, http.StateNew)
 			dog.noted(c, test.state)
 			for range test.ticks - 1 {
