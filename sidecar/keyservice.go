@@ -158,11 +158,7 @@ func batches(sealed []Sealed) (all []*kmsv1.BatchDecryptRequest) {
 // newOpened reads the answer to one request, and copies the plaintext: wiping the message is up to the caller.
 func newOpened(result *kmsv1.BatchDecryptResult) Opened {
 	if refusal := result.GetRefusal(); refusal != nil {
-		code := codes.Code(refusal.GetCode()) // any number is a code; one that is not known is an outage
-		if code == codes.OK {
-			code = codes.Internal
-		}
-		return Opened{Err: status.Error(code, refusal.GetMessage())}
+		return Opened{Err: refusalError(refusal)}
 	}
 	response := result.GetResponse()
 	plaintext, err := envelope.PlaintextFromBytes(response.GetPlaintext())

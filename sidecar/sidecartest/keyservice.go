@@ -132,14 +132,18 @@ func (k *KeyService) Tokens() []string {
 	return slices.Clone(k.tokens)
 }
 
+// Decrypt implements kmsv1.KeyServiceServer.
+func (k *KeyService) Decrypt(ctx context.Context, r *kmsv1.DecryptRequest) (*kmsv1.DecryptResponse, error) {
+	if err := k.called(ctx); err != nil {
+		return nil, err
+	}
+	return k.open(r)
+}
+
 // BatchDecrypt implements kmsv1.KeyServiceServer.
 func (k *KeyService) BatchDecrypt(ctx context.Context, r *kmsv1.BatchDecryptRequest) (*kmsv1.BatchDecryptResponse, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	md, _ := metadata.FromIncomingContext(ctx)
-	k.tokens = append(k.tokens, md.Get("authorization")...)
-	if k.outage != nil {
-		return nil, k.outage
+	if err := k.called(ctx); err != nil {
+		return nil, err
 	}
 	if n := len(r.GetRequests()); n < 1 || n > maxBatch {
 		return nil, status.Errorf(codes.InvalidArgument, "requests: must be 1 to %d, not %d", maxBatch, n)
@@ -160,12 +164,27 @@ func (k *KeyService) BatchDecrypt(ctx context.Context, r *kmsv1.BatchDecryptRequ
 	return response, nil
 }
 
+// called notes a call, and returns the error by which it fails as a whole.
+func (k *KeyService) called(ctx context.Context) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	md, _ := metadata.FromIncomingContext(ctx)
+	k.tokens = append(k.tokens, md.Get("authorization")...)
+	return k.outage
+}
+
+func (k *KeyService) refusal(name string) *status.Status {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.refusals[name]
+}
+
 func (k *KeyService) open(r *kmsv1.DecryptRequest) (*kmsv1.DecryptResponse, error) {
 	blob, err := envelope.Parse(r.GetCiphertextBlob())
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, "ciphertext_blob: is not a blob")
 	}
-	if s := k.refusals[blob.Header.Scope.Name]; s.Code() != codes.OK {
+	if s := k.refusal(blob.Header.Scope.Name); s.Code() != codes.OK {
 		return nil, s.Err()
 	}
 	p, err := k.material.Open(blob, envelope.AssociatedData{Context: r.GetEncryptionContext(), Raw: r.GetAad()})

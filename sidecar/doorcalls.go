@@ -1,0 +1,83 @@
+package sidecar
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+)
+
+const (
+	// doorCalls is how many calls of the front doors are under way at once. The key service works on 8 of a pod; who waits there, waits
+	// in no order, and so would what keeps the pod's own data keys.
+	doorCalls = 6
+	// doorWait is how long such a call waits for its turn at most.
+	doorWait = 10 * time.Second
+	// doorTimeout is what it takes with that at most: the key service ends a call after 15 s.
+	doorTimeout = doorWait + 15*time.Second
+)
+
+// doors is the client of the key service that the front doors have: over the one connection, but never all of it.
+func (c *Client) doors() kmsv1.KeyServiceClient {
+	return newTogether(kmsv1.NewKeyServiceClient(&doorConn{ClientConnInterface: c.conn, turns: make(chan struct{}, doorCalls)}))
+}
+
+// doorConn makes calls wait for their turn, first come, first served.
+type doorConn struct {
+	grpc.ClientConnInterface
+	turns chan struct{} // holds one for each call that is under way
+}
+
+// Invoke implements grpc.ClientConnInterface. A call whose turn it is has no deadline but its caller's: that would cost a tenth of its
+// time, and the key service has one, as the pings of the connection have for the key service.
+func (c *doorConn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	select {
+	case c.turns <- struct{}{}:
+	default:
+		if err := c.wait(ctx); err != nil {
+			return err
+		}
+	}
+	defer func() { <-c.turns }()
+	return c.ClientConnInterface.Invoke(ctx, method, args, reply, opts...)
+}
+
+// wait waits for a turn.
+func (c *doorConn) wait(ctx context.Context) error {
+	timer := time.NewTimer(doorWait)
+	defer timer.Stop()
+	select {
+	case c.turns <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return status.FromContextError(ctx.Err()).Err()
+	case <-timer.C:
+		return newRefusal(codes.ResourceExhausted, kmsv1.ReasonThrottled,
+			fmt.Sprintf("%d calls of this pod wait for the key service, and this one waited for too long", doorCalls))
+	}
+}
+
+// newRefusal is the status error by which the key service refuses a call of its own.
+func newRefusal(code codes.Code, reason, message string) error {
+	told := status.New(code, message)
+	if detailed, err := told.WithDetails(&errdetails.ErrorInfo{Domain: kmsv1.ErrorDomain, Reason: reason}); err == nil {
+		told = detailed
+	}
+	return told.Err()
+}
+
+// hasReason reports whether it was the key service itself that refused, and not what is between.
+func hasReason(err error) bool {
+	for _, detail := range status.Convert(err).Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == kmsv1.ErrorDomain {
+			return true
+		}
+	}
+	return false
+}

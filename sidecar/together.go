@@ -1,0 +1,182 @@
+package sidecar
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+)
+
+// decryptFlights is how many calls for plaintexts are under way at once before others wait for them. See BenchmarkDecrypt.
+const decryptFlights = 2
+
+// together is a client of the key service with which Decrypts that wait together travel together: while decryptFlights calls are
+// under way, those that come gather, and the next call takes them all along as a BatchDecrypt. Where no more than that come at once,
+// each is a call of its own and nothing waits.
+type together struct {
+	kmsv1.KeyServiceClient
+
+	mu      sync.Mutex
+	flights int
+	waiting []*decryption // the oldest first
+}
+
+// decryption is a Decrypt that waits for its answer.
+type decryption struct {
+	request *kmsv1.DecryptRequest
+	size    int
+
+	// What follows is set under together's mutex.
+	response *kmsv1.DecryptResponse
+	err      error
+	answered chan struct{} // closed once there is an answer
+	left     bool          // nobody waits any more
+}
+
+func newTogether(service kmsv1.KeyServiceClient) *together {
+	return &together{KeyServiceClient: service}
+}
+
+// Decrypt implements kmsv1.KeyServiceClient. Who calls with options of his own travels alone.
+func (t *together) Decrypt(ctx context.Context, r *kmsv1.DecryptRequest, opts ...grpc.CallOption) (*kmsv1.DecryptResponse, error) {
+	if len(opts) > 0 {
+		return t.KeyServiceClient.Decrypt(ctx, r, opts...)
+	}
+	t.mu.Lock()
+	if t.flights < decryptFlights {
+		t.flights++
+		t.mu.Unlock()
+		defer t.land(ctx)
+		return t.KeyServiceClient.Decrypt(ctx, r)
+	}
+	d := &decryption{request: r, size: proto.Size(r), answered: make(chan struct{})}
+	t.waiting = append(t.waiting, d)
+	t.mu.Unlock()
+
+	ctx, cancel := context.WithTimeout(ctx, doorTimeout)
+	defer cancel()
+	select {
+	case <-d.answered:
+		return d.response, d.err
+	case <-ctx.Done():
+		return t.leave(ctx, d)
+	}
+}
+
+// leave ends the waiting for an answer, unless it has just come.
+func (t *together) leave(ctx context.Context, d *decryption) (*kmsv1.DecryptResponse, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	select {
+	case <-d.answered:
+		return d.response, d.err
+	default:
+	}
+	d.left = true
+	t.waiting = slices.DeleteFunc(t.waiting, func(other *decryption) bool { return other == d })
+	return nil, status.FromContextError(ctx.Err()).Err()
+}
+
+// land ends a flight. If others wait, the next one starts; whoever has landed does not wait for it, and does not end it when he leaves.
+func (t *together) land(ctx context.Context) {
+	if batch := t.board(); batch != nil {
+		go func() {
+			ctx := context.WithoutCancel(ctx)
+			for ; batch != nil; batch = t.board() {
+				t.fly(ctx, batch)
+			}
+		}()
+	}
+}
+
+// board returns what the next flight of one that has landed takes along, nil where nobody waits: then there is none.
+func (t *together) board() []*decryption {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n, size := 0, 0
+	for n < min(len(t.waiting), maxBatch) && (n == 0 || size+t.waiting[n].size <= maxBatchSize) {
+		size += t.waiting[n].size
+		n++
+	}
+	if n == 0 {
+		t.flights--
+		return nil
+	}
+	batch := slices.Clone(t.waiting[:n])
+	t.waiting = slices.Delete(t.waiting, 0, n)
+	return batch
+}
+
+// fly asks for the plaintexts of a batch and hands them out.
+func (t *together) fly(ctx context.Context, batch []*decryption) {
+	ctx, cancel := context.WithTimeout(ctx, doorTimeout)
+	defer cancel()
+	if len(batch) == 1 {
+		response, err := t.KeyServiceClient.Decrypt(ctx, batch[0].request)
+		t.answer(batch[0], response, err)
+		return
+	}
+	all := &kmsv1.BatchDecryptRequest{Requests: make([]*kmsv1.DecryptRequest, len(batch))}
+	for i, d := range batch {
+		all.Requests[i] = d.request
+	}
+	response, err := t.BatchDecrypt(ctx, all)
+	results := response.GetResults()
+	switch {
+	case err != nil && spoilt(err):
+		// One request may have spoilt it for all: it cannot be encoded, or has too much in it.
+		var alone sync.WaitGroup
+		for _, d := range batch {
+			alone.Go(func() { t.fly(ctx, []*decryption{d}) })
+		}
+		alone.Wait()
+		return
+	case err == nil && len(results) != len(batch):
+		wipe(results)
+		err = status.Errorf(codes.Internal, "the key service gave %d answers to %d requests", len(results), len(batch))
+	}
+	for i, d := range batch {
+		switch {
+		case err != nil:
+			t.answer(d, nil, err)
+		case results[i].GetRefusal() != nil:
+			t.answer(d, nil, refusalError(results[i].GetRefusal()))
+		case results[i].GetResponse() == nil:
+			t.answer(d, nil, status.Error(codes.Internal, "the key service gave an empty answer"))
+		default:
+			t.answer(d, results[i].GetResponse(), nil)
+		}
+	}
+}
+
+// spoilt reports whether a call failed by what was in its request, as gRPC sees it.
+func spoilt(err error) bool {
+	code := status.Code(err)
+	return (code == codes.Internal || code == codes.ResourceExhausted) && !hasReason(err)
+}
+
+// answer hands an answer out. A plaintext that nobody waits for any more is wiped.
+func (t *together) answer(d *decryption, response *kmsv1.DecryptResponse, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	d.response, d.err = response, err
+	if d.left {
+		clear(response.GetPlaintext())
+	}
+	close(d.answered)
+}
+
+// refusalError is the error that a call of its own would have given.
+func refusalError(r *kmsv1.Refusal) error {
+	code := codes.Code(r.GetCode()) // any number is a code; one that is not known is an outage
+	if code == codes.OK {
+		code = codes.Internal
+	}
+	return newRefusal(code, r.GetReason(), r.GetMessage())
+}
