@@ -35,8 +35,13 @@ type api struct {
 
 // newServer returns the server of the native API on a listener. Its time limits are the watchdog's.
 func newServer(s *store, log *slog.Logger, d *watchdog) *http.Server {
+	return newHTTPServer(&api{store: s, log: log}, log, d)
+}
+
+// newHTTPServer returns the server of a handler.
+func newHTTPServer(h http.Handler, log *slog.Logger, d *watchdog) *http.Server {
 	return &http.Server{ //nolint:gosec // no ReadHeaderTimeout: see watchdog
-		Handler:                      &api{store: s, log: log},
+		Handler:                      h,
 		DisableGeneralOptionsHandler: true, // "OPTIONS *" gets problem details, too
 		MaxHeaderBytes:               maxHeader,
 		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),

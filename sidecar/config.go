@@ -16,7 +16,7 @@ import (
 // MaxDataKeys is the most data keys that one sidecar issues: as many as one BatchDecrypt of the key service takes.
 const MaxDataKeys = 100
 
-// Config is what a sidecar needs to know. Every field is required.
+// Config is what a sidecar needs to know. Every field is required that does not say otherwise.
 type Config struct {
 	// DataKeys names the data keys to issue: DataKeyRequests of the pod's namespace, 1 to MaxDataKeys.
 	DataKeys []string
@@ -26,6 +26,8 @@ type Config struct {
 	TokenFile string
 	// Socket is the path at which to listen, at most 107 bytes (unix(7), sun_path).
 	Socket string
+	// LoopbackPort is the port of 127.0.0.1 on which the front doors are served as well, 1024 to 65535; 0: none.
+	LoopbackPort int
 	// KeyService is the address of the key service, host:port. Its certificate must name the host.
 	KeyService string
 	// Roots are the certificates, in PEM, that alone are trusted to have signed the key service's.
@@ -56,6 +58,9 @@ func (c Config) validate() error {
 		errs = append(errs, fmt.Errorf("token file %q: must be an absolute path", c.TokenFile))
 	}
 	if err := checkSocketPath(c.Socket); err != nil {
+		errs = append(errs, err)
+	}
+	if err := checkLoopbackPort(c.LoopbackPort); err != nil {
 		errs = append(errs, err)
 	}
 	if err := checkAddress(c.KeyService); err != nil {

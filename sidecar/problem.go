@@ -16,6 +16,10 @@ const (
 	reasonInvalidParameter  = "InvalidParameter"
 	reasonBodyNotAllowed    = "BodyNotAllowed"
 	reasonURITooLong        = "URITooLong"
+	reasonUnknownProtocol   = "UnknownProtocol"
+	reasonUnknownHost       = "UnknownHost"
+	reasonWebPage           = "WebPage"
+	reasonNoAnswer          = "NoAnswer"
 )
 
 // problem is an error as the native API answers it: problem details (RFC 9457) of type about:blank, told apart by the

@@ -4,13 +4,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/http"
+
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 )
 
 // Run issues the data keys until the context ends. It then stops at once, since the applications of the pod are gone:
 // the kubelet ends a native sidecar after them. It returns an error for a configuration that cannot work, and if
 // serving fails.
-func Run(ctx context.Context, c Config) (err error) {
+func Run(ctx context.Context, c Config) error { return run(ctx, c, newDoors) }
+
+// newDoors makes the front doors.
+func newDoors(kmsv1.KeyServiceClient, *slog.Logger) doors {
+	return doors{aws: http.NotFoundHandler(), alibaba: http.NotFoundHandler()}
+}
+
+func run(ctx context.Context, c Config, newDoors func(kmsv1.KeyServiceClient, *slog.Logger) doors) (err error) {
 	if err := c.validate(); err != nil {
 		return err
 	}
@@ -23,32 +34,79 @@ func Run(ctx context.Context, c Config) (err error) {
 	s := newStore(c.DataKeys)
 	defer s.close()
 	dog := newWatchdog()
-	server := newServer(s, c.Logger, dog)
-	l, err := listen(ctx, c.Socket, maxConns)
+	front := newDoors(client.doors(), c.Logger)
+	front.dog = dog
+	ends, err := listenAll(ctx, c, s, &front)
 	if err != nil {
 		return err
 	}
-	l.full = func() { dropIdle(server) }
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	served := make(chan error, 1)
+	served := make(chan error, len(ends))
 	go dog.run(ctx)
-	go func() {
-		defer cancel()
-		served <- server.Serve(l)
-	}()
-	c.Logger.Info("serving", "socket", c.Socket, "dataKeys", c.DataKeys, "keyService", c.KeyService)
+	for _, e := range ends {
+		go func() {
+			defer cancel()
+			served <- e.serve()
+		}()
+	}
+	c.Logger.Info("serving", "socket", c.Socket, "loopbackPort", c.LoopbackPort, "dataKeys", c.DataKeys, "keyService", c.KeyService)
 
 	newKeeper(c.DataKeys, NewSource(c.KeysDir), client, s, c.Logger).run(ctx)
 
-	// Close comes after Serve has failed on its own, too: it is what removes the socket.
-	closeErr := server.Close()
-	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
-		return errors.Join(fmt.Errorf("socket %q: %w", c.Socket, err), closeErr)
+	var errs []error
+	for _, e := range ends {
+		// Close comes after Serve has failed on its own, too: it is what removes the socket.
+		errs = append(errs, e.server.Close())
+	}
+	for range ends {
+		errs = append(errs, <-served)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	c.Logger.Info("stopped")
-	return closeErr
+	return nil
+}
+
+// end is what the sidecar serves on.
+type end struct {
+	name   string
+	server *http.Server
+	l      net.Listener
+}
+
+// listenAll listens on the socket, and on the loopback port where there is one: first, so that where it is taken nothing is served.
+func listenAll(ctx context.Context, c Config, s *store, front *doors) (ends []end, err error) {
+	if c.LoopbackPort != 0 {
+		l, err := listenLoopback(ctx, c.LoopbackPort)
+		if err != nil {
+			return nil, err
+		}
+		server := newLoopbackServer(front, c.LoopbackPort, c.Logger)
+		l.full = func() { dropIdle(server) }
+		ends = append(ends, end{fmt.Sprintf("loopback port %d", c.LoopbackPort), server, l})
+	}
+	l, err := listen(ctx, c.Socket, maxConns)
+	if err != nil {
+		for _, e := range ends {
+			err = errors.Join(err, e.l.Close())
+		}
+		return nil, err
+	}
+	server := newServer(s, c.Logger, front.dog)
+	server.Handler = front.beside(server.Handler)
+	l.full = func() { dropIdle(server) }
+	return append(ends, end{fmt.Sprintf("socket %q", c.Socket), server, l}), nil
+}
+
+// serve serves until the server is closed.
+func (e end) serve() error {
+	if err := e.server.Serve(e.l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("%s: %w", e.name, err)
+	}
+	return nil
 }
 
 // dropIdle closes the connections that wait for their next request, so that applications that keep many open do not

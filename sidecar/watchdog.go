@@ -48,12 +48,17 @@ func (d *watchdog) noted(nc net.Conn, state http.ConnState) {
 		d.mu.Unlock()
 		return
 	}
-	c.expires.Store(d.ticks.Load() + int64(limit/tick) + 1) // the tick under way does not count
+	d.allow(c, limit)
 	if state == http.StateNew {
 		d.mu.Lock()
 		d.conns[c] = struct{}{}
 		d.mu.Unlock()
 	}
+}
+
+// allow gives a connection so much time from now on.
+func (d *watchdog) allow(c *conn, limit time.Duration) {
+	c.expires.Store(d.ticks.Load() + int64(limit/tick) + 1) // the tick under way does not count
 }
 
 // run looks at the connections until the context ends.

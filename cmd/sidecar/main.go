@@ -107,6 +107,7 @@ func serve(ctx context.Context, args []string, env func(string) string, stderr i
 	flags.StringVar(&config.KeysDir, "keys-dir", "", "`directory` with one directory for each data key: its mounted Secret")
 	flags.StringVar(&config.TokenFile, "token-file", "", "`file` with the pod's token for the key service")
 	flags.StringVar(&config.Socket, "socket", "", "`path` of the socket to listen on")
+	flags.IntVar(&config.LoopbackPort, "loopback-port", 0, "`port` of 127.0.0.1 on which to serve AWS KMS and Alibaba Cloud KMS; 0: none")
 	flags.StringVar(&config.KeyService, "key-service", "", "`host:port` of the key service; "+rootsEnv+
 		" in the environment holds the PEM certificates that may sign its own")
 	flags.TextVar(&level, "log-level", slog.LevelInfo, "`level` from which on to log: DEBUG, INFO, WARN or ERROR")
