@@ -25,6 +25,9 @@ const (
 	AnnotationContainers = "datakeys.io/containers"
 	// AnnotationWait on a pod, with the value "false", starts the application without waiting for its data keys.
 	AnnotationWait = "datakeys.io/wait"
+	// AnnotationLoopbackPort on a pod is the port of 127.0.0.1, MinLoopbackPort to 65535, on which the sidecar serves AWS KMS and
+	// Alibaba Cloud KMS to clients that cannot dial a socket. Without it there is none.
+	AnnotationLoopbackPort = "datakeys.io/loopback-port"
 
 	// AnnotationRotateRequestedAt, with any new value, asks for a rotation: on a MasterKey and on a DataKeyRequest of it, on the
 	// Secret of the sealing keys of these.
@@ -123,6 +126,8 @@ const (
 	SocketPath = SocketDirectory + "/datakeys.sock"
 	// SocketEnv is the environment variable that holds SocketPath in the application's containers.
 	SocketEnv = "DATAKEYS_SOCKET"
+	// EndpointEnv is the environment variable by which clients of AWS KMS find the loopback port in the application's containers.
+	EndpointEnv = "AWS_ENDPOINT_URL_KMS"
 	// SidecarName is the name of the injected container.
 	SidecarName = "datakeys"
 )

@@ -3,6 +3,7 @@ package v1alpha1
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -12,6 +13,9 @@ import (
 
 // MaxDataKeys is how many data keys a pod may name. Each is a volume of its own.
 const MaxDataKeys = 100
+
+// MinLoopbackPort is the first port that needs no privilege.
+const MinLoopbackPort = 1024
 
 // maxQuoted is how many bytes of a bad value an error repeats.
 const maxQuoted = 64
@@ -42,6 +46,20 @@ func WaitsForDataKeys(pod metav1.Object) (bool, *field.Error) {
 		return true, field.Invalid(annotationPath(AnnotationWait), quoted(value),
 			`must be "true" (the default: the application waits for its data keys) or "false" (it starts at once)`)
 	}
+}
+
+// LoopbackPort reads the annotation AnnotationLoopbackPort of a pod. It is 0 where the pod does not have it.
+func LoopbackPort(pod metav1.Object) (int32, *field.Error) {
+	value, present := pod.GetAnnotations()[AnnotationLoopbackPort]
+	if !present {
+		return 0, nil
+	}
+	port, err := strconv.ParseUint(value, 10, 16)
+	if err != nil || port < MinLoopbackPort || strconv.FormatUint(port, 10) != value {
+		return 0, field.Invalid(annotationPath(AnnotationLoopbackPort), quoted(value),
+			fmt.Sprintf("must be a port, a number of %d to 65535", MinLoopbackPort))
+	}
+	return int32(port), nil
 }
 
 // DataKeyNames reads the annotation AnnotationDataKeys of a pod: the names of 1 to MaxDataKeys DataKeyRequests, each once, in the

@@ -1,10 +1,12 @@
 package v1alpha1
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
@@ -42,6 +44,23 @@ func FuzzParseNames(f *testing.F) {
 		again, errs := parseNames(path, strings.Join(names, ","), MaxDataKeys, "a name", validation.IsDNS1123Subdomain)
 		if diff := cmp.Diff(names, again); diff != "" || len(errs) > 0 {
 			t.Errorf("parseNames of its own result: %v %s", errs, diff)
+		}
+	})
+}
+
+// FuzzLoopbackPort: what is accepted is a port in its one spelling, and what is refused is refused with an error of bounded length.
+func FuzzLoopbackPort(f *testing.F) {
+	for _, seed := range []string{"", "0", "1023", "1024", "8200", "65535", "65536", "08200", "+8200", " 8200", "8200 ", "0x2008", "8_200", "-1", "ö"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, value string) {
+		pod := &metav1.ObjectMeta{Annotations: map[string]string{AnnotationLoopbackPort: value}}
+		port, err := LoopbackPort(pod)
+		if (port == 0) != (err != nil) || err != nil && len(err.Error()) > 256 {
+			t.Fatalf("LoopbackPort(%q) = %d, %v: want a port or a short error", value, port, err)
+		}
+		if err == nil && (port < MinLoopbackPort || port > 65535 || fmt.Sprint(port) != value) {
+			t.Errorf("LoopbackPort(%q) = %d", value, port)
 		}
 	})
 }

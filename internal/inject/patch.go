@@ -21,11 +21,20 @@ var (
 	socketEnv   = corev1.EnvVar{Name: v1alpha1.SocketEnv, Value: v1alpha1.SocketPath}
 )
 
+// endpointEnv is what it gets too where there is a loopback port.
+func endpointEnv(port int32) corev1.EnvVar {
+	return corev1.EnvVar{Name: v1alpha1.EndpointEnv, Value: fmt.Sprintf("http://127.0.0.1:%d", port)}
+}
+
 // Patch is what has to be added to a pod so that it has what it asks for. It adds and changes nothing else; for a pod that
 // has all of it the patch is empty, and for one that has a part, because another webhook added a container since, it is the
 // rest. The pod is not modified.
 func Patch(pod *corev1.Pod, request Request, sidecar Sidecar) ([]jsonpatch.Operation, field.ErrorList) {
-	errs := validatePod(pod)
+	errs := append(validatePod(pod), validatePort(&pod.Spec, request.LoopbackPort)...)
+	env := []ownEnv{{socketEnv, "is the variable that holds the path of the sidecar's socket, "}}
+	if request.LoopbackPort != 0 {
+		env = append(env, ownEnv{endpointEnv(request.LoopbackPort), "is the variable that holds the address of the sidecar's loopback port, "})
+	}
 	var patch []jsonpatch.Operation
 
 	missing, volumeErrs := missingVolumes(pod.Spec.Volumes, volumes(&request))
@@ -41,7 +50,7 @@ func Patch(pod *corev1.Pod, request Request, sidecar Sidecar) ([]jsonpatch.Opera
 			if c.Name == v1alpha1.SidecarName || request.Containers != nil && !slices.Contains(request.Containers, c.Name) {
 				continue
 			}
-			added, containerErrs := addSocket(c, fmt.Sprintf("/spec/%s/%d", list.name, i), specPath.Child(list.name).Index(i))
+			added, containerErrs := addSocket(c, env, fmt.Sprintf("/spec/%s/%d", list.name, i), specPath.Child(list.name).Index(i))
 			patch = append(patch, added...)
 			errs = append(errs, containerErrs...)
 		}
@@ -91,6 +100,32 @@ func validatePod(pod *corev1.Pod) field.ErrorList {
 	return errs
 }
 
+// validatePort refuses a loopback port that is not the pod's own, or not the sidecar's. 0 is none.
+func validatePort(spec *corev1.PodSpec, port int32) field.ErrorList {
+	if port == 0 {
+		return nil
+	}
+	var errs field.ErrorList
+	if spec.HostNetwork {
+		errs = append(errs, field.Forbidden(annotationsPath.Key(v1alpha1.AnnotationLoopbackPort),
+			"a pod with hostNetwork has the loopback addresses of its node, where every process could connect; use the socket"))
+	}
+	for _, list := range []struct {
+		name       string
+		containers []corev1.Container
+	}{{"initContainers", spec.InitContainers}, {"containers", spec.Containers}} {
+		for i := range list.containers {
+			for j, p := range list.containers[i].Ports {
+				if p.ContainerPort == port && (p.Protocol == "" || p.Protocol == corev1.ProtocolTCP) {
+					errs = append(errs, field.Invalid(specPath.Child(list.name).Index(i).Child("ports").Index(j).Child("containerPort"), port,
+						"is the port of the annotation "+v1alpha1.AnnotationLoopbackPort+", on which the sidecar listens: name another one there"))
+				}
+			}
+		}
+	}
+	return errs
+}
+
 // findSidecar reports whether the pod has the sidecar, and refuses another container of its name.
 func findSidecar(spec *corev1.PodSpec, ours *corev1.Container) (bool, field.ErrorList) {
 	var errs field.ErrorList
@@ -128,9 +163,15 @@ func missingVolumes(existing, ours []corev1.Volume) ([]corev1.Volume, field.Erro
 	return missing, errs
 }
 
-// addSocket adds the socket's directory and its environment variable to a container. A container that has its own at the
+// ownEnv is a variable of the sidecar's, and what it is for.
+type ownEnv struct {
+	corev1.EnvVar
+	purpose string
+}
+
+// addSocket adds the socket's directory and the environment variables to a container. A container that has its own at the
 // same place is refused rather than left with one that leads nowhere.
-func addSocket(c *corev1.Container, pointer string, where *field.Path) ([]jsonpatch.Operation, field.ErrorList) {
+func addSocket(c *corev1.Container, own []ownEnv, pointer string, where *field.Path) ([]jsonpatch.Operation, field.ErrorList) {
 	const wayOut = "; remove it, or leave the container out of the annotation " + v1alpha1.AnnotationContainers
 	var patch []jsonpatch.Operation
 	var errs field.ErrorList
@@ -156,20 +197,23 @@ func addSocket(c *corev1.Container, pointer string, where *field.Path) ([]jsonpa
 		patch = append(patch, addAll(pointer+"/volumeMounts", len(c.VolumeMounts), []corev1.VolumeMount{socketMount})...)
 	}
 
-	set := false
-	for i, env := range c.Env {
-		if env.Name != socketEnv.Name {
-			continue
+	var missing []corev1.EnvVar
+	for _, ours := range own {
+		set := false
+		for i, env := range c.Env {
+			if env.Name != ours.Name {
+				continue
+			}
+			set = true
+			if env != ours.EnvVar {
+				errs = append(errs, field.Invalid(where.Child("env").Index(i), env.Name, ours.purpose+ours.Value+wayOut))
+			}
 		}
-		set = true
-		if env != socketEnv {
-			errs = append(errs, field.Invalid(where.Child("env").Index(i), env.Name,
-				"is the variable that holds the path of the sidecar's socket, "+socketEnv.Value+wayOut))
+		if !set {
+			missing = append(missing, ours.EnvVar)
 		}
 	}
-	if !set {
-		patch = append(patch, addAll(pointer+"/env", len(c.Env), []corev1.EnvVar{socketEnv})...)
-	}
+	patch = append(patch, addAll(pointer+"/env", len(c.Env), missing)...)
 	return patch, errs
 }
 

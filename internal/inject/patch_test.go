@@ -109,6 +109,47 @@ func TestPatchRefuses(t *testing.T) {
 			`spec.dnsPolicy: Invalid value: "Default": must be ClusterFirst, or None with a dnsConfig that finds Services: the sidecar finds ` +
 				`the key service by its Service's name`,
 		},
+		"a loopback port on the node's network": {
+			func(p *corev1.Pod) {
+				p.Annotations[v1alpha1.AnnotationLoopbackPort] = "8200"
+				p.Spec.HostNetwork, p.Spec.DNSPolicy = true, corev1.DNSClusterFirstWithHostNet
+			},
+			`metadata.annotations[datakeys.io/loopback-port]: Forbidden: a pod with hostNetwork has the loopback addresses of its node, where ` +
+				`every process could connect; use the socket`,
+		},
+		"a loopback port that a container has": {
+			func(p *corev1.Pod) {
+				p.Annotations[v1alpha1.AnnotationLoopbackPort] = "8200"
+				p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 8080}, {ContainerPort: 8200, Protocol: corev1.ProtocolTCP}}
+			},
+			`spec.containers[0].ports[1].containerPort: Invalid value: 8200: is the port of the annotation datakeys.io/loopback-port, on which ` +
+				`the sidecar listens: name another one there`,
+		},
+		"a loopback port that an init container has": {
+			func(p *corev1.Pod) {
+				p.Annotations[v1alpha1.AnnotationLoopbackPort] = "8200"
+				p.Spec.InitContainers[0].Ports = []corev1.ContainerPort{{ContainerPort: 8200}}
+			},
+			`spec.initContainers[0].ports[0].containerPort: Invalid value: 8200: is the port of the annotation datakeys.io/loopback-port, on ` +
+				`which the sidecar listens: name another one there`,
+		},
+		"another endpoint than the loopback port": {
+			func(p *corev1.Pod) {
+				p.Annotations[v1alpha1.AnnotationLoopbackPort] = "8200"
+				p.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "AWS_ENDPOINT_URL_KMS", Value: "https://kms.example"}}
+			},
+			`spec.containers[0].env[0]: Invalid value: "AWS_ENDPOINT_URL_KMS": is the variable that holds the address of the sidecar's loopback ` +
+				`port, http://127.0.0.1:8200` + wayOut,
+		},
+		"the sidecar with another loopback port": {
+			func(p *corev1.Pod) {
+				p.Annotations[v1alpha1.AnnotationLoopbackPort] = "8200"
+				sidecar := testSidecar(true)
+				ours := sidecar.container(&p.Spec, &Request{DataKeys: []string{"orders"}, Wait: true, LoopbackPort: 8201})
+				p.Spec.InitContainers = []corev1.Container{ours}
+			},
+			`spec.initContainers[0].name: Invalid value: "datakeys":` + copied,
+		},
 		"two faults at once": {
 			func(p *corev1.Pod) { p.Spec.DNSPolicy, p.Spec.Containers[0].Name = corev1.DNSDefault, "datakeys" },
 			"2 errors",
@@ -136,6 +177,10 @@ func TestPatchTakes(t *testing.T) {
 	for name, change := range map[string]func(*corev1.Pod){
 		"a variable of ours with our value": func(p *corev1.Pod) {
 			p.Spec.Containers[0].Env = []corev1.EnvVar{socketEnv}
+		},
+		"an endpoint of the pod's own, and no loopback port": func(p *corev1.Pod) {
+			p.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "AWS_ENDPOINT_URL_KMS", Value: "https://kms.example"}}
+			p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 8200}}
 		},
 		"a conflict in a container that is not chosen": func(p *corev1.Pod) {
 			p.Annotations[v1alpha1.AnnotationContainers] = "app"

@@ -17,6 +17,8 @@ type Request struct {
 	Containers []string
 	// Wait says that the application starts only when its data keys can be issued.
 	Wait bool
+	// LoopbackPort is the port of 127.0.0.1 that the sidecar serves; 0: none.
+	LoopbackPort int32
 }
 
 // ParseRequest reads what the pod asks for. It reports false if the pod does not ask.
@@ -37,6 +39,11 @@ func ParseRequest(pod *corev1.Pod) (Request, bool, field.ErrorList) {
 		errs = append(errs, err)
 	}
 	request.Wait = wait
+	port, err := v1alpha1.LoopbackPort(pod)
+	if err != nil {
+		errs = append(errs, err)
+	}
+	request.LoopbackPort = port
 	return request, true, errs
 }
 

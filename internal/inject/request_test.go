@@ -32,6 +32,7 @@ func TestParseRequest(t *testing.T) {
 		dataKeys   = v1alpha1.AnnotationDataKeys
 		containers = v1alpha1.AnnotationContainers
 		wait       = v1alpha1.AnnotationWait
+		port       = v1alpha1.AnnotationLoopbackPort
 	)
 	for name, test := range map[string]struct {
 		label       string
@@ -61,6 +62,26 @@ func TestParseRequest(t *testing.T) {
 		"init containers can be chosen": {
 			annotations: map[string]string{dataKeys: "orders", containers: "migrate", wait: "false"},
 			want:        Request{DataKeys: []string{"orders"}, Containers: []string{"migrate"}},
+		},
+		"a loopback port can be asked for": {
+			annotations: map[string]string{dataKeys: "orders", port: "1024"},
+			want:        Request{DataKeys: []string{"orders"}, Wait: true, LoopbackPort: 1024},
+		},
+		"a privileged loopback port is refused": {
+			annotations: map[string]string{dataKeys: "orders", port: "443"},
+			wantErr:     `metadata.annotations[datakeys.io/loopback-port]: Invalid value: "443": must be a port, a number of 1024 to 65535`,
+		},
+		"a loopback port that is no port is refused": {
+			annotations: map[string]string{dataKeys: "orders", port: "65536"},
+			wantErr:     `metadata.annotations[datakeys.io/loopback-port]: Invalid value: "65536": must be a port, a number of 1024 to 65535`,
+		},
+		"a loopback port in words is refused": {
+			annotations: map[string]string{dataKeys: "orders", port: "true"},
+			wantErr:     `metadata.annotations[datakeys.io/loopback-port]: Invalid value: "true": must be a port, a number of 1024 to 65535`,
+		},
+		"an empty loopback port is refused": {
+			annotations: map[string]string{dataKeys: "orders", port: ""},
+			wantErr:     `metadata.annotations[datakeys.io/loopback-port]: Invalid value: "": must be a port, a number of 1024 to 65535`,
 		},
 		"another value of the label is refused": {
 			label: "yes", annotations: map[string]string{dataKeys: "orders"},
@@ -112,8 +133,8 @@ func TestParseRequest(t *testing.T) {
 				`for its data keys) or "false" (it starts at once)`,
 		},
 		"everything that is wrong is told at once": {
-			annotations: map[string]string{containers: "web", wait: "1"},
-			wantErr:     "3 errors",
+			annotations: map[string]string{containers: "web", wait: "1", port: "1"},
+			wantErr:     "4 errors",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

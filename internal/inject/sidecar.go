@@ -82,6 +82,9 @@ func (s *Sidecar) container(spec *corev1.PodSpec, request *Request) corev1.Conta
 			{Name: tokenVolume, MountPath: apiTokenDirectory, ReadOnly: true},
 		},
 	}
+	if request.LoopbackPort != 0 {
+		c.Args = append(c.Args, "--loopback-port="+strconv.Itoa(int(request.LoopbackPort)))
+	}
 	for i, name := range request.DataKeys {
 		c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{
 			Name: keyVolume(i), MountPath: path.Join(keysDirectory, name), ReadOnly: true,
