@@ -17,6 +17,9 @@ const (
 
 	// LabelInject on a pod, with the value "true", asks for the sidecar.
 	LabelInject = "datakeys.io/inject"
+	// LabelInjected on a pod, with the value "true", is set with the sidecar. It lets the API server select the pods that asked and did
+	// not get it.
+	LabelInjected = "datakeys.io/injected"
 	// AnnotationDataKeys on a pod names, separated by commas, the DataKeyRequests of the pod's namespace whose data keys
 	// the sidecar issues.
 	AnnotationDataKeys = "datakeys.io/data-keys"

@@ -21,6 +21,9 @@ var (
 	socketEnv   = corev1.EnvVar{Name: v1alpha1.SocketEnv, Value: v1alpha1.SocketPath}
 )
 
+// injected is the value of the label v1alpha1.LabelInjected.
+const injected = "true"
+
 // endpointEnv is what it gets too where there is a loopback port.
 func endpointEnv(port int32) corev1.EnvVar {
 	return corev1.EnvVar{Name: v1alpha1.EndpointEnv, Value: fmt.Sprintf("http://127.0.0.1:%d", port)}
@@ -56,6 +59,9 @@ func Patch(pod *corev1.Pod, request Request, sidecar Sidecar) ([]jsonpatch.Opera
 		}
 	}
 
+	if pod.Labels[v1alpha1.LabelInjected] != injected {
+		patch = append(patch, add("/metadata/labels/"+strings.ReplaceAll(v1alpha1.LabelInjected, "/", "~1"), injected))
+	}
 	// Last, because it moves the other init containers on by one.
 	ours := sidecar.container(&pod.Spec, &request)
 	present, sidecarErrs := findSidecar(&pod.Spec, &ours)
@@ -134,9 +140,15 @@ func findSidecar(spec *corev1.PodSpec, ours *corev1.Container) (bool, field.Erro
 		if spec.InitContainers[i].Name != v1alpha1.SidecarName {
 			continue
 		}
-		present = isOurs(&spec.InitContainers[i], ours)
-		if !present {
-			errs = append(errs, notOurs(specPath.Child("initContainers").Index(i).Child("name"), v1alpha1.SidecarName))
+		existing, where := &spec.InitContainers[i], specPath.Child("initContainers").Index(i)
+		present = isOurs(existing, ours)
+		switch {
+		case !present:
+			errs = append(errs, notOurs(where.Child("name"), v1alpha1.SidecarName))
+		case existing.RestartPolicy == nil || *existing.RestartPolicy != corev1.ContainerRestartPolicyAlways:
+			errs = append(errs, field.Required(where.Child("restartPolicy"), "another admission webhook or client, built with a library from "+
+				"before native sidecars (Kubernetes 1.28), has removed restartPolicy: Always from the injected sidecar, and the pod would wait "+
+				"for it to end for ever: upgrade it, or let it leave this pod alone"))
 		}
 	}
 	for i := range spec.Containers {

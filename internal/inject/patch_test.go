@@ -49,7 +49,9 @@ func TestPatchRefuses(t *testing.T) {
 				ours.RestartPolicy = nil
 				p.Spec.InitContainers = []corev1.Container{ours}
 			},
-			`spec.initContainers[0].name: Invalid value: "datakeys":` + copied,
+			`spec.initContainers[0].restartPolicy: Required value: another admission webhook or client, built with a library from before native ` +
+				`sidecars (Kubernetes 1.28), has removed restartPolicy: Always from the injected sidecar, and the pod would wait for it to end ` +
+				`for ever: upgrade it, or let it leave this pod alone`,
 		},
 		"a volume of one of our names": {
 			func(p *corev1.Pod) { p.Spec.Volumes = []corev1.Volume{{Name: "datakeys-key-0"}} },

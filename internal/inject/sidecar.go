@@ -114,8 +114,7 @@ func (s *Sidecar) container(spec *corev1.PodSpec, request *Request) corev1.Conta
 func isOurs(existing, ours *corev1.Container) bool {
 	return existing.Image == ours.Image &&
 		slices.Equal(existing.Command, ours.Command) &&
-		slices.Equal(existing.Args, ours.Args) &&
-		existing.RestartPolicy != nil && *existing.RestartPolicy == *ours.RestartPolicy
+		slices.Equal(existing.Args, ours.Args)
 }
 
 // volumes are the sidecar's. Every field with a default is set, so that they compare equal after the API server's defaults.
