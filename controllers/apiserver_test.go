@@ -109,7 +109,7 @@ func newCluster(t *testing.T) *cluster {
 
 // startManager runs the controllers, as cmd/manager does, until stop is called or the test ends. Every call that they make
 // goes through faults.
-func (c *cluster) startManager(t *testing.T, faults *controllerstest.Faults) (stop func()) {
+func (c *cluster) startManager(t *testing.T, faults *controllerstest.Faults, change ...func(*controllers.Config)) (stop func()) {
 	t.Helper()
 
 	cacheOptions := controllers.CacheOptions()
@@ -132,9 +132,14 @@ func (c *cluster) startManager(t *testing.T, faults *controllerstest.Faults) (st
 	}
 	keys := &controllerstest.KeyService{Client: faults.Wrap(c.client), Namespace: c.manager, Serial: c.serial}
 	ctx, cancel := context.WithCancel(context.Background()) // t.Context ends before the cleanups run
-	if err := controllers.Setup(ctx, mgr, controllers.Config{
+	setup := controllers.Config{
 		KeyService: keys, Namespace: c.manager, ServerTime: controllers.ServerTime(clock.RealClock{}), CountDelay: time.Millisecond,
-	}); err != nil {
+		Namespaces: cacheOptions.DefaultNamespaces,
+	}
+	for _, f := range change {
+		f(&setup)
+	}
+	if err := controllers.Setup(ctx, mgr, setup); err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan error, 1)

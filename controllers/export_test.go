@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
@@ -44,6 +45,24 @@ func NewRationed(recorder events.EventRecorder) events.EventRecorder { return ne
 
 func NewPodReconciler(c client.Client, recorder events.EventRecorder) Reconciler {
 	return &podReconciler{client: c, recorder: recorder}
+}
+
+// UnmarkedLabels selects the pods that asked for the sidecar and were not marked with it.
+const UnmarkedLabels = unmarkedLabels
+
+// An InjectionReconciler tells of pods without a sidecar, and counts them.
+type InjectionReconciler interface {
+	Reconciler
+	prometheus.Collector
+}
+
+func NewInjectionReconciler(caches []client.Reader, reader client.Reader, recorder events.EventRecorder) InjectionReconciler {
+	return &injectionReconciler{caches: caches, reader: reader, recorder: recorder}
+}
+
+func (r *injectionReconciler) Inner(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []string, error) {
+	told, err := r.reconcile(ctx, req)
+	return nil, lines(told), err
 }
 
 func (r *masterKeyReconciler) Inner(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []string, error) {

@@ -77,6 +77,10 @@ type Config struct {
 	Registerer prometheus.Registerer
 	// CountDelay is how long after a change of its DataKeyRequests a MasterKey counts them. 0 is 5 seconds.
 	CountDelay time.Duration
+	// Namespaces are those that the manager's cache is limited to; nil: it is not.
+	Namespaces map[string]cache.Config
+	// PendingDelay is how long a pod may be Pending before its sidecar is looked at. 0 is a minute.
+	PendingDelay time.Duration
 }
 
 // CacheOptions is how the manager's cache has to be made for the controllers: it never holds the body of a Secret, and a
@@ -167,6 +171,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, config Config) error {
 	}
 	config.RewrapRate = cmp.Or(config.RewrapRate, DefaultRewrapRate)
 	config.CountDelay = cmp.Or(config.CountDelay, defaultCountDelay)
+	config.PendingDelay = cmp.Or(config.PendingDelay, defaultPendingDelay)
 	if config.Recorder == nil {
 		config.Recorder = mgr.GetEventRecorder(string(fieldOwner))
 	}
@@ -227,6 +232,9 @@ func Setup(ctx context.Context, mgr ctrl.Manager, config Config) error {
 		WithOptions(options).
 		Complete(&podReconciler{client: mgr.GetClient(), recorder: config.Recorder}); err != nil {
 		return fmt.Errorf("controllers: pod: %w", err)
+	}
+	if err := setupInjection(mgr, config, options); err != nil {
+		return fmt.Errorf("controllers: injection: %w", err)
 	}
 	return nil
 }

@@ -127,6 +127,10 @@ const (
 	ReasonOrphaned = "Orphaned"
 	// ReasonWaitingForDataKeys, on a pod: a DataKeyRequest that the pod names is missing or not Ready.
 	ReasonWaitingForDataKeys = "WaitingForDataKeys"
+	// ReasonSidecarMissing, on a pod: it asks for data keys by its label, and has no sidecar.
+	ReasonSidecarMissing = "SidecarMissing"
+	// ReasonSidecarBlocks, on a pod: its sidecar has lost restartPolicy: Always, so that the kubelet waits for it to end.
+	ReasonSidecarBlocks = "SidecarBlocks"
 	// ReasonDataKeyDenied, on a pod: the key service refused a data key to the pod.
 	ReasonDataKeyDenied = "DataKeyDenied"
 	// ReasonInitialVersionUsed, on a MasterKey: a pod had something encrypted under its version 1, although it was rotated since.
