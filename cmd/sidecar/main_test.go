@@ -60,7 +60,7 @@ func TestLinksLittle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	forbidden := regexp.MustCompile(`^(k8s\.io|sigs\.k8s\.io)/|aws|aliyun|alibaba|hashicorp|azure|cloud\.google\.com|` +
+	forbidden := regexp.MustCompile(`^(k8s\.io|sigs\.k8s\.io)/|^github\.com/(aws|aliyun|alibabacloud|hashicorp|Azure)|azure|cloud\.google\.com|` +
 		`^github\.com/datakeys/datakeys/(controllers|api/v1alpha1|internal/(kms|seal|inject|certs))|^(testing|net/http/pprof|plugin)$`)
 	seen := 0
 	for dep := range strings.Lines(string(out)) {
@@ -265,6 +265,8 @@ func TestUsage(t *testing.T) {
 		"wait without a socket":    {[]string{"wait"}, 1, "--socket: must be the path"},
 		"ready for no time":        {[]string{"ready", "--socket=/s", "--timeout=0s"}, 1, "--timeout: must be more than 0"},
 		"wait with something more": {[]string{"wait", "--socket=/s", "orders"}, 1, `"orders": is neither`},
+		"a port that is none":      {[]string{"--loopback-port=http"}, 1, "loopback-port"},
+		"a privileged port":        {[]string{"--loopback-port=80"}, 1, "loopback port 80: must be 1024 to 65535"},
 		"a log level that is none": {[]string{"--log-level=LOUD"}, 1, "log-level"},
 	} {
 		t.Run(name, func(t *testing.T) {
