@@ -9,6 +9,8 @@ import (
 	"net/http"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/sidecar/alibaba"
+	"github.com/datakeys/datakeys/sidecar/aws"
 )
 
 // Run issues the data keys until the context ends. It then stops at once, since the applications of the pod are gone:
@@ -17,8 +19,11 @@ import (
 func Run(ctx context.Context, c Config) error { return run(ctx, c, newDoors) }
 
 // newDoors makes the front doors.
-func newDoors(kmsv1.KeyServiceClient, *slog.Logger) doors {
-	return doors{aws: http.NotFoundHandler(), alibaba: http.NotFoundHandler()}
+func newDoors(service kmsv1.KeyServiceClient, log *slog.Logger) doors {
+	return doors{
+		aws:     aws.New(aws.Config{KeyService: service, Logger: log}),
+		alibaba: alibaba.New(alibaba.Config{KeyService: service, Logger: log}),
+	}
 }
 
 func run(ctx context.Context, c Config, newDoors func(kmsv1.KeyServiceClient, *slog.Logger) doors) (err error) {
