@@ -135,7 +135,7 @@ func derivations(t *testing.T, name string, material []byte, blob *Blob) map[str
 	if err != nil {
 		t.Fatal(err)
 	}
-	info, err := keyInfo(blob.Header.append(nil), benchAssociated())
+	info, err := keyInfo(label, blob.Header.append(nil), benchAssociated())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,6 +189,14 @@ func coreChild(t *testing.T) {
 					clear(issued)
 					// Whatever Go's cryptography puts on the stack today, this is worse.
 					_ = erasing(func(*traces) error { return opened.s.use(putOnStack) })
+					if n <= MaxMessageKeySize {
+						message, err := opened.SealMessage(nil, 1, AssociatedData{}, blob)
+						if err != nil {
+							t.Error(err)
+						} else if _, err := openMessage(t, opened, message, AssociatedData{}); err != nil {
+							t.Error(err)
+						}
+					}
 					opened.Destroy()
 				}
 				used.Done()

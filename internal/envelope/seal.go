@@ -30,7 +30,7 @@ func (m Material) Seal(h Header, ad AssociatedData, p Plaintext) ([]byte, error)
 	salt := out[len(header):]
 	rand.Read(salt)
 
-	err := m.withKey(header, salt, ad, func(aead cipher.AEAD, commitment []byte) error {
+	err := m.s.withKey(label, header, salt, ad, func(aead cipher.AEAD, commitment []byte) error {
 		out = append(out, commitment...)
 		return p.s.use(func(b []byte) error {
 			out = aead.Seal(out, nil, b, nil)
@@ -51,7 +51,7 @@ func (m Material) Open(b *Blob, ad AssociatedData) (Plaintext, error) {
 	}
 	var buf [headerSize + maxNamespace + maxName]byte
 	opened := newSecret(len(b.sealed) - IVSize - tagSize)
-	err := m.withKey(b.Header.append(buf[:0]), b.salt[:], ad, func(aead cipher.AEAD, commitment []byte) error {
+	err := m.s.withKey(label, b.Header.append(buf[:0]), b.salt[:], ad, func(aead cipher.AEAD, commitment []byte) error {
 		// AES-GCM does not commit to its key: one ciphertext can be made to open under two. The commitment does, so it
 		// is checked first, and nothing is decrypted with a key that is not the blob's.
 		if subtle.ConstantTimeCompare(commitment, b.commitment[:]) != 1 {
@@ -69,48 +69,50 @@ func (m Material) Open(b *Blob, ad AssociatedData) (Plaintext, error) {
 	return Plaintext{s: opened}, nil
 }
 
-// withKey makes the key of one blob and the commitment to it, lends both to f, and erases what this left in memory.
+// withKey makes the key of one blob or message and the commitment to it, lends both to f, and erases what this left in memory.
 //
 // The key depends on the header, the salt and the associated data, and there is no other way to it, so GCM gets no
 // additional data: it would authenticate the same bytes a second time. The salt is not repeated in the info: it is
 // the key of HKDF's first step, at a fixed length, so two salts never lead to one key.
-func (m Material) withKey(header, salt []byte, ad AssociatedData, f func(aead cipher.AEAD, commitment []byte) error) error {
-	info, err := keyInfo(header, ad)
+func (s *secret) withKey(
+	label string, header, salt []byte, ad AssociatedData, f func(aead cipher.AEAD, commitment []byte) error,
+) error {
+	info, err := keyInfo(label, header, ad)
 	if err != nil {
 		return err
 	}
 	return erasing(func(traces *traces) error {
 		var prk []byte
-		err := m.s.use(func(material []byte) (err error) {
-			prk, err = hkdf.Extract(traces.newHash, material, salt)
+		err := s.use(func(key []byte) (err error) {
+			prk, err = hkdf.Extract(traces.newHash, key, salt)
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("deriving the key of a blob: %w", err)
+			return fmt.Errorf("deriving the key: %w", err)
 		}
 		traces.add(prk)
 		okm, err := hkdf.Expand(traces.newHash, prk, info, aesKeySize+commitmentSize)
 		if err != nil {
-			return fmt.Errorf("deriving the key of a blob: %w", err)
+			return fmt.Errorf("deriving the key: %w", err)
 		}
 		traces.add(okm)
 		block, err := aes.NewCipher(okm[:aesKeySize])
 		if err != nil {
-			return fmt.Errorf("making the cipher of a blob: %w", err)
+			return fmt.Errorf("making the cipher: %w", err)
 		}
 		traces.add(memoryOf(block))
 		// The random IV is the only one that Go's FIPS 140-3 module permits. It need not be random: the key is used once.
 		aead, err := cipher.NewGCMWithRandomNonce(block)
 		if err != nil {
-			return fmt.Errorf("making the cipher of a blob: %w", err)
+			return fmt.Errorf("making the cipher: %w", err)
 		}
 		traces.add(memoryOf(aead))
 		return f(aead, okm[aesKeySize:])
 	})
 }
 
-// keyInfo is the info of HKDF, which binds the key of a blob to its header and associated data.
-func keyInfo(header []byte, ad AssociatedData) (string, error) {
+// keyInfo is the info of HKDF, which binds the key of a blob or message to its header and associated data.
+func keyInfo(label string, header []byte, ad AssociatedData) (string, error) {
 	var few [8]pair // on the stack: most contexts are small
 	pairs, size, err := ad.check(few[:0])
 	if err != nil {

@@ -2,6 +2,7 @@ package envelope
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/fips140"
@@ -22,7 +23,7 @@ import (
 )
 
 // Commit new vectors only with a change of docs/format.md that explains them: an old vector never changes.
-var update = flag.Bool("update", false, "rewrite testdata/vectors.json")
+var update = flag.Bool("update", false, "rewrite testdata/vectors.json and messages.json")
 
 const vectorsFile = "testdata/vectors.json"
 
@@ -136,8 +137,9 @@ func readVectors(t testing.TB) vectors {
 }
 
 // straight is a second implementation of docs/format.md, written for reading: it shares no code with the package, and
-// takes the salt and the IV that Seal draws at random.
+// takes the salt and the IV that Seal draws at random. Of a message, material is the data key.
 type straight struct {
+	label              string // "" for that of blobs
 	material, salt, iv []byte
 	header             []byte
 	associated         []byte
@@ -148,7 +150,7 @@ type straight struct {
 }
 
 func (s straight) info() []byte {
-	return slices.Concat([]byte("datakeys.io/blob/v1\x00"), s.header, s.associated)
+	return slices.Concat([]byte(cmp.Or(s.label, "datakeys.io/blob/v1\x00")), s.header, s.associated)
 }
 
 func (s straight) derive() (key, commitment []byte) {
@@ -555,22 +557,24 @@ func fewer(pairs map[string]string) map[string]string {
 }
 
 func TestVectorsAreWhatTheDocumentSays(t *testing.T) {
-	want, err := json.MarshalIndent(makeVectors(), "", "  ")
-	if err != nil {
-		t.Fatal(err)
-	}
-	want = append(want, '\n')
-	if *update {
-		if err := os.WriteFile(vectorsFile, want, 0o644); err != nil {
+	for file, vectors := range map[string]any{vectorsFile: makeVectors(), messagesFile: makeMessageVectors()} {
+		want, err := json.MarshalIndent(vectors, "", "  ")
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	got, err := os.ReadFile(vectorsFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Fatalf("%s differs from what the straight-line implementation computes", vectorsFile)
+		want = append(want, '\n')
+		if *update {
+			if err := os.WriteFile(file, want, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s differs from what the straight-line implementation computes", file)
+		}
 	}
 }
 

@@ -1,10 +1,10 @@
-// A reader and writer of Datakeys' blob format, version 1, in JavaScript (Node.js 18 or newer and nothing else), written from
-// docs/format.md and not from the Go code. It proves that the document is enough to open a blob with.
+// A reader and writer of Datakeys' blobs and messages, version 1 of each, in JavaScript (Node.js 18 or newer and nothing else), written
+// from docs/format.md and not from the Go code. It proves that the document is enough to open them with.
 //
 //   node reader.mjs VECTORS.json [flip]
 //
 // runs it over the test vectors and prints one JSON array: {list, name, failure} a vector, failure being null where it passed.
-// With the word flip it also refuses every good blob with any one bit flipped, and cut to any length.
+// With the word flip it also refuses every good blob and message with any one bit flipped, and cut to any length.
 //
 // Each line that ends in "// rule" is a rule of the document that some vector needs: reader_test.go leaves them out one by one.
 import {createCipheriv, createDecipheriv, createHmac, timingSafeEqual} from 'node:crypto';
@@ -17,6 +17,7 @@ const notMine = () => new Refused('not mine');
 const invalid = () => new Refused('invalid argument');
 
 const LABEL = Buffer.from('datakeys.io/blob/v1\0', 'latin1');
+const MESSAGE_LABEL = Buffer.from('datakeys.io/message/v1\0', 'latin1');
 const DNS_LABEL = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/;
 const DNS_SUBDOMAIN = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/;
 const SCOPED = new Set([1, 5]);
@@ -110,8 +111,8 @@ function checkHeader(h) {
 }
 
 // HKDF by hand: Node's own takes no info above 1024 bytes.
-export function derive(material, salt, header, associated) {
-  const info = Buffer.concat([LABEL, header, associated]);
+export function derive(material, salt, header, associated, label = LABEL) {
+  const info = Buffer.concat([label, header, associated]);
   const hmac = (key, ...parts) => parts.reduce((h, part) => h.update(part), createHmac('sha256', key)).digest();
   const prk = hmac(salt, material);
   const key = hmac(prk, info, Buffer.of(1));
@@ -155,6 +156,62 @@ export function seal(h, material, associated, salt, iv, plaintext) {
   return {info, key, commitment, blob: Buffer.concat([header, salt, commitment, iv, ciphertext, gcm.getAuthTag()])};
 }
 
+export function parseMessage(message) {
+  const n = message.length;
+  if (n === 0) throw broken(); // rule
+  if (n > 1048674) throw broken(); // rule
+  if (message[0] !== 129) throw notMine(); // rule
+  if (n === 1) throw broken(); // rule
+  if (message[1] !== 1) throw notMine(); // rule
+  if (n < 98) throw broken(); // rule
+  const generation = message.readUInt32BE(2);
+  if (generation < 1) throw broken(); // rule
+  return {
+    generation,
+    header: message.subarray(0, 6),
+    salt: message.subarray(6, 38),
+    commitment: message.subarray(38, 70),
+    iv: message.subarray(70, 82),
+    ciphertext: message.subarray(82, n - 16),
+    tag: message.subarray(n - 16),
+  };
+}
+
+function checkMessageArguments(dataKey, associated) {
+  if (dataKey.length < 16) throw invalid(); // rule
+  if (dataKey.length > 1024) throw invalid(); // rule
+  if (associated.context && Object.keys(associated.context).length > 0) throw invalid(); // rule
+  return encodeAssociated(associated);
+}
+
+// The caller has found the data key by the generation that parseMessage returns.
+export function openMessage(message, dataKey, associated) {
+  const encoded = checkMessageArguments(dataKey, associated);
+  const m = parseMessage(message);
+  const {key, commitment} = derive(dataKey, m.salt, m.header, encoded, MESSAGE_LABEL);
+  if (!timingSafeEqual(commitment, m.commitment)) throw broken(); // rule
+  const gcm = createDecipheriv('aes-256-gcm', key, m.iv, {authTagLength: 16});
+  gcm.setAuthTag(m.tag);
+  const plaintext = gcm.update(m.ciphertext);
+  try {
+    gcm.final();
+  } catch {
+    throw broken(); // rule
+  }
+  return plaintext;
+}
+
+// Takes salt and iv as seal does.
+export function sealMessage(generation, dataKey, associated, salt, iv, plaintext) {
+  const encoded = checkMessageArguments(dataKey, associated);
+  if (generation < 1 || plaintext.length > 1048576) throw invalid();
+  const header = Buffer.concat([Buffer.of(129, 1), u32(generation)]);
+  const {info, key, commitment} = derive(dataKey, salt, header, encoded, MESSAGE_LABEL);
+  const gcm = createCipheriv('aes-256-gcm', key, iv, {authTagLength: 16});
+  const ciphertext = Buffer.concat([gcm.update(plaintext), gcm.final()]);
+  return {info, key, commitment, message: Buffer.concat([header, salt, commitment, iv, ciphertext, gcm.getAuthTag()])};
+}
+
 // What follows runs the vectors.
 
 const hex = (string) => Buffer.from(string, 'hex');
@@ -189,18 +246,8 @@ const tests = {
     const steps = seal(header, material, associated, hex(v.salt), hex(v.iv), hex(v.plaintext));
     for (const step of ['info', 'key', 'commitment', 'blob']) same(step, steps[step], v[step]);
 
-    if (!flip || blob.length > 600 || steps.info.length > 600) return; // more of the same, slowly
-    for (let bit = 0; bit < 8 * blob.length; bit++) {
-      const flipped = Buffer.from(blob);
-      flipped[bit >> 3] ^= 1 << (bit & 7);
-      const want = bit < 16 ? 'not mine' : 'broken';
-      const got = refusal(() => open(flipped, material, associated, callerOf({}, flipped)));
-      if (got !== want) throw new Error(`bit ${bit} flipped: refused with ${got}, want ${want}`);
-    }
-    for (let length = 0; length < blob.length; length++) {
-      const got = refusal(() => open(blob.subarray(0, length), material, associated, header));
-      if (got !== 'broken') throw new Error(`cut to ${length} bytes: refused with ${got}, want broken`);
-    }
+    if (blob.length > 600 || steps.info.length > 600) return; // more of the same, slowly
+    refusesChanges(blob, (changed) => open(changed, material, associated, changed.length < blob.length ? header : callerOf({}, changed)));
   },
   bad(v) {
     const blob = hex(v.blob);
@@ -211,7 +258,45 @@ const tests = {
     const got = refusal(() => encodeAssociated(associatedOf(v)));
     if (got !== 'invalid argument') throw new Error(`refused with ${got}, want invalid argument`);
   },
+  goodMessages(v) {
+    const message = hex(v.message), dataKey = hex(v.dataKey), associated = associatedOf(v);
+    same('plaintext', openMessage(message, dataKey, associated), v.plaintext);
+    if (parseMessage(message).generation !== v.generation) throw new Error('another generation');
+
+    const steps = sealMessage(v.generation, dataKey, associated, hex(v.salt), hex(v.iv), hex(v.plaintext));
+    for (const step of ['info', 'key', 'commitment', 'message']) same(step, steps[step], v[step]);
+
+    if (message.length > 600 || steps.info.length > 600) return;
+    refusesChanges(message, (changed) => openMessage(changed, dataKey, associated));
+  },
+  badMessages(v) {
+    const message = Buffer.concat([hex(v.message), Buffer.alloc(v.zeros ?? 0)]);
+    const got = refusal(() => openMessage(message, hex(v.dataKey), associatedOf(v)));
+    if (got !== v.error) throw new Error(`refused with ${got}, want ${v.error}`);
+  },
+  invalidMessages(v) {
+    const seals = refusal(() => sealMessage(1, hex(v.dataKey), associatedOf(v), Buffer.alloc(32), Buffer.alloc(12), Buffer.alloc(0)));
+    if (seals !== 'invalid argument') throw new Error(`refused with ${seals}, want invalid argument`);
+    const opens = refusal(() => openMessage(Buffer.alloc(0), hex(v.dataKey), associatedOf(v)));
+    if (opens !== 'invalid argument') throw new Error(`refused with ${opens}, want invalid argument`);
+  },
 };
+
+// Flips every bit and cuts to every length.
+function refusesChanges(bytes, open) {
+  if (!flip) return;
+  for (let bit = 0; bit < 8 * bytes.length; bit++) {
+    const flipped = Buffer.from(bytes);
+    flipped[bit >> 3] ^= 1 << (bit & 7);
+    const want = bit < 16 ? 'not mine' : 'broken';
+    const got = refusal(() => open(flipped));
+    if (got !== want) throw new Error(`bit ${bit} flipped: refused with ${got}, want ${want}`);
+  }
+  for (let length = 0; length < bytes.length; length++) {
+    const got = refusal(() => open(bytes.subarray(0, length)));
+    if (got !== 'broken') throw new Error(`cut to ${length} bytes: refused with ${got}, want broken`);
+  }
+}
 
 function run(list, v) {
   try {

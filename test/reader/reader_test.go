@@ -1,4 +1,4 @@
-// Package reader_test runs a reader of the blob format that shares nothing with Datakeys but docs/format.md: another language,
+// Package reader_test runs a reader of blobs and messages that shares nothing with Datakeys but docs/format.md: another language,
 // another crypto library, another author of the check. Where the two disagree, one of them or the document is wrong.
 package reader_test
 
@@ -15,9 +15,15 @@ import (
 )
 
 const (
-	reader      = "reader.mjs"
-	vectorsFile = "../../internal/envelope/testdata/vectors.json"
+	reader   = "reader.mjs"
+	testdata = "../../internal/envelope/testdata/"
 )
+
+// vectorFiles are the files of vectors, each with its lists.
+var vectorFiles = map[string][]string{
+	"vectors.json":  {"good", "bad", "invalid"},
+	"messages.json": {"goodMessages", "badMessages", "invalidMessages"},
+}
 
 // verdict is what the reader says of one vector.
 type verdict struct {
@@ -27,21 +33,23 @@ type verdict struct {
 }
 
 func TestIndependentReaderAgreesOnEveryVector(t *testing.T) {
-	verdicts, err := run(t, reader, "flip")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var seen []string
-	for _, v := range verdicts {
-		seen = append(seen, v.List+": "+v.Name)
-		t.Run(v.List+"/"+v.Name, func(t *testing.T) {
-			if v.Failure != nil {
-				t.Error(*v.Failure)
-			}
-		})
-	}
-	if diff := cmp.Diff(vectorNames(t), seen); diff != "" {
-		t.Errorf("the vectors that the reader ran (-want +got):\n%s", diff)
+	for file := range vectorFiles {
+		verdicts, err := run(t, reader, file, "flip")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var seen []string
+		for _, v := range verdicts {
+			seen = append(seen, v.List+": "+v.Name)
+			t.Run(v.List+"/"+v.Name, func(t *testing.T) {
+				if v.Failure != nil {
+					t.Error(*v.Failure)
+				}
+			})
+		}
+		if diff := cmp.Diff(vectorNames(t, file), seen); diff != "" {
+			t.Errorf("the vectors of %s that the reader ran (-want +got):\n%s", file, diff)
+		}
 	}
 }
 
@@ -65,30 +73,32 @@ func TestEveryRuleOfTheReaderIsNeededByAVector(t *testing.T) {
 			if err := os.WriteFile(forgetful, []byte(without), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			verdicts, err := run(t, forgetful)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, v := range verdicts {
-				if v.Failure != nil {
-					return
+			for file := range vectorFiles {
+				verdicts, err := run(t, forgetful, file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, v := range verdicts {
+					if v.Failure != nil {
+						return
+					}
 				}
 			}
 			t.Error("a reader without this line passes every vector")
 		})
 	}
-	if rules < 30 {
-		t.Errorf("got %d lines that end in \"// rule\", want 30 or more", rules)
+	if rules < 40 {
+		t.Errorf("got %d lines that end in \"// rule\", want 40 or more", rules)
 	}
 }
 
-func run(t *testing.T, script string, args ...string) ([]verdict, error) {
+func run(t *testing.T, script, file string, args ...string) ([]verdict, error) {
 	t.Helper()
 	node, err := exec.LookPath("node")
 	if err != nil {
 		t.Fatal("Node.js 18 or newer is missing: hack/apt.sh nodejs")
 	}
-	out, err := exec.CommandContext(t.Context(), node, append([]string{script, vectorsFile}, args...)...).Output()
+	out, err := exec.CommandContext(t.Context(), node, append([]string{script, testdata + file}, args...)...).Output()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		t.Logf("%s", exit.Stderr)
 	}
@@ -100,29 +110,25 @@ func run(t *testing.T, script string, args ...string) ([]verdict, error) {
 }
 
 // vectorNames lists the vectors in the order of the file.
-func vectorNames(t *testing.T) []string {
+func vectorNames(t *testing.T, file string) []string {
 	t.Helper()
-	b, err := os.ReadFile(vectorsFile)
+	b, err := os.ReadFile(testdata + file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	type vector struct {
+	var vectors map[string][]struct {
 		Name string `json:"name"`
 	}
-	var vectors struct{ Good, Bad, Invalid []vector }
 	if err := json.Unmarshal(b, &vectors); err != nil {
 		t.Fatal(err)
 	}
 	var names []string
-	for _, list := range []struct {
-		name    string
-		vectors []vector
-	}{{"good", vectors.Good}, {"bad", vectors.Bad}, {"invalid", vectors.Invalid}} {
-		if len(list.vectors) == 0 {
-			t.Errorf("%s has no vectors in the list %q", vectorsFile, list.name)
+	for _, list := range vectorFiles[file] {
+		if len(vectors[list]) == 0 {
+			t.Errorf("%s has no vectors in the list %q", file, list)
 		}
-		for _, v := range list.vectors {
-			names = append(names, list.name+": "+v.Name)
+		for _, v := range vectors[list] {
+			names = append(names, list+": "+v.Name)
 		}
 	}
 	return names
