@@ -61,35 +61,37 @@ func renderBound(s Sealed) []byte {
 	return append(bound, '\n')
 }
 
-// secretBody is the body of an answer with a plaintext, which its user holds.
-type secretBody struct {
-	issued *issued
-	raw    bool
+// secretBody is the body of an answer with a plaintext.
+type secretBody interface {
+	// size is how many bytes appendTo appends.
+	size() int
+	// appendTo appends the body to out, which grows before, so that no copy stays behind. Clearing it is up to the caller.
+	appendTo(out []byte) []byte
 }
 
-func (b secretBody) size() int {
-	if b.raw {
-		return b.issued.answer.rawSize
-	}
-	return b.issued.answer.jsonSize
-}
+// issuedJSON and issuedBytes are the answers with a data key, whose plaintext their user holds: so it is not destroyed.
+type (
+	issuedJSON  struct{ *issued }
+	issuedBytes struct{ *issued }
+)
 
-// appendTo appends size bytes to out and never moves them: out grows before. Clearing them is up to the caller.
-func (b secretBody) appendTo(out []byte) []byte {
+func (b issuedJSON) size() int  { return b.answer.jsonSize }
+func (b issuedBytes) size() int { return b.answer.rawSize }
+
+func (b issuedJSON) appendTo(out []byte) []byte {
 	out = slices.Grow(out, b.size())
-	// The user of the answer holds the plaintext, so it is not destroyed.
-	_ = b.issued.plaintext.Use(insecuresecret.Token{}, func(plaintext []byte) error {
-		if b.raw {
-			out = append(out, plaintext...)
-			return nil
-		}
-		out = append(out, b.issued.answer.head...)
+	_ = b.plaintext.Use(insecuresecret.Token{}, func(plaintext []byte) error {
+		out = append(out, b.answer.head...)
 		out = base64.StdEncoding.AppendEncode(out, plaintext)
-		out = append(out, b.issued.answer.tail...)
-		out = append(out, b.issued.answer.bound...)
+		out = append(out, b.answer.tail...)
+		out = append(out, b.answer.bound...)
 		return nil
 	})
 	return out
+}
+
+func (b issuedBytes) appendTo(out []byte) []byte {
+	return b.plaintext.AppendTo(insecuresecret.Token{}, slices.Grow(out, b.size()))
 }
 
 // dataKeyItem is an item of GET /v1/data-keys.

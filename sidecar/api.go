@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 )
 
 // Limits of a request.
@@ -27,15 +28,87 @@ var (
 	alive       = []byte(`{"status":"ok"}` + "\n")
 )
 
-// api is the native API: HTTP/1.1 and JSON, errors as problem details (RFC 9457).
-type api struct {
-	store *store
-	log   *slog.Logger
+// route is a path that there is, by its kind.
+type route int
+
+const (
+	noRoute route = iota
+	listRoute
+	getRoute
+	encryptRoute
+	decryptRoute
+	eventsRoute
+	healthRoute
+	readyRoute
+	metricsRoute
+)
+
+// routes are the paths as people write them.
+var routes = [...]string{
+	noRoute:      "other",
+	listRoute:    dataKeysPath,
+	getRoute:     dataKeysPath + "/{name}",
+	encryptRoute: dataKeysPath + "/{name}/encrypt",
+	decryptRoute: dataKeysPath + "/{name}/decrypt",
+	eventsRoute:  dataKeysPath + "/{name}/events",
+	healthRoute:  "/healthz",
+	readyRoute:   "/readyz",
+	metricsRoute: "/metrics",
 }
 
-// newServer returns the server of the native API on a listener. Its time limits are the watchdog's.
-func newServer(s *store, log *slog.Logger, d *watchdog) *http.Server {
-	return newHTTPServer(&api{store: s, log: log}, log, d)
+// routeOf returns the route of a path, and the name of the data key in it.
+func routeOf(path string) (to route, name string) {
+	rest, ok := strings.CutPrefix(path, dataKeysPath)
+	if !ok {
+		for _, to := range []route{healthRoute, readyRoute, metricsRoute} {
+			if path == routes[to] {
+				return to, ""
+			}
+		}
+		return noRoute, ""
+	}
+	if rest == "" {
+		return listRoute, ""
+	}
+	name, ok = strings.CutPrefix(rest, "/")
+	if !ok || name == "" {
+		return noRoute, ""
+	}
+	name, action, more := strings.Cut(name, "/")
+	switch {
+	case name == "":
+		return noRoute, ""
+	case !more:
+		return getRoute, name
+	case action == "encrypt":
+		return encryptRoute, name
+	case action == "decrypt":
+		return decryptRoute, name
+	case action == "events":
+		return eventsRoute, name
+	}
+	return noRoute, ""
+}
+
+// takesBody reports whether requests of the route are POST with a body; those of the others are GET without.
+func (to route) takesBody() bool { return to == encryptRoute || to == decryptRoute }
+
+// api is the native API: HTTP/1.1 and JSON, errors as problem details (RFC 9457).
+type api struct {
+	store    *store
+	log      *slog.Logger
+	dog      *watchdog
+	metrics  *apiMetrics
+	room     room
+	watchers atomic.Int64 // of events
+}
+
+// newServer returns the server of the native API on a listener. Its time limits are the watchdog's. The contact with the key service
+// is told in its metrics.
+func newServer(s *store, log *slog.Logger, d *watchdog, c *contact) *http.Server {
+	a := &api{store: s, log: log, dog: d}
+	a.metrics = newAPIMetrics(a, c)
+	return newHTTPServer(a, log, d)
 }
 
 // newHTTPServer returns the server of a handler.
@@ -53,46 +126,61 @@ func newHTTPServer(h http.Handler, log *slog.Logger, d *watchdog) *http.Server {
 // ServeHTTP implements http.Handler.
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.ContentLength != 0 {
-		w.Header().Set("Connection", "close") // else net/http would first wait for the body
+		// Else net/http would first wait for the body. Who has read it takes this back.
+		w.Header().Set("Connection", "close")
 	}
-	path := r.URL.Path
-	name, ofKey := strings.CutPrefix(path, dataKeysPath+"/")
-	switch {
-	case len(r.RequestURI) > maxURI:
-		newProblem(http.StatusRequestURITooLong, reasonURITooLong,
+	to, name := routeOf(r.URL.Path)
+	a.metrics.count(to, a.serve(w, r, to, name))
+}
+
+// serve answers a request and returns the status. So does every method that answers one.
+func (a *api) serve(w http.ResponseWriter, r *http.Request, to route, name string) (status int) {
+	if len(r.RequestURI) > maxURI {
+		return newProblem(http.StatusRequestURITooLong, reasonURITooLong,
 			fmt.Sprintf("the request target has %d bytes: at most %d are read", len(r.RequestURI), maxURI)).write(w)
-	case ofKey && name != "" && !strings.Contains(name, "/"), path == dataKeysPath, path == "/healthz", path == "/readyz":
-		a.get(w, r, name, ofKey)
+	}
+	if to == noRoute {
+		return newProblem(http.StatusNotFound, reasonUnknownPath, fmt.Sprintf("there is no path %s: the paths are %s", quote(r.URL.Path),
+			strings.Join(routes[noRoute+1:], ", "))).write(w)
+	}
+	if to.takesBody() {
+		if r.Method != http.MethodPost {
+			return methodNotAllowed(w, r, "POST")
+		}
+	} else if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		return methodNotAllowed(w, r, "GET, HEAD")
+	}
+	generation, problem := query(r.URL, to == getRoute)
+	if problem != "" {
+		return newProblem(http.StatusBadRequest, reasonInvalidParameter, problem).write(w)
+	}
+	if to.takesBody() {
+		return a.crypt(w, r, to, name)
+	}
+	if r.ContentLength != 0 {
+		return newProblem(http.StatusRequestEntityTooLarge, reasonBodyNotAllowed,
+			"the request has a body: GET and HEAD take none").write(w)
+	}
+	switch to {
+	case getRoute:
+		return a.dataKey(w, r, name, generation)
+	case listRoute:
+		return a.plain(w, r, a.store.current.Load().list)
+	case eventsRoute:
+		return a.events(w, r, name)
+	case readyRoute:
+		return a.ready(w, r)
+	case metricsRoute:
+		return a.metrics.answer(w, r)
 	default:
-		newProblem(http.StatusNotFound, reasonUnknownPath, fmt.Sprintf("there is no path %s: the paths are %s, %s/{name}, "+
-			"/healthz and /readyz", quote(path), dataKeysPath, dataKeysPath)).write(w)
+		return a.plain(w, r, alive)
 	}
 }
 
-// get answers a request for a path that there is.
-func (a *api) get(w http.ResponseWriter, r *http.Request, name string, ofKey bool) {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
-		newProblem(http.StatusMethodNotAllowed, reasonMethodNotAllowed,
-			fmt.Sprintf("%s is not a method of this path: use GET or HEAD", quote(r.Method))).write(w)
-		return
-	}
-	generation, problem := query(r.URL, ofKey)
-	switch {
-	case r.ContentLength != 0:
-		newProblem(http.StatusRequestEntityTooLarge, reasonBodyNotAllowed,
-			"the request has a body: no request of this API takes one").write(w)
-	case problem != "":
-		newProblem(http.StatusBadRequest, reasonInvalidParameter, problem).write(w)
-	case ofKey:
-		a.dataKey(w, r, name, generation)
-	case r.URL.Path == dataKeysPath:
-		a.plain(w, r, a.store.current.Load().list)
-	case r.URL.Path == "/healthz":
-		a.plain(w, r, alive)
-	default:
-		a.ready(w, r)
-	}
+func methodNotAllowed(w http.ResponseWriter, r *http.Request, allowed string) int {
+	w.Header().Set("Allow", allowed)
+	return newProblem(http.StatusMethodNotAllowed, reasonMethodNotAllowed, fmt.Sprintf("%s is not a method of this path: use %s",
+		quote(r.Method), strings.ReplaceAll(allowed, ", ", " or "))).write(w)
 }
 
 // query reads the one parameter there is, generation, 0 where it is not given. The problem it returns is a sentence.
@@ -123,70 +211,90 @@ func query(u *url.URL, ofKey bool) (generation uint32, problem string) {
 }
 
 // ready answers GET /readyz: whether every data key can be issued.
-func (a *api) ready(w http.ResponseWriter, r *http.Request) {
+func (a *api) ready(w http.ResponseWriter, r *http.Request) int {
 	if unready := a.store.current.Load().unready; unready != nil {
 		w.Header().Set("Retry-After", "1")
-		writeProblem(w, http.StatusServiceUnavailable, unready)
-		return
+		return writeProblem(w, http.StatusServiceUnavailable, unready)
 	}
-	a.plain(w, r, alive)
+	return a.plain(w, r, alive)
 }
 
 // plain answers with JSON that holds no secret.
-func (a *api) plain(w http.ResponseWriter, r *http.Request, body []byte) {
+func (a *api) plain(w http.ResponseWriter, r *http.Request, body []byte) int {
 	if negotiate(r.Header, mediaJSON) == "" {
-		notAcceptable(w, mediaJSON)
-		return
+		return notAcceptable(w, mediaJSON)
 	}
+	return respond(w, jsonType, body)
+}
+
+// respond answers with what is no secret.
+func respond(w http.ResponseWriter, contentType []string, body []byte) int {
 	h := w.Header()
-	h["Content-Type"] = jsonType
+	h["Content-Type"] = contentType
 	h["Cache-Control"] = noStore
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 	_, _ = w.Write(body) // net/http drops it for HEAD; a client that is gone needs no answer
+	return http.StatusOK
 }
 
 // dataKey answers GET /v1/data-keys/{name}. It is what applications wait for.
-func (a *api) dataKey(w http.ResponseWriter, r *http.Request, name string, number uint32) {
-	k, g := a.store.get(name, number)
-	switch {
-	case k == nil:
-		newProblem(http.StatusNotFound, reasonUnknownDataKey, fmt.Sprintf("this pod has no data key %s: name it in the pod's "+
-			"annotation datakeys.io/data-keys", quote(name))).write(w)
-		return
-	case g == nil:
-		newProblem(http.StatusNotFound, reasonUnknownGeneration,
-			fmt.Sprintf("the data key %s has no generation %d here", quote(name), number)).write(w)
-		return
-	case g.issued == nil:
-		notIssued(w, g, number)
-		return
+func (a *api) dataKey(w http.ResponseWriter, r *http.Request, name string, number uint32) int {
+	g, status := a.held(w, name, number)
+	if g == nil {
+		return status
 	}
 	defer g.issued.release()
-	body := secretBody{issued: g.issued}
+	var body secretBody
 	h := w.Header()
 	switch negotiate(r.Header, mediaJSON, mediaBytes) {
 	case mediaJSON:
+		body = issuedJSON{g.issued}
 		h["Content-Type"], h["Content-Length"] = jsonType, g.issued.answer.jsonLength
 	case mediaBytes:
-		body.raw = true
+		body = issuedBytes{g.issued}
 		h["Content-Type"], h["Content-Length"] = bytesType, g.issued.answer.rawLength
 	default:
-		notAcceptable(w, mediaJSON+" or "+mediaBytes)
-		return
+		return notAcceptable(w, mediaJSON+" or "+mediaBytes)
 	}
 	h["Cache-Control"] = noStore
-	if r.Method == http.MethodHead {
-		return
+	if r.Method != http.MethodHead {
+		a.send(w, r, name, body)
 	}
+	return http.StatusOK
+}
+
+// send sends a body with plaintext, for which the headers are set.
+func (a *api) send(w http.ResponseWriter, r *http.Request, name string, body secretBody) {
 	if err := sendSecret(w, r, body); err != nil {
 		// net/http closes the connection, as not all of the body was written.
 		a.log.Debug("a client was gone before its answer", "dataKey", name, "error", err.Error())
 	}
 }
 
+// held returns a generation that is issued, the newest for 0, whose plaintext the caller holds and must release. Where there is none
+// it answers why.
+func (a *api) held(w http.ResponseWriter, name string, number uint32) (g *generation, status int) {
+	k, g := a.store.get(name, number)
+	switch {
+	case k == nil:
+		return nil, unknownDataKey(w, name)
+	case g == nil:
+		return nil, newProblem(http.StatusNotFound, reasonUnknownGeneration,
+			fmt.Sprintf("the data key %s has no generation %d here", quote(name), number)).write(w)
+	case g.issued == nil:
+		return nil, notIssued(w, g, number)
+	}
+	return g, http.StatusOK
+}
+
+func unknownDataKey(w http.ResponseWriter, name string) int {
+	return newProblem(http.StatusNotFound, reasonUnknownDataKey, fmt.Sprintf("this pod has no data key %s: name it in the pod's "+
+		"annotation datakeys.io/data-keys", quote(name))).write(w)
+}
+
 // notIssued answers why there is no plaintext of a generation, of which that number was asked for: 403 for a refusal of the key
 // service, else 503.
-func notIssued(w http.ResponseWriter, g *generation, number uint32) {
+func notIssued(w http.ResponseWriter, g *generation, number uint32) int {
 	status := http.StatusServiceUnavailable
 	switch {
 	case g.State == StatePending:
@@ -200,11 +308,11 @@ func notIssued(w http.ResponseWriter, g *generation, number uint32) {
 	if number != 0 && number == g.number {
 		what = fmt.Sprintf("generation %d of %s", number, what)
 	}
-	newProblem(status, g.Reason, what+" is not issued: "+g.Message).write(w)
+	return newProblem(status, g.Reason, what+" is not issued: "+g.Message).write(w)
 }
 
-func notAcceptable(w http.ResponseWriter, offers string) {
-	newProblem(http.StatusNotAcceptable, reasonNotAcceptable, "the header Accept leaves out what there is: "+offers).write(w)
+func notAcceptable(w http.ResponseWriter, offers string) int {
+	return newProblem(http.StatusNotAcceptable, reasonNotAcceptable, "the header Accept leaves out what there is: "+offers).write(w)
 }
 
 // quote quotes what a client sent, and not all of it.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -30,6 +31,12 @@ func statusKey(name string, state State, reason string) *dataKey {
 func testStore(t testing.TB) *store {
 	t.Helper()
 	s := newStore(nil)
+	s.publish(testKeys(t))
+	return s
+}
+
+func testKeys(t testing.TB) []*dataKey {
+	t.Helper()
 	next := statusGeneration("rotated", 8, StatePending, ReasonKeyServiceUnavailable)
 	rotated := keyOf(
 		next,
@@ -40,15 +47,14 @@ func testStore(t testing.TB) *store {
 		issuedGeneration(t, "rotated", 1, oldestPlaintext),
 	)
 	rotated.generation = rotated.generations[1] // until the next one can be had
-	s.publish([]*dataKey{
+	return []*dataKey{
 		issuedKey(t, "orders", testPlaintext),
 		rotated,
 		statusKey("late", StatePending, ReasonSecretNotFound),
 		statusKey("denied", StateRefused, ReasonAccessDenied),
 		statusKey("edited", StateRefused, ReasonBlobInvalid),
 		keyOf(statusGeneration("broken", 2, StateRefused, ReasonBlobRefused), issuedGeneration(t, "broken", 1, olderPlaintext)),
-	})
-	return s
+	}
 }
 
 func get(target string, headers ...string) string {
@@ -208,16 +214,18 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-// TestProblems sends everything that is not answered with success.
-func TestProblems(t *testing.T) {
-	path := serveStore(t, testStore(t), nil)
-	for name, test := range map[string]struct {
-		request string
-		status  int
-		reason  string
-		detail  string // a part of it
-		header  string
-	}{
+// problemCase is a request that is not answered with success.
+type problemCase struct {
+	request string
+	status  int
+	reason  string
+	detail  string // a part of it
+	header  string
+}
+
+// problemCases are requests without a body, sent to testStore.
+func problemCases() map[string]problemCase {
+	return map[string]problemCase{
 		"an unknown name": {
 			get("/v1/data-keys/other"), 404, "UnknownDataKey", `no data key "other"`, "",
 		},
@@ -227,8 +235,11 @@ func TestProblems(t *testing.T) {
 		"an unknown path": {get("/v2/data-keys"), 404, "UnknownPath", `no path "/v2/data-keys"`, ""},
 		"an empty name":   {get("/v1/data-keys/"), 404, "UnknownPath", "no path", ""},
 		"a path below a name": {
-			get("/v1/data-keys/orders/decrypt"), 404, "UnknownPath", "no path", "",
+			get("/v1/data-keys/orders/sign"), 404, "UnknownPath", "no path", "",
 		},
+		"a path below an action":      {get("/v1/data-keys/orders/encrypt/"), 404, "UnknownPath", "no path", ""},
+		"an action of no name":        {get("/v1/data-keys//encrypt"), 404, "UnknownPath", "no path", ""},
+		"a name behind no slash":      {get("/v1/data-keysorders"), 404, "UnknownPath", "/v1/data-keys/{name}/encrypt, ", ""},
 		"a path with doubled slashes": {get("//v1/data-keys/orders"), 404, "UnknownPath", "no path", ""},
 		"no path at all":              {"OPTIONS * HTTP/1.1\r\nHost: l\r\n\r\n", 404, "UnknownPath", "no path", ""},
 		"POST to a data key": {
@@ -297,10 +308,10 @@ func TestProblems(t *testing.T) {
 			get("/v1/data-keys/" + strings.Repeat("a", maxURI)), 414, "URITooLong", "at most 2048", "",
 		},
 		"a body that never comes": {
-			"GET /v1/data-keys/orders HTTP/1.1\r\nHost: l\r\nContent-Length: 5\r\n\r\n", 413, "BodyNotAllowed", "no request", "",
+			"GET /v1/data-keys/orders HTTP/1.1\r\nHost: l\r\nContent-Length: 5\r\n\r\n", 413, "BodyNotAllowed", "the request has a body: GET and HEAD take none", "",
 		},
 		"a body of unknown length": {
-			"GET /v1/data-keys/orders HTTP/1.1\r\nHost: l\r\nTransfer-Encoding: chunked\r\n\r\n", 413, "BodyNotAllowed", "no request", "",
+			"GET /v1/data-keys/orders HTTP/1.1\r\nHost: l\r\nTransfer-Encoding: chunked\r\n\r\n", 413, "BodyNotAllowed", "the request has a body: GET and HEAD take none", "",
 		},
 		"POST with a body that never comes": {
 			"POST /v1/data-keys/orders HTTP/1.1\r\nHost: l\r\nContent-Length: 5\r\n\r\n", 405, "MethodNotAllowed", "use GET or HEAD",
@@ -309,7 +320,14 @@ func TestProblems(t *testing.T) {
 		"POST with a body to another path": {
 			"POST / HTTP/1.1\r\nHost: l\r\nContent-Length: 5\r\n\r\n", 404, "UnknownPath", "no path", "",
 		},
-	} {
+	}
+}
+
+func TestProblems(t *testing.T) {
+	path := serveStore(t, cryptStore(t), nil)
+	all := problemCases()
+	maps.Copy(all, cryptProblemCases(t))
+	for name, test := range all {
 		t.Run(name, func(t *testing.T) {
 			response, body := roundTrip(t, path, test.request)
 			var got problem
@@ -365,7 +383,7 @@ func TestMalformedRequestsAreAnswered(t *testing.T) {
 		"no HTTP":                   {"hello there\r\n\r\n", 400},
 		"no Host":                   {"GET /healthz HTTP/1.1\r\n\r\n", 400},
 		"another protocol version":  {"GET /healthz HTTP/3.0\r\nHost: l\r\n\r\n", 505},
-		"a length and chunks":       {"GET /healthz HTTP/1.1\r\nHost: l\r\nContent-Length: x\r\n\r\n", 400},
+		"a length that is none":     {"GET /healthz HTTP/1.1\r\nHost: l\r\nContent-Length: x\r\n\r\n", 400},
 		"a header without a name":   {get("/healthz", ": x"), 400},
 		"an escape that is no byte": {get("/v1/data-keys/%zz"), 400},
 	} {

@@ -3,13 +3,18 @@ package sidecar
 import (
 	"bufio"
 	"bytes"
+	"encoding/base64"
+	"encoding/json"
 	"io"
 	"net"
 	"net/http"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
+
+	"github.com/datakeys/datakeys/internal/envelope"
 )
 
 // These benchmarks belong together: the answer of the sidecar beside the one that a bare handler of net/http gives on a
@@ -33,7 +38,7 @@ func BenchmarkSocketGetOldestRaw(b *testing.B) {
 	}
 	k.generation = k.generations[0]
 	s.publish([]*dataKey{k})
-	benchmarkOne(b, newBenchClient(b, serveStore(b, s, nil), "/v1/data-keys/orders?generation=1", mediaBytes))
+	benchmarkOne(b, newBenchClient(b, serveStore(b, s, nil), get("/v1/data-keys/orders?generation=1", "Accept: "+mediaBytes)))
 }
 
 func BenchmarkSocketRatioJSON(b *testing.B) {
@@ -42,6 +47,34 @@ func BenchmarkSocketRatioJSON(b *testing.B) {
 
 func BenchmarkSocketRatioRaw(b *testing.B) {
 	benchmarkTwo(b, bare(b, benchKey(b).answer.rawSize), sidecarFor(b, mediaBytes))
+}
+
+// Encrypting and decrypting 1 KiB, beside a bare handler that reads as much and answers as much.
+
+func BenchmarkSocketRatioEncrypt(b *testing.B) {
+	data := make([]byte, 1<<10)
+	benchmarkTwo(b, barePost(b, data, len(data)+envelope.MessageOverhead), cryptFor(b, encryptOrders, data))
+}
+
+func BenchmarkSocketRatioDecrypt(b *testing.B) {
+	sealed := sealedMessage(b, testPlaintext, 3, nil, make([]byte, 1<<10))
+	benchmarkTwo(b, barePost(b, sealed, 1<<10), cryptFor(b, decryptOrders, sealed))
+}
+
+func BenchmarkSocketRatioEncryptJSON(b *testing.B) {
+	data, _ := json.Marshal(map[string][]byte{"plaintext": make([]byte, 1<<10)})
+	bare := barePost(b, data, base64.StdEncoding.EncodedLen(1<<10+envelope.MessageOverhead)+50)
+	benchmarkTwo(b, bare, newBenchClient(b, serveStore(b, testStore(b), nil), post(encryptOrders, mediaJSON, data)))
+}
+
+func cryptFor(b *testing.B, target string, body []byte) *benchClient {
+	b.Helper()
+	return newBenchClient(b, serveStore(b, testStore(b), nil), post(target, mediaBytes, body))
+}
+
+func barePost(b *testing.B, body []byte, size int) *benchClient {
+	b.Helper()
+	return newBenchClient(b, bareHandler(b, size), post("/", mediaBytes, body))
 }
 
 func benchmarkOne(b *testing.B, c *benchClient) {
@@ -86,10 +119,16 @@ func sidecarFor(b *testing.B, accept string) *benchClient {
 	s.publish([]*dataKey{keyOf(&generation{
 		dataKeyStatus: dataKeyStatus{Name: "orders", State: StateIssued, Generation: 3}, number: 3, issued: benchKey(b),
 	})})
-	return newBenchClient(b, serveStore(b, s, nil), "/v1/data-keys/orders", accept)
+	return newBenchClient(b, serveStore(b, s, nil), get("/v1/data-keys/orders", "Accept: "+accept))
 }
 
 func bare(b *testing.B, size int) *benchClient {
+	b.Helper()
+	return newBenchClient(b, bareHandler(b, size), get("/v1/data-keys/orders", "Accept: "+mediaJSON))
+}
+
+// bareHandler reads what it is given, answers so many bytes and returns its socket.
+func bareHandler(b *testing.B, size int) string {
 	b.Helper()
 	body := bytes.Repeat([]byte("x"), size)
 	path := filepath.Join(shortDir(b), "s")
@@ -97,13 +136,17 @@ func bare(b *testing.B, size int) *benchClient {
 	if err != nil {
 		b.Fatal(err)
 	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength > 0 {
+			_, _ = io.ReadFull(r.Body, make([]byte, r.ContentLength))
+		}
 		w.Header().Set("Content-Type", mediaJSON)
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 		_, _ = w.Write(body)
 	})}
 	go func() { _ = server.Serve(l) }()
 	b.Cleanup(func() { _ = server.Close() })
-	return newBenchClient(b, path, "/v1/data-keys/orders", mediaJSON)
+	return path
 }
 
 // benchClient asks the same on one connection, again and again.
@@ -113,9 +156,9 @@ type benchClient struct {
 }
 
 // newBenchClient reads one answer as HTTP, for its size; the others have the same.
-func newBenchClient(b *testing.B, path, target, accept string) *benchClient {
+func newBenchClient(b *testing.B, path, request string) *benchClient {
 	b.Helper()
-	c := &benchClient{conn: dialSocket(b, path), request: []byte(get(target, "Accept: "+accept))}
+	c := &benchClient{conn: dialSocket(b, path), request: []byte(request)}
 	if _, err := c.conn.Write(c.request); err != nil {
 		b.Fatal(err)
 	}

@@ -34,6 +34,16 @@ type stream interface {
 	CloseWrite() error
 }
 
+// maxKeptBuffer is the largest buffer that a connection keeps for its next answer. Nearly all data keys fit.
+const maxKeptBuffer = 16 << 10
+
+// Read implements net.Conn. What net/http reads into has held an earlier request of this connection, and a body may have been plaintext:
+// it is gone while the connection is idle.
+func (c *conn) Read(p []byte) (int, error) {
+	clear(p)
+	return c.stream.Read(p)
+}
+
 // Write implements net.Conn.
 func (c *conn) Write(p []byte) (int, error) {
 	if c.hold {
@@ -53,7 +63,9 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	c.buffer = body.appendTo(c.buffer)
 	n, err := c.stream.Write(c.buffer)
 	clear(c.buffer)
-	c.buffer = c.buffer[:0]
+	if c.buffer = c.buffer[:0]; cap(c.buffer) > maxKeptBuffer {
+		c.buffer = nil
+	}
 	return int64(max(0, n-header)), err
 }
 

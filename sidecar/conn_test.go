@@ -59,7 +59,7 @@ func TestHandlerAloneGivesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	(&api{store: s, log: (&logs{}).logger()}).ServeHTTP(w, r)
+	handler(s).ServeHTTP(w, r)
 	if w.body.Len() > 0 {
 		t.Error("a body was written")
 	}

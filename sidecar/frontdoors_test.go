@@ -28,9 +28,9 @@ func TestRunAnswersClientsOfBoth(t *testing.T) {
 		request string
 		want    []byte // in the answer
 	}{
-		"AWS KMS": {post("/", `{"CiphertextBlob":"`+text(blob)+`"}`, "X-Amz-Target: TrentService.Decrypt"), []byte(text(testPlaintext))},
+		"AWS KMS": {postDoor("/", `{"CiphertextBlob":"`+text(blob)+`"}`, "X-Amz-Target: TrentService.Decrypt"), []byte(text(testPlaintext))},
 		"Alibaba Cloud KMS": {
-			post("/", string(protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), blob)), "x-kms-apiname: AdvanceDecrypt",
+			postDoor("/", string(protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), blob)), "x-kms-apiname: AdvanceDecrypt",
 				"x-kms-apiversion: dkms-gcs-0.2", "Content-Type: application/x-protobuf"),
 			testPlaintext,
 		},

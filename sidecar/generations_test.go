@@ -283,7 +283,7 @@ func TestKeeperAnswersWithWhatBlobsAreBoundTo(t *testing.T) {
 			b.run(k, time.Nanosecond)
 			for number := range uint32(3) {
 				_, g := b.store.get("orders", number)
-				body := string(secretBody{issued: g.issued}.appendTo(nil))
+				body := string(issuedJSON{g.issued}.appendTo(nil))
 				g.issued.release()
 				if want := `,"encryptionContext":{"tenant":"` + tenant + `"}}` + "\n"; !strings.HasSuffix(body, want) {
 					b.Errorf("generation %d of tenant %s: its answer lacks that", number, tenant)

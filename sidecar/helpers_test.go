@@ -128,6 +128,11 @@ func keyOf(generations ...*generation) *dataKey {
 	return &dataKey{generation: generations[0], generations: generations}
 }
 
+// handler is the native API without a server.
+func handler(s *store) http.Handler {
+	return newServer(s, slog.New(slog.DiscardHandler), newWatchdog(), newContact()).Handler
+}
+
 // serveStore serves what is published in s on a socket, whose path it returns.
 func serveStore(t testing.TB, s *store, change func(*http.Server, *listener, *watchdog)) string {
 	t.Helper()
@@ -137,7 +142,7 @@ func serveStore(t testing.TB, s *store, change func(*http.Server, *listener, *wa
 		t.Fatal(err)
 	}
 	dog := newWatchdog()
-	server := newServer(s, slog.New(slog.DiscardHandler), dog)
+	server := newServer(s, slog.New(slog.DiscardHandler), dog, newContact())
 	l.full = func() { dropIdle(server) }
 	if change != nil {
 		change(server, l, dog)

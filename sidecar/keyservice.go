@@ -47,8 +47,9 @@ type Opened struct {
 
 // Client asks the key service, as the pod whose token it reads.
 type Client struct {
-	conn *grpc.ClientConn
-	kms  kmsv1.KeyServiceClient
+	conn    *grpc.ClientConn
+	kms     kmsv1.KeyServiceClient
+	contact *contact
 }
 
 // NewClient returns a client of the key service at address (host:port), which must present a certificate for that host
@@ -65,6 +66,7 @@ func NewClient(address string, roots []byte, tokenFile string) (*Client, error) 
 	if err != nil {
 		return nil, err
 	}
+	contact := newContact()
 	conn, err := grpc.NewClient(
 		// The dialer looks the name up for every connection; gRPC's own resolver would do so every 30 s at most.
 		"passthrough:///"+address,
@@ -74,6 +76,7 @@ func NewClient(address string, roots []byte, tokenFile string) (*Client, error) 
 			MinVersion: tls.VersionTLS13,
 		})),
 		grpc.WithPerRPCCredentials(tokenCredentials(tokenFile)),
+		grpc.WithUnaryInterceptor(contact.intercept),
 		grpc.WithNoProxy(), // a token is for the key service alone, whatever the environment says
 		grpc.WithIdleTimeout(idleTimeout),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -91,7 +94,7 @@ func NewClient(address string, roots []byte, tokenFile string) (*Client, error) 
 	if err != nil {
 		return nil, fmt.Errorf("key service %q: %w", address, err)
 	}
-	return &Client{conn: conn, kms: kmsv1.NewKeyServiceClient(conn)}, nil
+	return &Client{conn: conn, kms: kmsv1.NewKeyServiceClient(conn), contact: contact}, nil
 }
 
 // Close closes the connection.

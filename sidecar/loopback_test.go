@@ -71,7 +71,7 @@ func TestRunServesTheFrontDoors(t *testing.T) {
 		t.Fatal(err)
 	}
 	host := "localhost:" + strconv.Itoa(p.config.LoopbackPort)
-	request := strings.Replace(post("/", string(body), "X-Amz-Target: x"), "localhost", host, 1)
+	request := strings.Replace(postDoor("/", string(body), "X-Amz-Target: x"), "localhost", host, 1)
 	for name, c := range map[string]net.Conn{"the socket": dialSocket(t, p.config.Socket), "the port": dialPort(t, p.config.LoopbackPort)} {
 		write(t, c, request)
 		in := bufio.NewReader(c)

@@ -38,7 +38,7 @@ func TestWaitThroughARestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		(&api{store: s}).ServeHTTP(w, r)
+		handler(s).ServeHTTP(w, r)
 		select {
 		case asked <- struct{}{}:
 		case <-r.Context().Done():
@@ -53,7 +53,7 @@ func TestWaitThroughARestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server = newServer(s, (&logs{}).logger(), newWatchdog())
+	server = newServer(s, (&logs{}).logger(), newWatchdog(), newContact())
 	go func() { _ = server.Serve(second) }()
 	defer func() { _ = server.Close() }()
 	if err := <-waited; err != nil {
@@ -66,7 +66,7 @@ func TestWaitGivesTheLastReason(t *testing.T) {
 		answers http.Handler // nil: nothing listens on the socket
 		want    string
 	}{
-		"a data key that does not come":    {&api{store: newStore([]string{"orders"})}, `"orders" is not issued`},
+		"a data key that does not come":    {handler(newStore([]string{"orders"})), `"orders" is not issued`},
 		"no sidecar":                       {nil, "no sidecar answers"},
 		"something else behind the socket": {http.NotFoundHandler(), "it answers 404"},
 	} {

@@ -15,6 +15,15 @@ const (
 	reasonNotAcceptable     = "NotAcceptable"
 	reasonInvalidParameter  = "InvalidParameter"
 	reasonBodyNotAllowed    = "BodyNotAllowed"
+	reasonBodyTooLarge      = "BodyTooLarge"
+	reasonBodyIncomplete    = "BodyIncomplete"
+	reasonBodyInvalid       = "BodyInvalid"
+	reasonUnsupportedMedia  = "UnsupportedMediaType"
+	reasonUnsuitableDataKey = "UnsuitableDataKey"
+	reasonUnknownFormat     = "UnknownFormat"
+	reasonCiphertextBroken  = "CiphertextBroken"
+	reasonBusy              = "Busy"
+	reasonInternalError     = "InternalError"
 	reasonURITooLong        = "URITooLong"
 	reasonUnknownProtocol   = "UnknownProtocol"
 	reasonUnknownHost       = "UnknownHost"
@@ -38,16 +47,19 @@ func newProblem(status int, reason, detail string) problem {
 	return problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: detail, Reason: reason}
 }
 
+func (p problem) ref() *problem { return &p }
+
 func (p problem) render() []byte { return append(object(p), '\n') }
 
-// write answers with the problem. Headers that the status asks for are set before.
-func (p problem) write(w http.ResponseWriter) { writeProblem(w, p.Status, p.render()) }
+// write answers with the problem and returns its status. Headers that the status asks for are set before.
+func (p problem) write(w http.ResponseWriter) int { return writeProblem(w, p.Status, p.render()) }
 
-func writeProblem(w http.ResponseWriter, status int, body []byte) {
+func writeProblem(w http.ResponseWriter, status int, body []byte) int {
 	h := w.Header()
 	h["Content-Type"] = problemType
 	h["Cache-Control"] = noStore
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 	w.WriteHeader(status)
 	_, _ = w.Write(body) //nolint:gosec // JSON, and a client that is gone needs no answer
+	return status
 }

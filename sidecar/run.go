@@ -41,7 +41,7 @@ func run(ctx context.Context, c Config, newDoors func(kmsv1.KeyServiceClient, *s
 	dog := newWatchdog()
 	front := newDoors(client.doors(), c.Logger)
 	front.dog = dog
-	ends, err := listenAll(ctx, c, s, &front)
+	ends, err := listenAll(ctx, c, s, &front, client.contact)
 	if err != nil {
 		return err
 	}
@@ -83,7 +83,7 @@ type end struct {
 }
 
 // listenAll listens on the socket, and on the loopback port where there is one: first, so that where it is taken nothing is served.
-func listenAll(ctx context.Context, c Config, s *store, front *doors) (ends []end, err error) {
+func listenAll(ctx context.Context, c Config, s *store, front *doors, contact *contact) (ends []end, err error) {
 	if c.LoopbackPort != 0 {
 		l, err := listenLoopback(ctx, c.LoopbackPort)
 		if err != nil {
@@ -100,7 +100,7 @@ func listenAll(ctx context.Context, c Config, s *store, front *doors) (ends []en
 		}
 		return nil, err
 	}
-	server := newServer(s, c.Logger, front.dog)
+	server := newServer(s, c.Logger, front.dog, contact)
 	server.Handler = front.beside(server.Handler)
 	l.full = func() { dropIdle(server) }
 	return append(ends, end{fmt.Sprintf("socket %q", c.Socket), server, l}), nil

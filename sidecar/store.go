@@ -101,6 +101,8 @@ type snapshot struct {
 	byName map[string]*dataKey
 	// list and unready are rendered answers: of GET /v1/data-keys, and of GET /readyz, nil where all keys are issued.
 	list, unready []byte
+	// replaced is closed when this is no longer the current snapshot.
+	replaced chan struct{}
 }
 
 // newStore returns a store in which every name is pending for the reason Starting.
@@ -119,7 +121,7 @@ func newStore(names []string) *store {
 // publish replaces what is answered from now on and lets go of the plaintexts that are no longer in it. The store is the
 // first holder of the ones that are.
 func (s *store) publish(keys []*dataKey) {
-	next := &snapshot{byName: make(map[string]*dataKey, len(keys))}
+	next := &snapshot{byName: make(map[string]*dataKey, len(keys)), replaced: make(chan struct{})}
 	kept := map[*issued]bool{}
 	for _, k := range keys {
 		next.byName[k.Name] = k
@@ -132,6 +134,7 @@ func (s *store) publish(keys []*dataKey) {
 	if last == nil {
 		return
 	}
+	close(last.replaced)
 	for _, k := range last.byName {
 		for i := range k.plaintexts() {
 			if !kept[i] {

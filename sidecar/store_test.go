@@ -75,19 +75,23 @@ func TestNothingPrints(t *testing.T) {
 	key := issuedKey(t, "orders", testPlaintext)
 	s := newStore([]string{"orders"})
 	s.publish([]*dataKey{key})
-	body := secretBody{issued: key.issued}
+	bodies := []secretBody{
+		issuedJSON{key.issued}, issuedBytes{key.issued}, &decrypted{plaintext: hide(testPlaintext)},
+		&decrypted{plaintext: hide(testPlaintext), json: true},
+	}
+	taken := &body{bytes: hide(testPlaintext)}
 	asked := &keptGeneration{generation: key.generation}
 	tended := &keptKey{name: "orders", generations: []*keptGeneration{asked}, newest: asked, current: asked}
 	for _, holder := range []any{
-		key, *key, key.issued, s, s.current.Load(), body, &body,
-		secretReader{body},
+		key, *key, key.issued, s, s.current.Load(), bodies, taken, *taken,
+		bodies[0], bodies[1], bodies[2], bodies[3], secretReader{bodies[0]}, secretReader{bodies[1]}, secretReader{bodies[2]},
 		key.generation, *key.generation, []*generation{key.generation}, asked, *asked, wanted{asked, tended}, []wanted{{asked, tended}},
 		tended, *tended,
 		Opened{Plaintext: key.issued.plaintext},
 		&Opened{Plaintext: key.issued.plaintext},
 		[]Opened{{Plaintext: key.issued.plaintext}},
 		map[string]*dataKey{"orders": key},
-		&api{store: s}, &keeper{store: s, kept: map[string]*keptKey{"orders": tended}},
+		handler(s), &keeper{store: s, kept: map[string]*keptKey{"orders": tended}},
 	} {
 		what := fmt.Sprintf("%T", holder)
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%q"} {

@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"context"
+	"math"
 	"net"
 	"net/http"
 	"sync"
@@ -60,6 +61,9 @@ func (d *watchdog) noted(nc net.Conn, state http.ConnState) {
 func (d *watchdog) allow(c *conn, limit time.Duration) {
 	c.expires.Store(d.ticks.Load() + int64(limit/tick) + 1) // the tick under way does not count
 }
+
+// rest lets a connection be as it is until it is allowed a time again.
+func (*watchdog) rest(c *conn) { c.expires.Store(math.MaxInt64) }
 
 // run looks at the connections until the context ends.
 func (d *watchdog) run(ctx context.Context) {

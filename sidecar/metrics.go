@@ -1,0 +1,140 @@
+package sidecar
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/datakeys/datakeys/internal/envelope"
+)
+
+const mediaText = "text/plain"
+
+var metricsType = []string{"text/plain; version=0.0.4; charset=utf-8"} // Prometheus' text format
+
+// apiMetrics is GET /metrics. Its labels have few values, all known here: nothing that a client, an application or the key service
+// sends becomes one.
+type apiMetrics struct {
+	print    printer
+	contact  *contact
+	requests [len(routes)][6]*metrics.Counter // by route and the first digit of the status
+}
+
+// printer is the method of a metrics.Set. No field of ours has that type itself: the linker keeps all methods of what a field's type
+// leads to, and that one can push metrics over the network, by half a megabyte of code.
+type printer func(io.Writer)
+
+func newAPIMetrics(a *api, c *contact) *apiMetrics {
+	metrics.ExposeMetadata(true) // the types, for all sets there are
+	set := metrics.NewSet()
+	m := &apiMetrics{print: set.WritePrometheus, contact: c}
+	for to, path := range routes {
+		for _, class := range []int{2, 4, 5} {
+			m.requests[to][class] = set.NewCounter(fmt.Sprintf(`datakeys_sidecar_requests_total{path=%q,code="%dxx"}`, path, class))
+		}
+	}
+	for _, state := range []State{StateIssued, StatePending, StateRefused} {
+		set.NewGauge(fmt.Sprintf(`datakeys_sidecar_data_keys{state=%q}`, state), func() float64 {
+			return a.store.count(func(k *dataKey) (n int) {
+				if k.State == state {
+					n = 1
+				}
+				return n
+			})
+		})
+		set.NewGauge(fmt.Sprintf(`datakeys_sidecar_generations{state=%q}`, state), func() float64 {
+			return a.store.count(func(k *dataKey) (n int) {
+				for _, g := range k.generations {
+					if g.State == state {
+						n++
+					}
+				}
+				return n
+			})
+		})
+	}
+	set.NewGauge(`datakeys_sidecar_event_streams`, func() float64 { return float64(a.watchers.Load()) })
+	set.NewGauge(`datakeys_sidecar_memory_locked`, func() float64 {
+		if envelope.MemoryLocked() != nil {
+			return 0
+		}
+		return 1
+	})
+	return m
+}
+
+// count adds up what f says of each data key.
+func (s *store) count(f func(*dataKey) int) float64 {
+	n := 0
+	for _, k := range s.current.Load().byName {
+		n += f(k)
+	}
+	return float64(n)
+}
+
+// count notes a request that was answered.
+func (m *apiMetrics) count(to route, status int) {
+	if c := m.requests[to][status/100]; c != nil {
+		c.Inc()
+	}
+}
+
+func (m *apiMetrics) answer(w http.ResponseWriter, r *http.Request) int {
+	if negotiate(r.Header, mediaText) == "" {
+		return notAcceptable(w, mediaText)
+	}
+	var text bytes.Buffer
+	m.print(&text)
+	m.contact.print(&text)
+	return respond(w, metricsType, text.Bytes())
+}
+
+// contact is what can be said of the calls to the key service.
+type contact struct {
+	print                     printer
+	answered, refused, failed *metrics.Counter
+	last                      atomic.Int64 // Unix time of the last answer, 0 before the first
+}
+
+func newContact() *contact {
+	set := metrics.NewSet()
+	c := &contact{print: set.WritePrometheus}
+	outcome := func(name string) *metrics.Counter {
+		return set.NewCounter(fmt.Sprintf(`datakeys_sidecar_key_service_calls_total{outcome=%q}`, name))
+	}
+	c.answered, c.refused, c.failed = outcome("answered"), outcome("refused"), outcome("failed")
+	set.NewGauge(`datakeys_sidecar_key_service_last_answer_timestamp_seconds`, func() float64 { return float64(c.last.Load()) })
+	return c
+}
+
+// intercept is a grpc.UnaryClientInterceptor that counts every call. A refusal is an answer, too; a call that the sidecar gave up by
+// itself, as it stops, is none and no failure either.
+func (c *contact) intercept(
+	ctx context.Context, method string, request, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption,
+) error {
+	err := invoke(ctx, method, request, reply, cc, options...)
+	code := status.Code(err)
+	_, refusal := refusals[code]
+	switch {
+	case err == nil:
+		c.answered.Inc()
+	case refusal:
+		c.refused.Inc()
+	case code == codes.Canceled:
+		return err
+	default:
+		c.failed.Inc()
+		return err
+	}
+	c.last.Store(time.Now().Unix())
+	return err
+}
