@@ -140,8 +140,11 @@ func cryptProblemCases(t testing.TB) map[string]problemCase {
 		},
 		"a plaintext that is too large":            {post(encryptOrders, mediaBytes, large), 413, "BodyTooLarge", "at most 65536 are encrypted at once", ""},
 		"a plaintext that is too large, in chunks": {chunked(encryptOrders, mediaBytes, string(large)), 413, "BodyTooLarge", "65536", ""},
-		"a plaintext that is too large, in JSON":   {encrypt(`{"plaintext":"` + b64(large) + `"}`), 413, "BodyTooLarge", "65536", ""},
-		"JSON that is too large":                   {encrypt(strings.Repeat(" ", maxJSONBody+1)), 413, "BodyTooLarge", "131072", ""},
+		"a plaintext of several times as much, in chunks": {
+			chunked(encryptOrders, mediaBytes, strings.Repeat("x", 3*maxPlaintext)), 413, "BodyTooLarge", "65536", "",
+		},
+		"a plaintext that is too large, in JSON": {encrypt(`{"plaintext":"` + b64(large) + `"}`), 413, "BodyTooLarge", "65536", ""},
+		"JSON that is too large":                 {encrypt(strings.Repeat(" ", maxJSONBody+1)), 413, "BodyTooLarge", "131072", ""},
 		"a length beyond all reason": {
 			"POST " + encryptOrders + " HTTP/1.1\r\nHost: l\r\nContent-Length: 9223372036854775807\r\n\r\n", 413, "BodyTooLarge", "", "",
 		},
