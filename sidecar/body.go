@@ -52,14 +52,15 @@ type body struct {
 	room  *room
 }
 
-// grow makes the memory n bytes large.
+// grow makes the memory n bytes large. While it is moved there is more of it than is counted, but nothing yet of what will become of it.
 func (b *body) grow(n int) bool {
-	if !b.room.take(roomFactor * n) {
+	old := b.bytes()
+	if !b.room.take(roomFactor * (n - cap(old))) {
 		return false
 	}
-	larger := append(make([]byte, 0, n), b.bytes()...)
-	b.free()
-	b.bytes = hide(larger)
+	larger := append(make([]byte, 0, n), old...)
+	clear(old[:cap(old)])
+	b.bytes = hide(larger[:len(old):n])
 	return true
 }
 

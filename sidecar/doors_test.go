@@ -115,7 +115,7 @@ func TestDoorKeepsItsConnection(t *testing.T) {
 		for request, want := range map[string]string{
 			postDoor("/", "one", "X-Amz-Target: x"):  "aws: one",
 			postDoor("/", "two", "x-kms-apiname: x"): "alibaba: two",
-			get("/healthz"):                      `{"status":"ok"}` + "\n",
+			get("/healthz"):                          `{"status":"ok"}` + "\n",
 		} {
 			write(t, c, request)
 			if response, body := readReply(t, in, http.MethodPost); response.StatusCode != http.StatusOK || string(body) != want {
