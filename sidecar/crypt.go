@@ -190,8 +190,8 @@ func ciphertextBroken(w http.ResponseWriter) int {
 }
 
 func unsuitable(w http.ResponseWriter, name, why string) int {
-	return newProblem(http.StatusConflict, reasonUnsuitableDataKey, fmt.Sprintf("the data key %s %s: encrypting takes a symmetric one of %d to "+
-		"%d bytes; ask for this one with GET", quote(name), why, envelope.MinMessageKeySize, envelope.MaxMessageKeySize)).write(w)
+	return newProblem(http.StatusConflict, reasonUnsuitableDataKey, fmt.Sprintf("the data key %s %s: encrypting takes a symmetric one "+
+		"of %d to %d bytes; ask for this one with GET", quote(name), why, envelope.MinMessageKeySize, envelope.MaxMessageKeySize)).write(w)
 }
 
 // decrypted is the answer with what was decrypted.

@@ -104,11 +104,15 @@ func cryptProblemCases(t testing.TB) map[string]problemCase {
 	secret := b64(secretData)
 	encrypt := func(body string) string { return postJSON(encryptOrders, body) }
 	all := map[string]problemCase{
-		"GET of encrypt":    {get(encryptOrders), 405, "MethodNotAllowed", "use POST", "Allow: POST"},
-		"PUT of decrypt":    {strings.Replace(post(decryptOrders, "", sealed), "POST", "PUT", 1), 405, "MethodNotAllowed", `"PUT"`, "Allow: POST"},
+		"GET of encrypt": {get(encryptOrders), 405, "MethodNotAllowed", "use POST", "Allow: POST"},
+		"PUT of decrypt": {
+			strings.Replace(post(decryptOrders, "", sealed), "POST", "PUT", 1), 405, "MethodNotAllowed", `"PUT"`, "Allow: POST",
+		},
 		"POST of events":    {post("/v1/data-keys/orders/events", "", nil), 405, "MethodNotAllowed", "use GET or HEAD", "Allow: GET, HEAD"},
 		"DELETE of metrics": {strings.Replace(get("/metrics"), "GET", "DELETE", 1), 405, "MethodNotAllowed", "", "Allow: GET, HEAD"},
-		"encrypt as text":   {post(encryptOrders, "text/plain", secretData), 415, "UnsupportedMediaType", "application/octet-stream or application/json", ""},
+		"encrypt as text": {
+			post(encryptOrders, "text/plain", secretData), 415, "UnsupportedMediaType", "application/octet-stream or application/json", "",
+		},
 		"encrypt as curl sends by itself": {
 			post(encryptOrders, "application/x-www-form-urlencoded", secretData), 415, "UnsupportedMediaType", "Content-Type", "",
 		},
@@ -119,8 +123,10 @@ func cryptProblemCases(t testing.TB) map[string]problemCase {
 		"encrypt what is compressed": {
 			post(encryptOrders, mediaBytes, secretData, "Content-Encoding: gzip"), 415, "UnsupportedMediaType", "without Content-Encoding", "",
 		},
-		"encrypt for text":           {post(encryptOrders, mediaBytes, secretData, "Accept: text/plain"), 406, "NotAcceptable", "", ""},
-		"encrypt with a parameter":   {post(encryptOrders+"?generation=3", mediaBytes, secretData), 400, "InvalidParameter", `"generation"`, ""},
+		"encrypt for text": {post(encryptOrders, mediaBytes, secretData, "Accept: text/plain"), 406, "NotAcceptable", "", ""},
+		"encrypt with a parameter": {
+			post(encryptOrders+"?generation=3", mediaBytes, secretData), 400, "InvalidParameter", `"generation"`, "",
+		},
 		"decrypt with a parameter":   {post(decryptOrders+"?generation=3", mediaBytes, sealed), 400, "InvalidParameter", `"generation"`, ""},
 		"encrypt with a long target": {post(encryptOrders+"?"+strings.Repeat("a", maxURI), mediaBytes, secretData), 414, "URITooLong", "", ""},
 		"associated data that is no base64": {
@@ -138,7 +144,9 @@ func cryptProblemCases(t testing.TB) map[string]problemCase {
 		"too much in JSON": {
 			encrypt(`{"plaintext":"","associatedData":"` + b64(make([]byte, 8193)) + `"}`), 400, "BodyInvalid", "at most 8192", "",
 		},
-		"a plaintext that is too large":            {post(encryptOrders, mediaBytes, large), 413, "BodyTooLarge", "at most 65536 are encrypted at once", ""},
+		"a plaintext that is too large": {
+			post(encryptOrders, mediaBytes, large), 413, "BodyTooLarge", "at most 65536 are encrypted at once", "",
+		},
 		"a plaintext that is too large, in chunks": {chunked(encryptOrders, mediaBytes, string(large)), 413, "BodyTooLarge", "65536", ""},
 		"a plaintext of several times as much, in chunks": {
 			chunked(encryptOrders, mediaBytes, strings.Repeat("x", 3*maxPlaintext)), 413, "BodyTooLarge", "65536", "",
@@ -159,28 +167,34 @@ func cryptProblemCases(t testing.TB) map[string]problemCase {
 			"POST " + encryptOrders + " HTTP/1.1\r\nHost: l\r\nTransfer-Encoding: chunked\r\n\r\nthis is no chunk\r\n", 400, "BodyIncomplete",
 			"malformed", "",
 		},
-		"no JSON":                          {encrypt("plaintext"), 400, "BodyInvalid", "one JSON object", ""},
-		"nothing as JSON":                  {encrypt(""), 400, "BodyInvalid", "one JSON object", ""},
-		"an array":                         {encrypt(`["` + secret + `"]`), 400, "BodyInvalid", "one JSON object", ""},
-		"a string":                         {encrypt(`"` + secret + `"`), 400, "BodyInvalid", "one JSON object", ""},
-		"JSON with something behind":       {encrypt(`{"plaintext":"` + secret + `"} {}`), 400, "BodyInvalid", "one JSON object", ""},
-		"a plaintext twice":                {encrypt(`{"plaintext":"","plaintext":"` + secret + `"}`), 400, "BodyInvalid", `"plaintext" is there twice`, ""},
-		"a member that nobody knows":       {encrypt(`{"plaintext":"` + secret + `","context":{}}`), 400, "BodyInvalid", `"context" is not known`, ""},
-		"a member in other letters":        {encrypt(`{"Plaintext":"` + secret + `"}`), 400, "BodyInvalid", `"Plaintext" is not known`, ""},
-		"a ciphertext to encrypt":          {encrypt(`{"ciphertext":"` + secret + `"}`), 400, "BodyInvalid", `"ciphertext" is not known`, ""},
-		"no plaintext":                     {encrypt(`{"associatedData":"YQ=="}`), 400, "BodyInvalid", `"plaintext" is missing`, ""},
-		"JSON with a comma too many":       {encrypt(`{"plaintext":"` + secret + `",}`), 400, "BodyInvalid", "one JSON object", ""},
-		"JSON with a comma first":          {encrypt(`{,"plaintext":"` + secret + `"}`), 400, "BodyInvalid", "one JSON object", ""},
-		"JSON without its end":             {encrypt(`{"plaintext":"` + secret + `"`), 400, "BodyInvalid", "one JSON object", ""},
-		"JSON that ends in a string":       {encrypt(`{"plaintext":"` + secret), 400, "BodyInvalid", "must be a string", ""},
-		"JSON that ends in an escape":      {encrypt(`{"plaintext":"\`), 400, "BodyInvalid", "must be a string", ""},
-		"an escape that is cut off":        {encrypt(`{"plaintext":"YQ\u00"}`), 400, "BodyInvalid", "must be base64", ""},
-		"an escape with a sign":            {encrypt(`{"plaintext":"YWJ\u+041"}`), 400, "BodyInvalid", "must be base64", ""},
-		"a quote as an escape":             {encrypt(`{"plaintext":"YQ=\""}`), 400, "BodyInvalid", "must be base64", ""},
-		"an empty object":                  {encrypt(` { } `), 400, "BodyInvalid", `"plaintext" is missing`, ""},
-		"a plaintext of null":              {encrypt(`{"plaintext":null}`), 400, "BodyInvalid", `"plaintext" must be a string`, ""},
-		"a number":                         {encrypt(`{"plaintext":1}`), 400, "BodyInvalid", `"plaintext" must be a string`, ""},
-		"a plaintext in depth":             {encrypt(`{"plaintext":` + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + `}`), 400, "BodyInvalid", "string", ""},
+		"no JSON":                    {encrypt("plaintext"), 400, "BodyInvalid", "one JSON object", ""},
+		"nothing as JSON":            {encrypt(""), 400, "BodyInvalid", "one JSON object", ""},
+		"an array":                   {encrypt(`["` + secret + `"]`), 400, "BodyInvalid", "one JSON object", ""},
+		"a string":                   {encrypt(`"` + secret + `"`), 400, "BodyInvalid", "one JSON object", ""},
+		"JSON with something behind": {encrypt(`{"plaintext":"` + secret + `"} {}`), 400, "BodyInvalid", "one JSON object", ""},
+		"a plaintext twice": {
+			encrypt(`{"plaintext":"","plaintext":"` + secret + `"}`), 400, "BodyInvalid", `"plaintext" is there twice`, "",
+		},
+		"a member that nobody knows": {
+			encrypt(`{"plaintext":"` + secret + `","context":{}}`), 400, "BodyInvalid", `"context" is not known`, "",
+		},
+		"a member in other letters":   {encrypt(`{"Plaintext":"` + secret + `"}`), 400, "BodyInvalid", `"Plaintext" is not known`, ""},
+		"a ciphertext to encrypt":     {encrypt(`{"ciphertext":"` + secret + `"}`), 400, "BodyInvalid", `"ciphertext" is not known`, ""},
+		"no plaintext":                {encrypt(`{"associatedData":"YQ=="}`), 400, "BodyInvalid", `"plaintext" is missing`, ""},
+		"JSON with a comma too many":  {encrypt(`{"plaintext":"` + secret + `",}`), 400, "BodyInvalid", "one JSON object", ""},
+		"JSON with a comma first":     {encrypt(`{,"plaintext":"` + secret + `"}`), 400, "BodyInvalid", "one JSON object", ""},
+		"JSON without its end":        {encrypt(`{"plaintext":"` + secret + `"`), 400, "BodyInvalid", "one JSON object", ""},
+		"JSON that ends in a string":  {encrypt(`{"plaintext":"` + secret), 400, "BodyInvalid", "must be a string", ""},
+		"JSON that ends in an escape": {encrypt(`{"plaintext":"\`), 400, "BodyInvalid", "must be a string", ""},
+		"an escape that is cut off":   {encrypt(`{"plaintext":"YQ\u00"}`), 400, "BodyInvalid", "must be base64", ""},
+		"an escape with a sign":       {encrypt(`{"plaintext":"YWJ\u+041"}`), 400, "BodyInvalid", "must be base64", ""},
+		"a quote as an escape":        {encrypt(`{"plaintext":"YQ=\""}`), 400, "BodyInvalid", "must be base64", ""},
+		"an empty object":             {encrypt(` { } `), 400, "BodyInvalid", `"plaintext" is missing`, ""},
+		"a plaintext of null":         {encrypt(`{"plaintext":null}`), 400, "BodyInvalid", `"plaintext" must be a string`, ""},
+		"a number":                    {encrypt(`{"plaintext":1}`), 400, "BodyInvalid", `"plaintext" must be a string`, ""},
+		"a plaintext in depth": {
+			encrypt(`{"plaintext":` + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + `}`), 400, "BodyInvalid", "string", "",
+		},
 		"depth without end":                {encrypt(`{"plaintext":` + strings.Repeat("[", 60000)), 400, "BodyInvalid", "must be a string", ""},
 		"text in place of base64":          {encrypt(`{"plaintext":"hello, world"}`), 400, "BodyInvalid", `"plaintext" must be base64`, ""},
 		"base64 without its padding":       {encrypt(`{"plaintext":"YQ"}`), 400, "BodyInvalid", `must be base64`, ""},
@@ -196,35 +210,56 @@ func cryptProblemCases(t testing.TB) map[string]problemCase {
 		"decrypt with an unknown name": {post("/v1/data-keys/other/decrypt", mediaBytes, sealed), 404, "UnknownDataKey", "", ""},
 		"encrypt with what is refused": {post("/v1/data-keys/denied/encrypt", mediaBytes, secretData), 403, "AccessDenied", "because", ""},
 		"decrypt with what is refused": {post("/v1/data-keys/denied/decrypt", mediaBytes, sealed), 403, "AccessDenied", "because", ""},
-		"encrypt with what is late":    {post("/v1/data-keys/late/encrypt", mediaBytes, secretData), 503, "SecretNotFound", "", "Retry-After: 1"},
+		"encrypt with what is late": {
+			post("/v1/data-keys/late/encrypt", mediaBytes, secretData), 503, "SecretNotFound", "", "Retry-After: 1",
+		},
 		"encrypt with a Secret that is broken": {
 			post("/v1/data-keys/edited/encrypt", mediaBytes, secretData), 503, "BlobInvalid", "", "Retry-After: 10",
 		},
 		"decrypt what a later generation encrypted": {
-			post("/v1/data-keys/rotated/decrypt", mediaBytes, sealedMessage(t, testPlaintext, 9, nil, secretData)), 404, "UnknownGeneration", "no generation 9", "",
+			post("/v1/data-keys/rotated/decrypt", mediaBytes, sealedMessage(t, testPlaintext, 9, nil, secretData)),
+			404, "UnknownGeneration", "no generation 9", "",
 		},
 		"decrypt what the last of all generations encrypted": {
-			post("/v1/data-keys/rotated/decrypt", mediaBytes, sealedMessage(t, testPlaintext, 4294967295, nil, nil)), 404, "UnknownGeneration", "4294967295", "",
+			post("/v1/data-keys/rotated/decrypt", mediaBytes, sealedMessage(t, testPlaintext, 4294967295, nil, nil)),
+			404, "UnknownGeneration", "4294967295", "",
 		},
 		"decrypt what an older generation encrypted that is refused": {
-			post("/v1/data-keys/rotated/decrypt", mediaBytes, sealedMessage(t, testPlaintext, 4, nil, secretData)), 403, "BlobRefused", "generation 4", "",
+			post("/v1/data-keys/rotated/decrypt", mediaBytes, sealedMessage(t, testPlaintext, 4, nil, secretData)),
+			403, "BlobRefused", "generation 4", "",
 		},
 		"decrypt what the next generation encrypted": {
-			post("/v1/data-keys/rotated/decrypt", mediaBytes, sealedMessage(t, testPlaintext, 8, nil, secretData)), 503, "KeyServiceUnavailable", "generation 8",
+			post("/v1/data-keys/rotated/decrypt", mediaBytes, sealedMessage(t, testPlaintext, 8, nil, secretData)),
+			503, "KeyServiceUnavailable", "generation 8",
 			"Retry-After: 1",
 		},
-		"decrypt what is damaged":         {post(decryptOrders, mediaBytes, flipped), 400, "CiphertextBroken", "damaged", ""},
-		"decrypt what is damaged, JSON":   {postJSON(decryptOrders, `{"ciphertext":"`+b64(flipped)+`"}`), 400, "CiphertextBroken", "damaged", ""},
-		"decrypt what is cut off":         {post(decryptOrders, mediaBytes, sealed[:97]), 400, "CiphertextBroken", "", ""},
-		"decrypt nothing":                 {post(decryptOrders, mediaBytes, nil), 400, "CiphertextBroken", "", ""},
-		"decrypt what is no message":      {post(decryptOrders, mediaBytes, dataKeyBlob(t, "orders", 3)), 400, "UnknownFormat", "another format", ""},
-		"decrypt base64 as bytes":         {post(decryptOrders, mediaBytes, []byte(b64(sealed))), 400, "UnknownFormat", "", ""},
-		"decrypt with associated data":    {post(decryptOrders, mediaBytes, sealed, associatedHeader+": YQ=="), 400, "CiphertextBroken", "", ""},
-		"decrypt with another data key":   {post("/v1/data-keys/shortest/decrypt", mediaBytes, sealed), 400, "CiphertextBroken", "", ""},
-		"encrypt with a key pair":         {post("/v1/data-keys/pair/encrypt", mediaBytes, secretData), 409, "UnsuitableDataKey", "is a key pair", ""},
-		"decrypt with a key pair":         {post("/v1/data-keys/pair/decrypt", mediaBytes, sealed), 409, "UnsuitableDataKey", "is a key pair", ""},
-		"encrypt with a short data key":   {post("/v1/data-keys/short/encrypt", mediaBytes, secretData), 409, "UnsuitableDataKey", "has 15 bytes: encrypting takes a symmetric one of 16", ""},
-		"decrypt with a short data key":   {post("/v1/data-keys/short/decrypt", mediaBytes, sealed), 409, "UnsuitableDataKey", "has 15 bytes", ""},
+		"decrypt what is damaged": {post(decryptOrders, mediaBytes, flipped), 400, "CiphertextBroken", "damaged", ""},
+		"decrypt what is damaged, JSON": {
+			postJSON(decryptOrders, `{"ciphertext":"`+b64(flipped)+`"}`), 400, "CiphertextBroken", "damaged", "",
+		},
+		"decrypt what is cut off": {post(decryptOrders, mediaBytes, sealed[:97]), 400, "CiphertextBroken", "", ""},
+		"decrypt nothing":         {post(decryptOrders, mediaBytes, nil), 400, "CiphertextBroken", "", ""},
+		"decrypt what is no message": {
+			post(decryptOrders, mediaBytes, dataKeyBlob(t, "orders", 3)), 400, "UnknownFormat", "another format", "",
+		},
+		"decrypt base64 as bytes": {post(decryptOrders, mediaBytes, []byte(b64(sealed))), 400, "UnknownFormat", "", ""},
+		"decrypt with associated data": {
+			post(decryptOrders, mediaBytes, sealed, associatedHeader+": YQ=="), 400, "CiphertextBroken", "", "",
+		},
+		"decrypt with another data key": {post("/v1/data-keys/shortest/decrypt", mediaBytes, sealed), 400, "CiphertextBroken", "", ""},
+		"encrypt with a key pair": {
+			post("/v1/data-keys/pair/encrypt", mediaBytes, secretData), 409, "UnsuitableDataKey", "is a key pair", "",
+		},
+		"decrypt with a key pair": {
+			post("/v1/data-keys/pair/decrypt", mediaBytes, sealed), 409, "UnsuitableDataKey", "is a key pair", "",
+		},
+		"encrypt with a short data key": {
+			post("/v1/data-keys/short/encrypt", mediaBytes, secretData),
+			409, "UnsuitableDataKey", "has 15 bytes: encrypting takes a symmetric one of 16", "",
+		},
+		"decrypt with a short data key": {
+			post("/v1/data-keys/short/decrypt", mediaBytes, sealed), 409, "UnsuitableDataKey", "has 15 bytes", "",
+		},
 		"encrypt with what was destroyed": {post("/v1/data-keys/gone/encrypt", mediaBytes, secretData), 500, "InternalError", "", ""},
 		"decrypt with what was destroyed": {post("/v1/data-keys/gone/decrypt", mediaBytes, sealed), 500, "InternalError", "", ""},
 

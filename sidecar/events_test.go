@@ -122,20 +122,24 @@ func TestEventsBegin(t *testing.T) {
 		key    func(testing.TB) *dataKey
 		want   []string
 	}{
-		"issued":                         {"", ordersIssued, []string{generationEvent("generation", 3)}},
-		"refused":                        {"", ordersDenied, []string{revokedEvent("0-AccessDenied", StateRefused, "AccessDenied")}},
-		"the same generation":            {"3", ordersIssued, nil},
-		"another generation":             {"2", ordersIssued, []string{generationEvent("generation", 3)}},
-		"the same refusal":               {"2-AccessDenied", ordersDenied, nil},
-		"another refusal":                {"2-MasterKeyState", ordersDenied, []string{revokedEvent("2-AccessDenied", StateRefused, "AccessDenied")}},
-		"revoked meanwhile":              {"3", ordersDenied, []string{revokedEvent("3-AccessDenied", StateRefused, "AccessDenied")}},
-		"restored meanwhile":             {"3-AccessDenied", ordersIssued, []string{generationEvent("restored", 3)}},
-		"restored meanwhile with a next": {"2-AccessDenied", ordersIssued, []string{generationEvent("restored", 3), generationEvent("generation", 3)}},
-		"an ID that is none":             {"three", ordersIssued, []string{generationEvent("generation", 3)}},
-		"an ID of another number":        {"03", ordersIssued, []string{generationEvent("generation", 3)}},
-		"an ID of no generation":         {"0", ordersIssued, []string{generationEvent("generation", 3)}},
-		"an ID without its reason":       {"3-", ordersIssued, []string{generationEvent("generation", 3)}},
-		"an ID beyond all numbers":       {"4294967299", ordersIssued, []string{generationEvent("generation", 3)}},
+		"issued":              {"", ordersIssued, []string{generationEvent("generation", 3)}},
+		"refused":             {"", ordersDenied, []string{revokedEvent("0-AccessDenied", StateRefused, "AccessDenied")}},
+		"the same generation": {"3", ordersIssued, nil},
+		"another generation":  {"2", ordersIssued, []string{generationEvent("generation", 3)}},
+		"the same refusal":    {"2-AccessDenied", ordersDenied, nil},
+		"another refusal": {
+			"2-MasterKeyState", ordersDenied, []string{revokedEvent("2-AccessDenied", StateRefused, "AccessDenied")},
+		},
+		"revoked meanwhile":  {"3", ordersDenied, []string{revokedEvent("3-AccessDenied", StateRefused, "AccessDenied")}},
+		"restored meanwhile": {"3-AccessDenied", ordersIssued, []string{generationEvent("restored", 3)}},
+		"restored meanwhile with a next": {
+			"2-AccessDenied", ordersIssued, []string{generationEvent("restored", 3), generationEvent("generation", 3)},
+		},
+		"an ID that is none":       {"three", ordersIssued, []string{generationEvent("generation", 3)}},
+		"an ID of another number":  {"03", ordersIssued, []string{generationEvent("generation", 3)}},
+		"an ID of no generation":   {"0", ordersIssued, []string{generationEvent("generation", 3)}},
+		"an ID without its reason": {"3-", ordersIssued, []string{generationEvent("generation", 3)}},
+		"an ID beyond all numbers": {"4294967299", ordersIssued, []string{generationEvent("generation", 3)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStore(nil)

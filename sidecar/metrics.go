@@ -24,19 +24,19 @@ var metricsType = []string{"text/plain; version=0.0.4; charset=utf-8"} // Promet
 // apiMetrics is GET /metrics. Its labels have few values, all known here: nothing that a client, an application or the key service
 // sends becomes one.
 type apiMetrics struct {
-	print    printer
+	render   renderer
 	contact  *contact
 	requests [len(routes)][6]*metrics.Counter // by route and the first digit of the status
 }
 
-// printer is the method of a metrics.Set. No field of ours has that type itself: the linker keeps all methods of what a field's type
+// renderer is the method of a metrics.Set. No field of ours has that type itself: the linker keeps all methods of what a field's type
 // leads to, and that one can push metrics over the network, by half a megabyte of code.
-type printer func(io.Writer)
+type renderer func(io.Writer)
 
 func newAPIMetrics(a *api, c *contact) *apiMetrics {
 	metrics.ExposeMetadata(true) // the types, for all sets there are
 	set := metrics.NewSet()
-	m := &apiMetrics{print: set.WritePrometheus, contact: c}
+	m := &apiMetrics{render: set.WritePrometheus, contact: c}
 	for to, path := range routes {
 		for _, class := range []int{2, 4, 5} {
 			m.requests[to][class] = set.NewCounter(fmt.Sprintf(`datakeys_sidecar_requests_total{path=%q,code="%dxx"}`, path, class))
@@ -93,21 +93,21 @@ func (m *apiMetrics) answer(w http.ResponseWriter, r *http.Request) int {
 		return notAcceptable(w, mediaText)
 	}
 	var text bytes.Buffer
-	m.print(&text)
-	m.contact.print(&text)
+	m.render(&text)
+	m.contact.render(&text)
 	return respond(w, metricsType, text.Bytes())
 }
 
 // contact is what can be said of the calls to the key service.
 type contact struct {
-	print                     printer
+	render                    renderer
 	answered, refused, failed *metrics.Counter
 	last                      atomic.Int64 // Unix time of the last answer, 0 before the first
 }
 
 func newContact() *contact {
 	set := metrics.NewSet()
-	c := &contact{print: set.WritePrometheus}
+	c := &contact{render: set.WritePrometheus}
 	outcome := func(name string) *metrics.Counter {
 		return set.NewCounter(fmt.Sprintf(`datakeys_sidecar_key_service_calls_total{outcome=%q}`, name))
 	}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -160,6 +161,16 @@ func TestBinary(t *testing.T) {
 // serveSome asks often enough for memory to show what serving costs.
 func serveSome(t *testing.T, socket string) {
 	t.Helper()
+	const get = "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n"
+	encrypt := func(n int) string {
+		return fmt.Sprintf("POST /v1/data-keys/orders/encrypt HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", n, strings.Repeat("x", n))
+	}
+	requests := map[string]int{ // and how often, on each connection
+		fmt.Sprintf(get, "/v1/data-keys/orders"): 500,
+		fmt.Sprintf(get, "/metrics"):             10,
+		encrypt(1 << 10):                         500,
+		encrypt(64 << 10):                        50,
+	}
 	for range 20 {
 		c, err := (&net.Dialer{}).DialContext(t.Context(), "unix", socket)
 		if err != nil {
@@ -167,18 +178,20 @@ func serveSome(t *testing.T, socket string) {
 		}
 		defer func() { _ = c.Close() }()
 		in := bufio.NewReader(c)
-		for range 500 {
-			if _, err := c.Write([]byte("GET /v1/data-keys/orders HTTP/1.1\r\nHost: localhost\r\n\r\n")); err != nil {
-				t.Fatal(err)
+		for request, n := range requests {
+			for range n {
+				if _, err := c.Write([]byte(request)); err != nil {
+					t.Fatal(err)
+				}
+				response, err := http.ReadResponse(in, nil)
+				if err != nil || response.StatusCode != http.StatusOK {
+					t.Fatalf("got %v, %v", response, err)
+				}
+				if _, err := io.Copy(io.Discard, response.Body); err != nil {
+					t.Fatal(err)
+				}
+				_ = response.Body.Close()
 			}
-			response, err := http.ReadResponse(in, nil)
-			if err != nil || response.StatusCode != http.StatusOK {
-				t.Fatalf("got %v, %v", response, err)
-			}
-			if _, err := io.Copy(io.Discard, response.Body); err != nil {
-				t.Fatal(err)
-			}
-			_ = response.Body.Close()
 		}
 	}
 }
