@@ -48,9 +48,12 @@ func hide(b []byte) hidden { return func() []byte { return b } }
 
 // body is the body of a request. It may be plaintext.
 type body struct {
-	bytes hidden
-	room  *room
+	bytes   hidden
+	decoded hidden // what readCrypt decoded of it
+	room    *room
 }
+
+func newBody(r *room) *body { return &body{bytes: hide(nil), decoded: hide(nil), room: r} }
 
 // grow makes the memory n bytes large. While it is moved there is more of it than is counted, but nothing yet of what will become of it.
 func (b *body) grow(n int) bool {
@@ -68,13 +71,14 @@ func (b *body) grow(n int) bool {
 func (b *body) free() {
 	all := b.bytes()[:cap(b.bytes())]
 	clear(all)
+	clear(b.decoded())
 	b.room.give(roomFactor * len(all))
-	b.bytes = hide(nil)
+	b.bytes, b.decoded = hide(nil), hide(nil)
 }
 
 // readBody reads the body of a request, of at most so many bytes, to its end. The caller must free it.
 func (a *api) readBody(r *http.Request, most int) (*body, *problem) {
-	b := &body{bytes: hide(nil), room: &a.room}
+	b := newBody(&a.room)
 	if p := b.fill(r, most); p != nil {
 		b.free()
 		return nil, p

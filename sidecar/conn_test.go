@@ -51,6 +51,27 @@ func TestBuffersAreCleared(t *testing.T) {
 	}
 }
 
+// TestLargeBufferIsNotKept: what one large answer needs is not held by the connection for its life.
+func TestLargeBufferIsNotKept(t *testing.T) {
+	conns := make(chan *conn, 1)
+	path := serveStore(t, testStore(t), func(server *http.Server, _ *listener, _ *watchdog) {
+		inner := server.ConnContext
+		server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+			conns <- c.(*conn) //nolint:forcetypeassert // what the listener gives
+			return inner(ctx, c)
+		}
+	})
+	c := dialSocket(t, path)
+	write(t, c, post(decryptOrders, mediaBytes, sealedMessage(t, testPlaintext, 3, nil, make([]byte, maxPlaintext)), "Connection: close"))
+	answer, err := io.ReadAll(c)
+	if err != nil || !bytes.Contains(answer, []byte("200 OK")) || len(answer) < maxPlaintext {
+		t.Fatalf("got %d bytes, %v", len(answer), err)
+	}
+	if n := cap((<-conns).buffer); n > maxKeptBuffer {
+		t.Errorf("%d bytes are kept", n)
+	}
+}
+
 // TestHandlerAloneGivesNothing: without a connection of the socket there is no way out for a plaintext.
 func TestHandlerAloneGivesNothing(t *testing.T) {
 	s := testStore(t)

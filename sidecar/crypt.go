@@ -62,9 +62,7 @@ func (a *api) crypt(w http.ResponseWriter, r *http.Request, to route, name strin
 	}
 	given := body.bytes()
 	if in == mediaJSON {
-		decoded := make([]byte, len(given))
-		defer clear(decoded)
-		if given, associated, err = readCrypt(given, decoded, member); err != nil {
+		if given, associated, err = readCrypt(body, member); err != nil {
 			return newProblem(http.StatusBadRequest, reasonBodyInvalid, err.Error()).write(w)
 		}
 	}
@@ -81,10 +79,11 @@ func (a *api) crypt(w http.ResponseWriter, r *http.Request, to route, name strin
 	return a.decrypt(c, given)
 }
 
-// readCrypt reads a JSON body.
-func readCrypt(body, decoded []byte, member string) (given, associated []byte, err error) {
+// readCrypt reads a JSON body. What it returns is gone when the body is freed.
+func readCrypt(b *body, member string) (given, associated []byte, err error) {
+	b.decoded = hide(make([]byte, len(b.bytes())))
 	there := false
-	err = readMembers(body, decoded, []string{member, memberAssociated}, func(name string, value []byte) {
+	err = readMembers(b.bytes(), b.decoded(), []string{member, memberAssociated}, func(name string, value []byte) {
 		if name == member {
 			given, there = value, true
 		} else {

@@ -3,6 +3,7 @@ package sidecar
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -613,7 +614,7 @@ func TestBodiesAreCleared(t *testing.T) {
 		}
 	}
 	// What grows leaves nothing behind.
-	b := &body{bytes: hide(nil), room: &a.room}
+	b := newBody(&a.room)
 	b.grow(len(secretData))
 	first := append(b.bytes(), secretData...)
 	b.bytes = hide(first)
@@ -625,6 +626,64 @@ func TestBodiesAreCleared(t *testing.T) {
 	if n := a.room.taken.Load(); n != 0 {
 		t.Errorf("%d bytes of room are not given back", n)
 	}
+}
+
+// TestDecodedIsCleared: what was decoded of a JSON body goes with the body.
+func TestDecodedIsCleared(t *testing.T) {
+	for name, object := range map[string]string{
+		"as it is":     `{"plaintext":"` + b64(secretData) + `"}`,
+		"with escapes": `{"plaintext":"` + strings.Replace(b64(secretData), "d", `\u0064`, 1) + `"}`,
+	} {
+		a := &api{}
+		r := &http.Request{ContentLength: int64(len(object)), Body: io.NopCloser(strings.NewReader(object))}
+		b, problem := a.readBody(r, maxJSONBody)
+		if problem != nil {
+			t.Fatalf("%s: %+v", name, problem)
+		}
+		given, _, err := readCrypt(b, "plaintext")
+		if err != nil || !bytes.Equal(given, secretData) {
+			t.Fatalf("%s: got %q, %v", name, given, err)
+		}
+		whole := b.bytes()
+		b.free()
+		if !bytes.Equal(given, make([]byte, len(given))) || !bytes.Equal(whole, make([]byte, len(whole))) {
+			t.Errorf("%s: something is left", name)
+		}
+	}
+}
+
+// TestDecryptedIsCleared looks at what was decrypted after its answer.
+func TestDecryptedIsCleared(t *testing.T) {
+	a := handler(testStore(t)).(*api)
+	for _, asJSON := range []bool{false, true} {
+		w := &capturingWriter{bareWriter: bareWriter{header: http.Header{}}}
+		r, err := http.NewRequestWithContext(context.WithValue(t.Context(), connKey{}, &conn{}), http.MethodPost, decryptOrders, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := crypting{w: w, r: r, name: "orders", json: asJSON}
+		if status := a.decrypt(c, sealedMessage(t, testPlaintext, 3, nil, secretData)); status != http.StatusOK {
+			t.Fatalf("got %d", status)
+		}
+		if !w.right || len(w.captured) != len(secretData) || !bytes.Equal(w.captured, make([]byte, len(secretData))) {
+			t.Errorf("got %d bytes, right: %v; or they are left", len(w.captured), w.right)
+		}
+	}
+}
+
+// capturingWriter keeps the memory of what was decrypted, and whether it was right when it was sent.
+type capturingWriter struct {
+	bareWriter
+	captured []byte
+	right    bool
+}
+
+func (*capturingWriter) Flush() {}
+
+func (w *capturingWriter) ReadFrom(r io.Reader) (int64, error) {
+	w.captured = r.(secretReader).secretBody.(*decrypted).plaintext()
+	w.right = bytes.Equal(w.captured, secretData)
+	return 0, nil
 }
 
 // bodyOf reads n bytes as a body of net/http does, whose end comes with its last byte.

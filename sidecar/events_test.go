@@ -155,6 +155,19 @@ func TestEventsBegin(t *testing.T) {
 	}
 }
 
+// FuzzLastEventID holds that only an ID of ours is taken for one.
+func FuzzLastEventID(f *testing.F) {
+	for _, id := range []string{"3", "3-AccessDenied", "0-Starting", "0", "03", "3-", "-", "", "4294967296", "+3"} {
+		f.Add(id)
+	}
+	f.Fuzz(func(t *testing.T, id string) {
+		told, known := parseTold(id)
+		if known && (told.id() != id || told.generation == 0 && told.reason == "") || !known && told.id() != "0" {
+			t.Errorf("%q: got %+v, %v", id, told, known)
+		}
+	})
+}
+
 func ordersIssued(t testing.TB) *dataKey { return issuedKey(t, "orders", testPlaintext) }
 
 func ordersDenied(testing.TB) *dataKey { return statusKey("orders", StateRefused, ReasonAccessDenied) }

@@ -79,7 +79,7 @@ func TestNothingPrints(t *testing.T) {
 		issuedJSON{key.issued}, issuedBytes{key.issued}, &decrypted{plaintext: hide(testPlaintext)},
 		&decrypted{plaintext: hide(testPlaintext), json: true},
 	}
-	taken := &body{bytes: hide(testPlaintext)}
+	taken := &body{bytes: hide(testPlaintext), decoded: hide(testPlaintext)}
 	asked := &keptGeneration{generation: key.generation}
 	tended := &keptKey{name: "orders", generations: []*keptGeneration{asked}, newest: asked, current: asked}
 	for _, holder := range []any{
