@@ -280,7 +280,7 @@ func cryptProblemCases(t testing.TB) map[string]problemCase {
 func TestEncryptAndDecrypt(t *testing.T) {
 	path := serveStore(t, cryptStore(t), nil)
 	for _, associated := range [][]byte{nil, []byte("row 42"), bytes.Repeat([]byte{0xfb}, 8192)} {
-		for _, data := range [][]byte{nil, []byte("x"), secretData, bytes.Repeat([]byte("4 KiB"), 1000), bytes.Repeat([]byte{0xff}, maxPlaintext)} {
+		for _, data := range [][]byte{nil, []byte("x"), secretData, bytes.Repeat([]byte("4 KiB"), 1000), make([]byte, maxPlaintext)} {
 			for _, in := range []string{mediaBytes, mediaJSON} {
 				for _, out := range []string{mediaBytes, mediaJSON, ""} {
 					name := fmt.Sprintf("%d bytes, %d associated, as %s, answered as %s", len(data), len(associated), in, out)
@@ -317,8 +317,9 @@ func crypt(t *testing.T, path, target, in, out, give, take string, given, associ
 		headers = append(headers, associatedHeader+": "+b64(associated))
 	}
 	response, answer := roundTrip(t, path, post(target, in, content, headers...))
-	if response.StatusCode != http.StatusOK || response.Header.Get("Content-Type") != out || response.Header.Get("Cache-Control") != "no-store" ||
-		response.ContentLength != int64(len(answer)) || response.Header.Get("Connection") != "" {
+	h := response.Header
+	if response.StatusCode != http.StatusOK || h.Get("Content-Type") != out || h.Get("Cache-Control") != "no-store" ||
+		response.ContentLength != int64(len(answer)) || h.Get("Connection") != "" {
 		t.Fatalf("got %+v: %.300s", response, answer)
 	}
 	if out == mediaBytes {
@@ -347,7 +348,8 @@ func TestCryptGenerations(t *testing.T) {
 		t.Error("something else was encrypted")
 	}
 	for generation, dataKey := range map[uint32][]byte{7: testPlaintext, 5: olderPlaintext, 1: oldestPlaintext} {
-		response, got := roundTrip(t, path, post("/v1/data-keys/rotated/decrypt", mediaBytes, sealedMessage(t, dataKey, generation, nil, secretData)))
+		sealed := sealedMessage(t, dataKey, generation, nil, secretData)
+		response, got := roundTrip(t, path, post("/v1/data-keys/rotated/decrypt", mediaBytes, sealed))
 		if response.StatusCode != http.StatusOK || !bytes.Equal(got, secretData) {
 			t.Errorf("generation %d: got %s", generation, response.Status)
 		}
@@ -364,7 +366,7 @@ func TestBodiesThatAreTaken(t *testing.T) {
 		"in capitals":              post(encryptOrders, "Application/OCTET-Stream", secretData),
 		"in one chunk":             chunked(encryptOrders, mediaBytes, string(secretData)),
 		"in many chunks":           chunked(encryptOrders, mediaBytes, strings.Split(string(secretData), "")...),
-		"JSON with a charset":      post(encryptOrders, "application/json; charset=utf-8", []byte(`{"plaintext":"`+secret+`"}`), "Accept: "+mediaBytes),
+		"JSON with a charset":      post(encryptOrders, "application/json; charset=utf-8", []byte(`{"plaintext":"`+secret+`"}`)),
 		"JSON in chunks":           chunked(encryptOrders, mediaJSON, `{"plain`, `text":"`, secret, `"}`),
 		"JSON with room":           postJSON(encryptOrders, " {\r\n\t\"plaintext\" : \""+secret+"\" } \n", "Accept: "+mediaBytes),
 		"JSON with escapes":        postJSON(encryptOrders, `{"plaintext":"\u0064`+secret[1:]+`"}`, "Accept: "+mediaBytes),
@@ -568,7 +570,8 @@ func TestRoomIsBounded(t *testing.T) {
 	small, large := post(encryptOrders, mediaBytes, secretData), post(encryptOrders, mediaBytes, make([]byte, maxPlaintext))
 	response, body := roundTrip(t, path, large)
 	var got problem
-	if err := json.Unmarshal(body, &got); err != nil || response.StatusCode != 503 || got.Reason != "Busy" || response.Header.Get("Retry-After") != "1" {
+	if err := json.Unmarshal(body, &got); err != nil || response.StatusCode != 503 || got.Reason != "Busy" ||
+		response.Header.Get("Retry-After") != "1" {
 		t.Errorf("a large body: got %s: %s", response.Status, body)
 	}
 	if response, _ := roundTrip(t, path, small); response.StatusCode != http.StatusOK {
@@ -738,16 +741,16 @@ func TestReadClearsFirst(t *testing.T) {
 // FuzzMembers holds that what readMembers takes is what encoding/json reads, and that errors come alone.
 func FuzzMembers(f *testing.F) {
 	for _, seed := range []string{
-		`{}`, `{"plaintext":"YQ==","associatedData":""}`, `{"plaintext":"\u0061\/+="}`, `{"plaintext":"YQ==","plaintext":""}`, "{\"a\":{\"b\":[]}}",
+		`{}`, `{"plaintext":"YQ==","associatedData":""}`, `{"plaintext":"\u0061\/+="}`, `{"plaintext":"YQ==","plaintext":""}`,
+		`{"a":{"b":[]}}`,
 		` { "associatedData" : "AAAA" } `, `[]`, `{"plaintext":"\\"}`, `{"plaintext":"YWJj\nZGVm"}`, "", `"`, `{"\"":""}`,
 	} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, object []byte) {
 		got := map[string][]byte{}
-		err := readMembers(bytes.Clone(object), make([]byte, len(object)), []string{"plaintext", "associatedData"}, func(name string, value []byte) {
-			got[name] = bytes.Clone(value)
-		})
+		note := func(name string, value []byte) { got[name] = bytes.Clone(value) }
+		err := readMembers(bytes.Clone(object), make([]byte, len(object)), []string{"plaintext", "associatedData"}, note)
 		if err != nil {
 			return
 		}

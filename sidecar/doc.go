@@ -5,7 +5,7 @@
 //	Client   asks the key service to open them, over gRPC and TLS, as the pod
 //	keeper   is the loop between them: read, ask, publish, try again
 //	store    holds the plaintext and what is to be said of each data key
-//	api      answers on the socket that listen made
+//	api      answers on the socket that listen made; docs/openapi.yaml says what
 //
 // Wait and Ready ask a running sidecar over its socket; they are what the kubelet runs inside the container.
 //

@@ -83,7 +83,7 @@ func generationEvent(event string, n uint32) string {
 }
 
 func revokedEvent(id string, state State, reason string) string {
-	return fmt.Sprintf("event: revoked\nid: %s\ndata: {\"name\":\"orders\",\"state\":%q,\"reason\":%q,\"message\":\"because\"}", id, state, reason)
+	return fmt.Sprintf("event: revoked\nid: %s\ndata: "+`{"name":"orders","state":%q,"reason":%q,"message":"because"}`, id, state, reason)
 }
 
 // TestEvents follows a data key through its life.
@@ -223,7 +223,8 @@ func TestEventStreamsAreBounded(t *testing.T) {
 		first.wants(t, "retry: 1000")
 	}
 	response, body := roundTrip(t, path, get(ordersEvents))
-	if response.StatusCode != http.StatusServiceUnavailable || response.Header.Get("Retry-After") != "1" || !strings.Contains(string(body), `"Busy"`) {
+	if response.StatusCode != http.StatusServiceUnavailable || response.Header.Get("Retry-After") != "1" ||
+		!strings.Contains(string(body), `"Busy"`) {
 		t.Errorf("one too many: got %s: %s", response.Status, body)
 	}
 	_ = first.Close()

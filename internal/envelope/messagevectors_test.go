@@ -154,7 +154,9 @@ func makeMessageVectors() messageVectors {
 	v.Bad = append(
 		v.Bad,
 		badMessage{Name: "a byte too many", DataKey: vectorDataKey, Message: []byte{129, 1, 0, 0, 0, 1}, Zeros: most - 5, Error: "broken"},
-		badMessage{Name: "a byte too many, of another format version", DataKey: vectorDataKey, Message: []byte{130}, Zeros: most, Error: "broken"},
+		badMessage{
+			Name: "a byte too many, of another format version", DataKey: vectorDataKey, Message: []byte{130}, Zeros: most, Error: "broken",
+		},
 	)
 
 	v.Invalid = []invalidMessage{
