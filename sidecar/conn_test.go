@@ -54,7 +54,9 @@ func TestBuffersAreCleared(t *testing.T) {
 // TestLargeBufferIsNotKept: what one large answer needs is not held by the connection for its life.
 func TestLargeBufferIsNotKept(t *testing.T) {
 	conns := make(chan *conn, 1)
-	path := serveStore(t, testStore(t), func(server *http.Server, _ *listener, _ *watchdog) {
+	var server *http.Server
+	path := serveStore(t, testStore(t), func(s *http.Server, _ *listener, _ *watchdog) {
+		server = s
 		inner := server.ConnContext
 		server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 			conns <- c.(*conn) //nolint:forcetypeassert // what the listener gives
@@ -66,6 +68,9 @@ func TestLargeBufferIsNotKept(t *testing.T) {
 	answer, err := io.ReadAll(c)
 	if err != nil || !bytes.Contains(answer, []byte("200 OK")) || len(answer) < maxPlaintext {
 		t.Fatalf("got %d bytes, %v", len(answer), err)
+	}
+	if err := server.Shutdown(t.Context()); err != nil { // waits for the connection to be done with
+		t.Fatal(err)
 	}
 	if n := cap((<-conns).buffer); n > maxKeptBuffer {
 		t.Errorf("%d bytes are kept", n)
