@@ -75,14 +75,8 @@ func (c *conn) Close() error {
 	return c.stream.Close()
 }
 
-// secret is a body that holds plaintext.
-type secret interface {
-	// appendTo appends the body to out and never moves it: out grows before. Clearing it is up to the caller.
-	appendTo(out []byte) []byte
-}
-
-// secretReader lets a secret go where net/http takes a reader.
-type secretReader struct{ secret }
+// secretReader lets a secretBody go where net/http takes a reader.
+type secretReader struct{ secretBody }
 
 // Read implements io.Reader. It fails: only conn.ReadFrom may see the bytes.
 func (secretReader) Read([]byte) (int, error) {
@@ -98,7 +92,7 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 }
 
 // sendSecret answers r with the body. The headers are set, Content-Length among them.
-func sendSecret(w http.ResponseWriter, r *http.Request, body secret) error {
+func sendSecret(w http.ResponseWriter, r *http.Request, body secretBody) error {
 	c, ok := r.Context().Value(connKey{}).(*conn)
 	if !ok {
 		return errors.New("internal error: not a connection of the sidecar")
