@@ -20,7 +20,10 @@ const (
 	OperationDecrypt                             = "Decrypt"
 	OperationBatchDecrypt                        = "BatchDecrypt"
 	OperationReEncrypt                           = "ReEncrypt"
-	OperationRewrapDataKey                       = "RewrapDataKey"
+	// OperationRenew is a batch of OperationRenewDataKey, of which only what is refused has a record.
+	OperationRenew         = "Renew"
+	OperationRenewDataKey  = "RenewDataKey"
+	OperationRewrapDataKey = "RewrapDataKey"
 	// OperationRotateMasterKey: a version of a master key that is durable becomes its primary version.
 	OperationRotateMasterKey = "RotateMasterKey"
 	// OperationScheduleMasterKeyDeletion: the waiting period of a master key begins, or has other terms; OperationCancelMasterKeyDeletion:
@@ -93,9 +96,10 @@ type AuditKey struct {
 
 // AuditDataKey is the scope of a data key.
 type AuditDataKey struct {
-	Namespace  string `json:"namespace"`
-	Name       string `json:"name"`
-	Generation uint32 `json:"generation"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	// Generation is 0 where it is about all of them.
+	Generation uint32 `json:"generation,omitempty"`
 }
 
 // Auditor keeps audit records.

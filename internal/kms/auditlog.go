@@ -86,7 +86,9 @@ func (r *AuditRecord) appendJSON(b []byte) ([]byte, error) {
 		b = append(b, `,"dataKey":{`...)
 		b = appendField(b, "namespace", d.Namespace)
 		b = appendField(b, "name", d.Name)
-		b = strconv.AppendUint(append(b, `,"generation":`...), uint64(d.Generation), 10)
+		if d.Generation != 0 {
+			b = strconv.AppendUint(append(b, `,"generation":`...), uint64(d.Generation), 10)
+		}
 		b = append(b, '}')
 	}
 	if r.Bytes != 0 {

@@ -8,9 +8,9 @@ import (
 )
 
 const (
-	// maxBatch is the most blobs of one BatchDecrypt.
+	// maxBatch is the most blobs of one BatchDecrypt, and data keys of one Renew.
 	maxBatch = 100
-	// batchWorkers is how many blobs of a batch are worked on at once: each may wait for a review of its own.
+	// batchWorkers is how many items of a batch are worked on at once: each may wait for a review of its own.
 	batchWorkers = 8
 )
 
@@ -25,28 +25,38 @@ type BatchDecryptResult struct {
 func (s *Service) BatchDecrypt(ctx context.Context, caller Caller, reqs []DecryptRequest) (results []BatchDecryptResult, err error) {
 	start := s.now()
 	defer func() { s.done(ctx, OperationBatchDecrypt, start, caller, err) }()
-	if len(reqs) < 1 || len(reqs) > maxBatch {
-		return nil, invalid("requests", fmt.Errorf("must be 1 to %d, not %d", maxBatch, len(reqs)))
+	if err := s.checkBatch(caller, "requests", len(reqs)); err != nil {
+		return nil, err
 	}
-	s.charge(caller, len(reqs)-1)
 	review := s.batchReviewer(caller)
 	results = make([]BatchDecryptResult, len(reqs))
+	inBatch(len(reqs), func(i int) { results[i] = s.decryptItem(ctx, review, reqs[i]) })
+	return results, nil
+}
+
+// checkBatch checks how many items the field of a batch has, and charges for them.
+func (s *Service) checkBatch(caller Caller, field string, n int) error {
+	if n < 1 || n > maxBatch {
+		return invalid(field, fmt.Errorf("must be 1 to %d, not %d", maxBatch, n))
+	}
+	s.charge(caller, n-1)
+	return nil
+}
+
+// inBatch works on n items, in goroutines: a panic of work would end the process.
+func inBatch(n int, work func(i int)) {
 	var g errgroup.Group
 	g.SetLimit(batchWorkers)
-	for i, req := range reqs {
-		g.Go(func() error {
-			results[i] = s.decryptItem(ctx, review, req)
-			return nil
-		})
+	for i := range n {
+		g.Go(func() error { work(i); return nil })
 	}
-	_ = g.Wait() // the workers return no error: each result has its own
-	return results, nil
+	_ = g.Wait() // each item has its own error
 }
 
 func (s *Service) decryptItem(ctx context.Context, review *reviewer, req DecryptRequest) (result BatchDecryptResult) {
 	start := s.now()
 	defer func() {
-		if p := recover(); p != nil { // in a goroutine of its own, where it would end the process
+		if p := recover(); p != nil {
 			result = BatchDecryptResult{Err: panicError(p)}
 		}
 		s.done(ctx, OperationDecrypt, start, review.caller, result.Err)

@@ -42,6 +42,7 @@ func exchanges(t *testing.T, w *world, conn *grpc.ClientConn) map[string]exchang
 		"Encrypt":                             {allKeys, &kmsv1.EncryptRequest{KeyId: "orders", Plaintext: []byte("secret"), Door: door}},
 		"Decrypt":                             {allKeys, decrypt},
 		"BatchDecrypt":                        {allKeys, &kmsv1.BatchDecryptRequest{Requests: []*kmsv1.DecryptRequest{decrypt, {}}}},
+		"Renew":                               {allKeys, &kmsv1.RenewRequest{DataKeys: []*kmsv1.RenewDataKey{renewMessage(t, w.sealed(t, orders())), {}}}},
 		"ReEncrypt":                           {allKeys, &kmsv1.ReEncryptRequest{CiphertextBlob: made.GetCiphertextBlob(), DestinationKeyId: "orders", Door: door}},
 		"GenerateRandom":                      {lister, &kmsv1.GenerateRandomRequest{NumberOfBytes: 32}},
 		"DescribeKey":                         {lister, &kmsv1.DescribeKeyRequest{KeyId: "other"}},
@@ -126,6 +127,7 @@ func TestEveryFieldOfTheContractIsHeldToItsRule(t *testing.T) {
 		"limit":                          {"", kmsv1.ReasonInvalid},
 		"marker":                         {"no marker", kmsv1.ReasonInvalidMarker},
 		"requests":                       {"", kmsv1.ReasonInvalid},
+		"data_keys":                      {"", kmsv1.ReasonInvalid},
 	}
 	w := listed(t)
 	conn := serve(t, w)

@@ -67,7 +67,7 @@ func (s *Service) decrypt(ctx context.Context, review *reviewer, src *source, dr
 }
 
 func (s *Service) decryptAudited(ctx context.Context, review *reviewer, src *source, record *AuditRecord) (DecryptResponse, error) {
-	k, o, err := s.keyToOpen(ctx, review, v1alpha1.VerbDecrypt, src, record.Key)
+	k, o, err := s.keyToOpen(ctx, review, v1alpha1.VerbDecrypt, src.blob.Header, src.key, record.Key)
 	if err != nil {
 		return DecryptResponse{}, err
 	}

@@ -72,6 +72,9 @@ func FuzzCall(f *testing.F) {
 			seed(&kmsv1.ReEncryptRequest{CiphertextBlob: blob, SourceEncryptionContext: pairs, DestinationKeyId: "other", DestinationAad: []byte("x"), Door: d})
 		}
 	}
+	for _, blob := range [][]byte{scoped, unscoped, noVersion, noKey} {
+		seed(&kmsv1.RenewRequest{DataKeys: []*kmsv1.RenewDataKey{renewMessage(f, blob), renewMessage(f, scoped), {}}})
+	}
 	seed(&kmsv1.GenerateRandomRequest{NumberOfBytes: 32})
 	seed(&kmsv1.DescribeKeyRequest{KeyId: "orders"})
 	seed(&kmsv1.ListKeysRequest{Limit: 1})
@@ -143,7 +146,7 @@ func checkRefusal(t *testing.T, code codes.Code, reason string) {
 	}
 }
 
-// checkOpened fails the test if something was opened that was not made, or with other associated data.
+// checkOpened fails the test if something was opened that was not made, or with other associated data, or renewed that is not there.
 func checkOpened(t *testing.T, made map[string]envelope.AssociatedData, b []byte, resp any) {
 	t.Helper()
 	check := func(blob []byte, context map[string]string, aad []byte) {
@@ -179,6 +182,18 @@ func checkOpened(t *testing.T, made map[string]envelope.AssociatedData, b []byte
 				continue
 			}
 			check(q.GetRequests()[i].GetCiphertextBlob(), q.GetRequests()[i].GetEncryptionContext(), q.GetRequests()[i].GetAad())
+		}
+	case *kmsv1.RenewResponse:
+		q := new(kmsv1.RenewRequest)
+		if err := proto.Unmarshal(b, q); err != nil {
+			t.Fatal(err)
+		}
+		for i, item := range r.GetResults() {
+			if refusal := item.GetRefusal(); refusal != nil {
+				checkRefusal(t, codes.Code(refusal.GetCode()), refusal.GetReason())
+			} else if q := q.GetDataKeys()[i]; q.GetKeyId() != ordersKey.KeyID || q.GetKeyVersion() != 1 {
+				t.Errorf("%v was renewed", q)
+			}
 		}
 	}
 }

@@ -88,12 +88,36 @@ func (a *adapter) ReEncrypt(ctx context.Context, req *kmsv1.ReEncryptRequest) (*
 	}, nil
 }
 
+// Renew implements kmsv1.KeyServiceServer.
+func (a *adapter) Renew(ctx context.Context, req *kmsv1.RenewRequest) (*kmsv1.RenewResponse, error) {
+	requests := make([]RenewRequest, len(req.GetDataKeys()))
+	for i, d := range req.GetDataKeys() {
+		requests[i] = RenewRequest{KeyID: d.GetKeyId(), KeyVersion: d.GetKeyVersion(), MaterialID: d.GetMaterialId(), Name: d.GetName()}
+	}
+	refusals, err := a.service.Renew(ctx, a.caller, requests)
+	if err != nil {
+		return nil, err
+	}
+	out := &kmsv1.RenewResponse{Results: make([]*kmsv1.RenewResult, len(refusals))}
+	for i, err := range refusals {
+		if err != nil {
+			out.Results[i] = &kmsv1.RenewResult{Result: &kmsv1.RenewResult_Refusal{Refusal: a.refusal(err)}}
+			continue
+		}
+		out.Results[i] = &kmsv1.RenewResult{Result: &kmsv1.RenewResult_Renewal{Renewal: &kmsv1.Renewal{}}}
+	}
+	return out, nil
+}
+
+// refusal is what is told of an item of a batch that is refused.
+func (a *adapter) refusal(err error) *kmsv1.Refusal {
+	code, message := refusal(a.log, err)
+	return &kmsv1.Refusal{Code: int32(code), Message: message, Reason: ReasonOf(err)}
+}
+
 func (a *adapter) batchResult(r *BatchDecryptResult) *kmsv1.BatchDecryptResult {
 	if r.Err != nil {
-		code, message := refusal(a.log, r.Err)
-		return &kmsv1.BatchDecryptResult{Result: &kmsv1.BatchDecryptResult_Refusal{
-			Refusal: &kmsv1.Refusal{Code: int32(code), Message: message, Reason: ReasonOf(r.Err)},
-		}}
+		return &kmsv1.BatchDecryptResult{Result: &kmsv1.BatchDecryptResult_Refusal{Refusal: a.refusal(r.Err)}}
 	}
 	return &kmsv1.BatchDecryptResult{Result: &kmsv1.BatchDecryptResult_Response{Response: decryptResponse(&r.Response)}}
 }

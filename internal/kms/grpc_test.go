@@ -107,11 +107,18 @@ func TestTheServerExposesTheseMethodsAndNoOther(t *testing.T) {
 	want := map[string][]string{"datakeys.kms.v1.KeyService": {
 		"BatchDecrypt", "Decrypt", "DescribeKey", "Encrypt", "GenerateDataKey", "GenerateDataKeyPair",
 		"GenerateDataKeyPairWithoutPlaintext", "GenerateDataKeyWithoutPlaintext", "GenerateRandom", "ListAliases", "ListKeys",
-		"ReEncrypt",
+		"ReEncrypt", "Renew",
 	}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("a method needs a row in TestWhoMayCallWhat and one here: %s", diff)
 	}
+}
+
+// renewMessage is what a sidecar asks of the data key in a blob.
+func renewMessage(t testing.TB, blob []byte) *kmsv1.RenewDataKey {
+	t.Helper()
+	r := renewOf(t, blob)
+	return &kmsv1.RenewDataKey{KeyId: r.KeyID, KeyVersion: r.KeyVersion, MaterialId: r.MaterialID, Name: r.Name}
 }
 
 func TestWhoMayCallWhat(t *testing.T) {
@@ -151,6 +158,13 @@ func TestWhoMayCallWhat(t *testing.T) {
 			}
 			return err
 		},
+		"Renew": func(ctx context.Context) error {
+			resp, err := client.Renew(ctx, &kmsv1.RenewRequest{DataKeys: []*kmsv1.RenewDataKey{renewMessage(t, blob)}})
+			if results := resp.GetResults(); err == nil && results[0].GetRenewal() == nil {
+				return status.Error(codes.Code(results[0].GetRefusal().GetCode()), results[0].GetRefusal().GetMessage())
+			}
+			return err
+		},
 		"ReEncrypt": func(ctx context.Context) error {
 			_, err := client.ReEncrypt(ctx, &kmsv1.ReEncryptRequest{CiphertextBlob: blob, SourceEncryptionContext: pairs, DestinationKeyId: "orders", Door: aws})
 			return err
@@ -161,11 +175,11 @@ func TestWhoMayCallWhat(t *testing.T) {
 		may   []string
 		other codes.Code
 	}{
-		"permission on the request": {app, []string{"Decrypt", "BatchDecrypt"}, codes.PermissionDenied},
-		"permission on the key":     {keyUser, []string{"GenerateDataKey", "Decrypt", "BatchDecrypt"}, codes.PermissionDenied},
+		"permission on the request": {app, []string{"Decrypt", "BatchDecrypt", "Renew"}, codes.PermissionDenied},
+		"permission on the key":     {keyUser, []string{"GenerateDataKey", "Decrypt", "BatchDecrypt", "Renew"}, codes.PermissionDenied},
 		"permission on all keys":    {allKeys, slices.Collect(maps.Keys(methods)), codes.PermissionDenied},
 		"no permission":             {nobody, nil, codes.PermissionDenied},
-		"another namespace":         {stranger, nil, codes.PermissionDenied},
+		"another namespace":         {stranger, []string{"Renew"}, codes.PermissionDenied}, // of a data key of its own, under a key that it may use
 		"a token that is not known": {"stolen", nil, codes.Unauthenticated},
 	} {
 		for method, call := range methods {

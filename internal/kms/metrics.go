@@ -23,7 +23,7 @@ func newMetrics(r prometheus.Registerer, s *seal.Keyring) (*metrics, error) {
 	m := &metrics{
 		operations: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "datakeys_kms_operations_total",
-			Help: "Operations of the key service, by operation and result code. Each item of a batch counts as Decrypt too.",
+			Help: "Operations of the key service, by operation and result code. Each item of a batch counts as Decrypt, or RenewDataKey, too.",
 		}, []string{"operation", "code"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "datakeys_kms_operation_duration_seconds",

@@ -74,6 +74,9 @@ func TestEachOperationNeedsItsVerbsAndNoOther(t *testing.T) {
 			results, err := w.BatchDecrypt(ctx, token, []kms.DecryptRequest{{CiphertextBlob: made.CiphertextBlob, Door: kms.DoorAWS}})
 			return errors.Join(err, results[0].Err)
 		}},
+		"Renew": {[]string{"decrypt"}, func(_ context.Context, token string) error {
+			return w.renew(t, token, renewOf(t, w.sealed(t, orders())))
+		}},
 		"ReEncrypt": {[]string{"reencryptfrom", "reencryptto"}, func(ctx context.Context, token string) error {
 			_, err := w.ReEncrypt(ctx, token, kms.ReEncryptRequest{CiphertextBlob: made.CiphertextBlob, DestinationKeyID: "orders", Door: kms.DoorAWS})
 			return err

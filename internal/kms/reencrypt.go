@@ -57,7 +57,7 @@ func (s *Service) ReEncrypt(ctx context.Context, caller Caller, req ReEncryptReq
 }
 
 func (s *Service) reEncrypt(ctx context.Context, review *reviewer, src *source, dst target, record *AuditRecord) (ReEncryptResponse, error) {
-	from, fromObject, err := s.keyToOpen(ctx, review, v1alpha1.VerbReEncryptFrom, src, record.SourceKey)
+	from, fromObject, err := s.keyToOpen(ctx, review, v1alpha1.VerbReEncryptFrom, src.blob.Header, src.key, record.SourceKey)
 	if err != nil {
 		return ReEncryptResponse{}, err
 	}

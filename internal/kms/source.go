@@ -57,9 +57,12 @@ func (s *Service) checkSource(f *fieldNames, r sourceRequest) (src source, err e
 	return src, nil
 }
 
-// keyToOpen asks RBAC about a blob, and returns its key with its MasterKey, in whatever state that is.
-func (s *Service) keyToOpen(ctx context.Context, review *reviewer, verb string, src *source, record *AuditKey) (*key, MasterKey, error) {
-	h, caller := src.blob.Header, review.caller
+// keyToOpen asks RBAC about a blob with this header, and returns its key with its MasterKey, in whatever state that is. The key is the
+// one that the caller says, if he says one.
+func (s *Service) keyToOpen(
+	ctx context.Context, review *reviewer, verb string, h envelope.Header, said keyName, record *AuditKey,
+) (*key, MasterKey, error) {
+	caller := review.caller
 	if !h.Scope.IsZero() && h.Scope.Namespace != caller.Namespace {
 		return nil, MasterKey{}, &Error{Code: CodeDenied, Message: fmt.Sprintf(
 			"the data key belongs to namespace %s: a pod of namespace %s cannot open it", h.Scope.Namespace, caller.Namespace)}
@@ -80,14 +83,14 @@ func (s *Service) keyToOpen(ctx context.Context, review *reviewer, verb string, 
 	case !known:
 		return nil, MasterKey{}, notFoundBlob(absence)
 	}
-	if src.key.text != "" {
-		same, err := s.means(ctx, caller.Namespace, src.key, k)
+	if said.text != "" {
+		same, err := s.means(ctx, caller.Namespace, said, k)
 		if err != nil {
 			return nil, MasterKey{}, err
 		}
 		if !same {
 			return nil, MasterKey{}, &Error{Code: CodeInvalidArgument, Reason: kmsv1.ReasonIncorrectKey,
-				Message: src.fields.key + ": the blob is of another key"}
+				Message: said.field + ": the blob is of another key"}
 		}
 	}
 	o, err := s.object(ctx, k)
@@ -102,13 +105,9 @@ func (src *source) audited() AuditKey {
 
 // open opens a blob with the key that it is of. Its caller may use the key, and the key may be used.
 func (s *Service) open(ctx context.Context, src *source) (*version, envelope.Plaintext, error) {
-	h := src.blob.Header
-	v, err := s.ring.getFor(ctx, h)
-	if errors.Is(err, ErrMaterialMissing) {
-		return nil, envelope.Plaintext{}, notFoundBlob(err)
-	}
+	v, err := s.versionToOpen(ctx, src.blob.Header)
 	if err != nil {
-		return nil, envelope.Plaintext{}, outward(err)
+		return nil, envelope.Plaintext{}, err
 	}
 	if err := src.checkDoor(); err != nil {
 		return nil, envelope.Plaintext{}, err
@@ -119,6 +118,18 @@ func (s *Service) open(ctx context.Context, src *source) (*version, envelope.Pla
 			src.fields.context, src.fields.aad), err)
 	}
 	return v, p, err
+}
+
+// versionToOpen returns the version that a blob with this header is of.
+func (s *Service) versionToOpen(ctx context.Context, h envelope.Header) (*version, error) {
+	v, err := s.ring.getFor(ctx, h)
+	if errors.Is(err, ErrMaterialMissing) {
+		return nil, notFoundBlob(err)
+	}
+	if err != nil {
+		return nil, outward(err)
+	}
+	return v, nil
 }
 
 // checkDoor returns an error unless the blob opens through the door, with the IV that was stated.
@@ -145,5 +156,5 @@ func deniedBlob(c Caller, verb string, scope envelope.Scope, cause error) *Error
 }
 
 func notFoundBlob(cause error) *Error {
-	return &Error{Code: CodeNotFound, Err: cause, Message: "ciphertext_blob: the key or key version that made it is not known here"}
+	return &Error{Code: CodeNotFound, Err: cause, Message: "the key or key version that made the blob is not known here"}
 }

@@ -140,6 +140,7 @@ func TestWhatEachOperationAnswersInEachState(t *testing.T) {
 			check("BatchDecrypt", results[0].Err, c.uses)
 			check("BatchDecrypt of another key beside it", results[1].Err, "")
 			check("BatchDecrypt of a declared data key", results[2].Err, c.uses)
+			check("Renew of a declared data key", w.renew(t, everything, renewOf(t, scoped)), c.uses)
 			_, err = w.ReEncrypt(t.Context(), everything, kms.ReEncryptRequest{CiphertextBlob: made["orders"], DestinationKeyID: "other", Door: kms.DoorAWS})
 			check("ReEncrypt from it", err, c.uses)
 			_, err = w.GenerateRandom(t.Context(), everything, 32)

@@ -37,6 +37,10 @@ func (w *world) BatchDecrypt(ctx context.Context, token string, reqs []kms.Decry
 	return withToken(ctx, w, token, w.Service.BatchDecrypt, reqs)
 }
 
+func (w *world) Renew(ctx context.Context, token string, reqs []kms.RenewRequest) ([]error, error) {
+	return withToken(ctx, w, token, w.Service.Renew, reqs)
+}
+
 func (w *world) ReEncrypt(ctx context.Context, token string, req kms.ReEncryptRequest) (kms.ReEncryptResponse, error) {
 	return withToken(ctx, w, token, w.Service.ReEncrypt, req)
 }

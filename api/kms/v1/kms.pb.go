@@ -1386,6 +1386,289 @@ func (x *Refusal) GetReason() string {
 	return ""
 }
 
+type RenewRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 100 data keys.
+	DataKeys      []*RenewDataKey `protobuf:"bytes,1,rep,name=data_keys,json=dataKeys,proto3" json:"data_keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewRequest) Reset() {
+	*x = RenewRequest{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewRequest) ProtoMessage() {}
+
+func (x *RenewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
+func (*RenewRequest) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *RenewRequest) GetDataKeys() []*RenewDataKey {
+	if x != nil {
+		return x.DataKeys
+	}
+	return nil
+}
+
+// RenewDataKey names a data key by what the header of its blob says in clear. It is of the caller's namespace. Generations of one data
+// key that are of the same version are one data key here.
+type RenewDataKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key ID alone. Required.
+	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// 1 or more.
+	KeyVersion int32 `protobuf:"varint,2,opt,name=key_version,json=keyVersion,proto3" json:"key_version,omitempty"`
+	// The 16 bytes that name the material of that version. Required.
+	MaterialId []byte `protobuf:"bytes,3,opt,name=material_id,json=materialId,proto3" json:"material_id,omitempty"`
+	// The name of the DataKeyRequest. Required.
+	Name          string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewDataKey) Reset() {
+	*x = RenewDataKey{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewDataKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewDataKey) ProtoMessage() {}
+
+func (x *RenewDataKey) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewDataKey.ProtoReflect.Descriptor instead.
+func (*RenewDataKey) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RenewDataKey) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *RenewDataKey) GetKeyVersion() int32 {
+	if x != nil {
+		return x.KeyVersion
+	}
+	return 0
+}
+
+func (x *RenewDataKey) GetMaterialId() []byte {
+	if x != nil {
+		return x.MaterialId
+	}
+	return nil
+}
+
+func (x *RenewDataKey) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RenewResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One result a data key, in the order of the request.
+	Results       []*RenewResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewResponse) Reset() {
+	*x = RenewResponse{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewResponse) ProtoMessage() {}
+
+func (x *RenewResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
+func (*RenewResponse) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RenewResponse) GetResults() []*RenewResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+type RenewResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Result:
+	//
+	//	*RenewResult_Renewal
+	//	*RenewResult_Refusal
+	Result        isRenewResult_Result `protobuf_oneof:"result"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewResult) Reset() {
+	*x = RenewResult{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewResult) ProtoMessage() {}
+
+func (x *RenewResult) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewResult.ProtoReflect.Descriptor instead.
+func (*RenewResult) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RenewResult) GetResult() isRenewResult_Result {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *RenewResult) GetRenewal() *Renewal {
+	if x != nil {
+		if x, ok := x.Result.(*RenewResult_Renewal); ok {
+			return x.Renewal
+		}
+	}
+	return nil
+}
+
+func (x *RenewResult) GetRefusal() *Refusal {
+	if x != nil {
+		if x, ok := x.Result.(*RenewResult_Refusal); ok {
+			return x.Refusal
+		}
+	}
+	return nil
+}
+
+type isRenewResult_Result interface {
+	isRenewResult_Result()
+}
+
+type RenewResult_Renewal struct {
+	Renewal *Renewal `protobuf:"bytes,1,opt,name=renewal,proto3,oneof"`
+}
+
+type RenewResult_Refusal struct {
+	Refusal *Refusal `protobuf:"bytes,2,opt,name=refusal,proto3,oneof"`
+}
+
+func (*RenewResult_Renewal) isRenewResult_Result() {}
+
+func (*RenewResult_Refusal) isRenewResult_Result() {}
+
+// Renewal says that the caller may still have the data key.
+type Renewal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Renewal) Reset() {
+	*x = Renewal{}
+	mi := &file_api_kms_v1_kms_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Renewal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Renewal) ProtoMessage() {}
+
+func (x *Renewal) ProtoReflect() protoreflect.Message {
+	mi := &file_api_kms_v1_kms_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Renewal.ProtoReflect.Descriptor instead.
+func (*Renewal) Descriptor() ([]byte, []int) {
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{20}
+}
+
 type ReEncryptRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most 6144 bytes.
@@ -1409,7 +1692,7 @@ type ReEncryptRequest struct {
 
 func (x *ReEncryptRequest) Reset() {
 	*x = ReEncryptRequest{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[16]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1421,7 +1704,7 @@ func (x *ReEncryptRequest) String() string {
 func (*ReEncryptRequest) ProtoMessage() {}
 
 func (x *ReEncryptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[16]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1434,7 +1717,7 @@ func (x *ReEncryptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReEncryptRequest.ProtoReflect.Descriptor instead.
 func (*ReEncryptRequest) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{16}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReEncryptRequest) GetCiphertextBlob() []byte {
@@ -1525,7 +1808,7 @@ type ReEncryptResponse struct {
 
 func (x *ReEncryptResponse) Reset() {
 	*x = ReEncryptResponse{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[17]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1820,7 @@ func (x *ReEncryptResponse) String() string {
 func (*ReEncryptResponse) ProtoMessage() {}
 
 func (x *ReEncryptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[17]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1833,7 @@ func (x *ReEncryptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReEncryptResponse.ProtoReflect.Descriptor instead.
 func (*ReEncryptResponse) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{17}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReEncryptResponse) GetCiphertextBlob() []byte {
@@ -1619,7 +1902,7 @@ type GenerateRandomRequest struct {
 
 func (x *GenerateRandomRequest) Reset() {
 	*x = GenerateRandomRequest{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[18]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +1914,7 @@ func (x *GenerateRandomRequest) String() string {
 func (*GenerateRandomRequest) ProtoMessage() {}
 
 func (x *GenerateRandomRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[18]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +1927,7 @@ func (x *GenerateRandomRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateRandomRequest.ProtoReflect.Descriptor instead.
 func (*GenerateRandomRequest) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{18}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GenerateRandomRequest) GetNumberOfBytes() int32 {
@@ -1663,7 +1946,7 @@ type GenerateRandomResponse struct {
 
 func (x *GenerateRandomResponse) Reset() {
 	*x = GenerateRandomResponse{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[19]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1675,7 +1958,7 @@ func (x *GenerateRandomResponse) String() string {
 func (*GenerateRandomResponse) ProtoMessage() {}
 
 func (x *GenerateRandomResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[19]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1688,7 +1971,7 @@ func (x *GenerateRandomResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateRandomResponse.ProtoReflect.Descriptor instead.
 func (*GenerateRandomResponse) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{19}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GenerateRandomResponse) GetPlaintext() []byte {
@@ -1708,7 +1991,7 @@ type DescribeKeyRequest struct {
 
 func (x *DescribeKeyRequest) Reset() {
 	*x = DescribeKeyRequest{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[20]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1720,7 +2003,7 @@ func (x *DescribeKeyRequest) String() string {
 func (*DescribeKeyRequest) ProtoMessage() {}
 
 func (x *DescribeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[20]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1733,7 +2016,7 @@ func (x *DescribeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeKeyRequest.ProtoReflect.Descriptor instead.
 func (*DescribeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{20}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DescribeKeyRequest) GetKeyId() string {
@@ -1752,7 +2035,7 @@ type DescribeKeyResponse struct {
 
 func (x *DescribeKeyResponse) Reset() {
 	*x = DescribeKeyResponse{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[21]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1764,7 +2047,7 @@ func (x *DescribeKeyResponse) String() string {
 func (*DescribeKeyResponse) ProtoMessage() {}
 
 func (x *DescribeKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[21]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1777,7 +2060,7 @@ func (x *DescribeKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeKeyResponse.ProtoReflect.Descriptor instead.
 func (*DescribeKeyResponse) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{21}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DescribeKeyResponse) GetKey() *KeyMetadata {
@@ -1813,7 +2096,7 @@ type KeyMetadata struct {
 
 func (x *KeyMetadata) Reset() {
 	*x = KeyMetadata{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[22]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1825,7 +2108,7 @@ func (x *KeyMetadata) String() string {
 func (*KeyMetadata) ProtoMessage() {}
 
 func (x *KeyMetadata) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[22]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1838,7 +2121,7 @@ func (x *KeyMetadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyMetadata.ProtoReflect.Descriptor instead.
 func (*KeyMetadata) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{22}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *KeyMetadata) GetKeyId() string {
@@ -1930,7 +2213,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[23]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1942,7 +2225,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[23]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1955,7 +2238,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{23}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListKeysRequest) GetLimit() int32 {
@@ -1983,7 +2266,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[24]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1995,7 +2278,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[24]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2008,7 +2291,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{24}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyEntry {
@@ -2038,7 +2321,7 @@ type KeyEntry struct {
 
 func (x *KeyEntry) Reset() {
 	*x = KeyEntry{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[25]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2050,7 +2333,7 @@ func (x *KeyEntry) String() string {
 func (*KeyEntry) ProtoMessage() {}
 
 func (x *KeyEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[25]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2063,7 +2346,7 @@ func (x *KeyEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyEntry.ProtoReflect.Descriptor instead.
 func (*KeyEntry) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{25}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *KeyEntry) GetKeyId() string {
@@ -2101,7 +2384,7 @@ type ListAliasesRequest struct {
 
 func (x *ListAliasesRequest) Reset() {
 	*x = ListAliasesRequest{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[26]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2113,7 +2396,7 @@ func (x *ListAliasesRequest) String() string {
 func (*ListAliasesRequest) ProtoMessage() {}
 
 func (x *ListAliasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[26]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2126,7 +2409,7 @@ func (x *ListAliasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAliasesRequest.ProtoReflect.Descriptor instead.
 func (*ListAliasesRequest) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{26}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListAliasesRequest) GetKeyId() string {
@@ -2161,7 +2444,7 @@ type ListAliasesResponse struct {
 
 func (x *ListAliasesResponse) Reset() {
 	*x = ListAliasesResponse{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[27]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2456,7 @@ func (x *ListAliasesResponse) String() string {
 func (*ListAliasesResponse) ProtoMessage() {}
 
 func (x *ListAliasesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[27]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2469,7 @@ func (x *ListAliasesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAliasesResponse.ProtoReflect.Descriptor instead.
 func (*ListAliasesResponse) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{27}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListAliasesResponse) GetAliases() []*AliasEntry {
@@ -2216,7 +2499,7 @@ type AliasEntry struct {
 
 func (x *AliasEntry) Reset() {
 	*x = AliasEntry{}
-	mi := &file_api_kms_v1_kms_proto_msgTypes[28]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2228,7 +2511,7 @@ func (x *AliasEntry) String() string {
 func (*AliasEntry) ProtoMessage() {}
 
 func (x *AliasEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_api_kms_v1_kms_proto_msgTypes[28]
+	mi := &file_api_kms_v1_kms_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2241,7 +2524,7 @@ func (x *AliasEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AliasEntry.ProtoReflect.Descriptor instead.
 func (*AliasEntry) Descriptor() ([]byte, []int) {
-	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{28}
+	return file_api_kms_v1_kms_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AliasEntry) GetAliasName() string {
@@ -2403,7 +2686,23 @@ const file_api_kms_v1_kms_proto_rawDesc = "" +
 	"\aRefusal\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xdb\x05\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"J\n" +
+	"\fRenewRequest\x12:\n" +
+	"\tdata_keys\x18\x01 \x03(\v2\x1d.datakeys.kms.v1.RenewDataKeyR\bdataKeys\"{\n" +
+	"\fRenewDataKey\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1f\n" +
+	"\vkey_version\x18\x02 \x01(\x05R\n" +
+	"keyVersion\x12\x1f\n" +
+	"\vmaterial_id\x18\x03 \x01(\fR\n" +
+	"materialId\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\"G\n" +
+	"\rRenewResponse\x126\n" +
+	"\aresults\x18\x01 \x03(\v2\x1c.datakeys.kms.v1.RenewResultR\aresults\"\x83\x01\n" +
+	"\vRenewResult\x124\n" +
+	"\arenewal\x18\x01 \x01(\v2\x18.datakeys.kms.v1.RenewalH\x00R\arenewal\x124\n" +
+	"\arefusal\x18\x02 \x01(\v2\x18.datakeys.kms.v1.RefusalH\x00R\arefusalB\b\n" +
+	"\x06result\"\t\n" +
+	"\aRenewal\"\xdb\x05\n" +
 	"\x10ReEncryptRequest\x12'\n" +
 	"\x0fciphertext_blob\x18\x01 \x01(\fR\x0eciphertextBlob\x12z\n" +
 	"\x19source_encryption_context\x18\x02 \x03(\v2>.datakeys.kms.v1.ReEncryptRequest.SourceEncryptionContextEntryR\x17sourceEncryptionContext\x12\x1d\n" +
@@ -2485,7 +2784,8 @@ const file_api_kms_v1_kms_proto_rawDesc = "" +
 	"\x10DOOR_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bDOOR_AWS\x10\x01\x12\x10\n" +
 	"\fDOOR_ALIBABA\x10\x02\x12\x18\n" +
-	"\x14DOOR_ALIBABA_ADVANCE\x10\x032\xd3\t\n" +
+	"\x14DOOR_ALIBABA_ADVANCE\x10\x032\x9b\n" +
+	"\n" +
 	"\n" +
 	"KeyService\x12d\n" +
 	"\x0fGenerateDataKey\x12'.datakeys.kms.v1.GenerateDataKeyRequest\x1a(.datakeys.kms.v1.GenerateDataKeyResponse\x12\x94\x01\n" +
@@ -2494,7 +2794,8 @@ const file_api_kms_v1_kms_proto_rawDesc = "" +
 	"#GenerateDataKeyPairWithoutPlaintext\x12;.datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest\x1a<.datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextResponse\x12L\n" +
 	"\aEncrypt\x12\x1f.datakeys.kms.v1.EncryptRequest\x1a .datakeys.kms.v1.EncryptResponse\x12L\n" +
 	"\aDecrypt\x12\x1f.datakeys.kms.v1.DecryptRequest\x1a .datakeys.kms.v1.DecryptResponse\x12[\n" +
-	"\fBatchDecrypt\x12$.datakeys.kms.v1.BatchDecryptRequest\x1a%.datakeys.kms.v1.BatchDecryptResponse\x12R\n" +
+	"\fBatchDecrypt\x12$.datakeys.kms.v1.BatchDecryptRequest\x1a%.datakeys.kms.v1.BatchDecryptResponse\x12F\n" +
+	"\x05Renew\x12\x1d.datakeys.kms.v1.RenewRequest\x1a\x1e.datakeys.kms.v1.RenewResponse\x12R\n" +
 	"\tReEncrypt\x12!.datakeys.kms.v1.ReEncryptRequest\x1a\".datakeys.kms.v1.ReEncryptResponse\x12a\n" +
 	"\x0eGenerateRandom\x12&.datakeys.kms.v1.GenerateRandomRequest\x1a'.datakeys.kms.v1.GenerateRandomResponse\x12X\n" +
 	"\vDescribeKey\x12#.datakeys.kms.v1.DescribeKeyRequest\x1a$.datakeys.kms.v1.DescribeKeyResponse\x12O\n" +
@@ -2514,7 +2815,7 @@ func file_api_kms_v1_kms_proto_rawDescGZIP() []byte {
 }
 
 var file_api_kms_v1_kms_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_kms_v1_kms_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_api_kms_v1_kms_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_api_kms_v1_kms_proto_goTypes = []any{
 	(Door)(0),                                           // 0: datakeys.kms.v1.Door
 	(*GenerateDataKeyRequest)(nil),                      // 1: datakeys.kms.v1.GenerateDataKeyRequest
@@ -2533,83 +2834,94 @@ var file_api_kms_v1_kms_proto_goTypes = []any{
 	(*BatchDecryptResponse)(nil),                        // 14: datakeys.kms.v1.BatchDecryptResponse
 	(*BatchDecryptResult)(nil),                          // 15: datakeys.kms.v1.BatchDecryptResult
 	(*Refusal)(nil),                                     // 16: datakeys.kms.v1.Refusal
-	(*ReEncryptRequest)(nil),                            // 17: datakeys.kms.v1.ReEncryptRequest
-	(*ReEncryptResponse)(nil),                           // 18: datakeys.kms.v1.ReEncryptResponse
-	(*GenerateRandomRequest)(nil),                       // 19: datakeys.kms.v1.GenerateRandomRequest
-	(*GenerateRandomResponse)(nil),                      // 20: datakeys.kms.v1.GenerateRandomResponse
-	(*DescribeKeyRequest)(nil),                          // 21: datakeys.kms.v1.DescribeKeyRequest
-	(*DescribeKeyResponse)(nil),                         // 22: datakeys.kms.v1.DescribeKeyResponse
-	(*KeyMetadata)(nil),                                 // 23: datakeys.kms.v1.KeyMetadata
-	(*ListKeysRequest)(nil),                             // 24: datakeys.kms.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),                            // 25: datakeys.kms.v1.ListKeysResponse
-	(*KeyEntry)(nil),                                    // 26: datakeys.kms.v1.KeyEntry
-	(*ListAliasesRequest)(nil),                          // 27: datakeys.kms.v1.ListAliasesRequest
-	(*ListAliasesResponse)(nil),                         // 28: datakeys.kms.v1.ListAliasesResponse
-	(*AliasEntry)(nil),                                  // 29: datakeys.kms.v1.AliasEntry
-	nil,                                                 // 30: datakeys.kms.v1.GenerateDataKeyRequest.EncryptionContextEntry
-	nil,                                                 // 31: datakeys.kms.v1.GenerateDataKeyWithoutPlaintextRequest.EncryptionContextEntry
-	nil,                                                 // 32: datakeys.kms.v1.GenerateDataKeyPairRequest.EncryptionContextEntry
-	nil,                                                 // 33: datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest.EncryptionContextEntry
-	nil,                                                 // 34: datakeys.kms.v1.EncryptRequest.EncryptionContextEntry
-	nil,                                                 // 35: datakeys.kms.v1.DecryptRequest.EncryptionContextEntry
-	nil,                                                 // 36: datakeys.kms.v1.ReEncryptRequest.SourceEncryptionContextEntry
-	nil,                                                 // 37: datakeys.kms.v1.ReEncryptRequest.DestinationEncryptionContextEntry
-	(*timestamppb.Timestamp)(nil),                       // 38: google.protobuf.Timestamp
+	(*RenewRequest)(nil),                                // 17: datakeys.kms.v1.RenewRequest
+	(*RenewDataKey)(nil),                                // 18: datakeys.kms.v1.RenewDataKey
+	(*RenewResponse)(nil),                               // 19: datakeys.kms.v1.RenewResponse
+	(*RenewResult)(nil),                                 // 20: datakeys.kms.v1.RenewResult
+	(*Renewal)(nil),                                     // 21: datakeys.kms.v1.Renewal
+	(*ReEncryptRequest)(nil),                            // 22: datakeys.kms.v1.ReEncryptRequest
+	(*ReEncryptResponse)(nil),                           // 23: datakeys.kms.v1.ReEncryptResponse
+	(*GenerateRandomRequest)(nil),                       // 24: datakeys.kms.v1.GenerateRandomRequest
+	(*GenerateRandomResponse)(nil),                      // 25: datakeys.kms.v1.GenerateRandomResponse
+	(*DescribeKeyRequest)(nil),                          // 26: datakeys.kms.v1.DescribeKeyRequest
+	(*DescribeKeyResponse)(nil),                         // 27: datakeys.kms.v1.DescribeKeyResponse
+	(*KeyMetadata)(nil),                                 // 28: datakeys.kms.v1.KeyMetadata
+	(*ListKeysRequest)(nil),                             // 29: datakeys.kms.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),                            // 30: datakeys.kms.v1.ListKeysResponse
+	(*KeyEntry)(nil),                                    // 31: datakeys.kms.v1.KeyEntry
+	(*ListAliasesRequest)(nil),                          // 32: datakeys.kms.v1.ListAliasesRequest
+	(*ListAliasesResponse)(nil),                         // 33: datakeys.kms.v1.ListAliasesResponse
+	(*AliasEntry)(nil),                                  // 34: datakeys.kms.v1.AliasEntry
+	nil,                                                 // 35: datakeys.kms.v1.GenerateDataKeyRequest.EncryptionContextEntry
+	nil,                                                 // 36: datakeys.kms.v1.GenerateDataKeyWithoutPlaintextRequest.EncryptionContextEntry
+	nil,                                                 // 37: datakeys.kms.v1.GenerateDataKeyPairRequest.EncryptionContextEntry
+	nil,                                                 // 38: datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest.EncryptionContextEntry
+	nil,                                                 // 39: datakeys.kms.v1.EncryptRequest.EncryptionContextEntry
+	nil,                                                 // 40: datakeys.kms.v1.DecryptRequest.EncryptionContextEntry
+	nil,                                                 // 41: datakeys.kms.v1.ReEncryptRequest.SourceEncryptionContextEntry
+	nil,                                                 // 42: datakeys.kms.v1.ReEncryptRequest.DestinationEncryptionContextEntry
+	(*timestamppb.Timestamp)(nil),                       // 43: google.protobuf.Timestamp
 }
 var file_api_kms_v1_kms_proto_depIdxs = []int32{
-	30, // 0: datakeys.kms.v1.GenerateDataKeyRequest.encryption_context:type_name -> datakeys.kms.v1.GenerateDataKeyRequest.EncryptionContextEntry
+	35, // 0: datakeys.kms.v1.GenerateDataKeyRequest.encryption_context:type_name -> datakeys.kms.v1.GenerateDataKeyRequest.EncryptionContextEntry
 	0,  // 1: datakeys.kms.v1.GenerateDataKeyRequest.door:type_name -> datakeys.kms.v1.Door
-	31, // 2: datakeys.kms.v1.GenerateDataKeyWithoutPlaintextRequest.encryption_context:type_name -> datakeys.kms.v1.GenerateDataKeyWithoutPlaintextRequest.EncryptionContextEntry
+	36, // 2: datakeys.kms.v1.GenerateDataKeyWithoutPlaintextRequest.encryption_context:type_name -> datakeys.kms.v1.GenerateDataKeyWithoutPlaintextRequest.EncryptionContextEntry
 	0,  // 3: datakeys.kms.v1.GenerateDataKeyWithoutPlaintextRequest.door:type_name -> datakeys.kms.v1.Door
-	32, // 4: datakeys.kms.v1.GenerateDataKeyPairRequest.encryption_context:type_name -> datakeys.kms.v1.GenerateDataKeyPairRequest.EncryptionContextEntry
+	37, // 4: datakeys.kms.v1.GenerateDataKeyPairRequest.encryption_context:type_name -> datakeys.kms.v1.GenerateDataKeyPairRequest.EncryptionContextEntry
 	0,  // 5: datakeys.kms.v1.GenerateDataKeyPairRequest.door:type_name -> datakeys.kms.v1.Door
-	33, // 6: datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest.encryption_context:type_name -> datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest.EncryptionContextEntry
+	38, // 6: datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest.encryption_context:type_name -> datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest.EncryptionContextEntry
 	0,  // 7: datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest.door:type_name -> datakeys.kms.v1.Door
-	34, // 8: datakeys.kms.v1.EncryptRequest.encryption_context:type_name -> datakeys.kms.v1.EncryptRequest.EncryptionContextEntry
+	39, // 8: datakeys.kms.v1.EncryptRequest.encryption_context:type_name -> datakeys.kms.v1.EncryptRequest.EncryptionContextEntry
 	0,  // 9: datakeys.kms.v1.EncryptRequest.door:type_name -> datakeys.kms.v1.Door
-	35, // 10: datakeys.kms.v1.DecryptRequest.encryption_context:type_name -> datakeys.kms.v1.DecryptRequest.EncryptionContextEntry
+	40, // 10: datakeys.kms.v1.DecryptRequest.encryption_context:type_name -> datakeys.kms.v1.DecryptRequest.EncryptionContextEntry
 	0,  // 11: datakeys.kms.v1.DecryptRequest.door:type_name -> datakeys.kms.v1.Door
 	11, // 12: datakeys.kms.v1.BatchDecryptRequest.requests:type_name -> datakeys.kms.v1.DecryptRequest
 	15, // 13: datakeys.kms.v1.BatchDecryptResponse.results:type_name -> datakeys.kms.v1.BatchDecryptResult
 	12, // 14: datakeys.kms.v1.BatchDecryptResult.response:type_name -> datakeys.kms.v1.DecryptResponse
 	16, // 15: datakeys.kms.v1.BatchDecryptResult.refusal:type_name -> datakeys.kms.v1.Refusal
-	36, // 16: datakeys.kms.v1.ReEncryptRequest.source_encryption_context:type_name -> datakeys.kms.v1.ReEncryptRequest.SourceEncryptionContextEntry
-	37, // 17: datakeys.kms.v1.ReEncryptRequest.destination_encryption_context:type_name -> datakeys.kms.v1.ReEncryptRequest.DestinationEncryptionContextEntry
-	0,  // 18: datakeys.kms.v1.ReEncryptRequest.door:type_name -> datakeys.kms.v1.Door
-	23, // 19: datakeys.kms.v1.DescribeKeyResponse.key:type_name -> datakeys.kms.v1.KeyMetadata
-	38, // 20: datakeys.kms.v1.KeyMetadata.creation_time:type_name -> google.protobuf.Timestamp
-	38, // 21: datakeys.kms.v1.KeyMetadata.deletion_time:type_name -> google.protobuf.Timestamp
-	26, // 22: datakeys.kms.v1.ListKeysResponse.keys:type_name -> datakeys.kms.v1.KeyEntry
-	29, // 23: datakeys.kms.v1.ListAliasesResponse.aliases:type_name -> datakeys.kms.v1.AliasEntry
-	1,  // 24: datakeys.kms.v1.KeyService.GenerateDataKey:input_type -> datakeys.kms.v1.GenerateDataKeyRequest
-	3,  // 25: datakeys.kms.v1.KeyService.GenerateDataKeyWithoutPlaintext:input_type -> datakeys.kms.v1.GenerateDataKeyWithoutPlaintextRequest
-	5,  // 26: datakeys.kms.v1.KeyService.GenerateDataKeyPair:input_type -> datakeys.kms.v1.GenerateDataKeyPairRequest
-	7,  // 27: datakeys.kms.v1.KeyService.GenerateDataKeyPairWithoutPlaintext:input_type -> datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest
-	9,  // 28: datakeys.kms.v1.KeyService.Encrypt:input_type -> datakeys.kms.v1.EncryptRequest
-	11, // 29: datakeys.kms.v1.KeyService.Decrypt:input_type -> datakeys.kms.v1.DecryptRequest
-	13, // 30: datakeys.kms.v1.KeyService.BatchDecrypt:input_type -> datakeys.kms.v1.BatchDecryptRequest
-	17, // 31: datakeys.kms.v1.KeyService.ReEncrypt:input_type -> datakeys.kms.v1.ReEncryptRequest
-	19, // 32: datakeys.kms.v1.KeyService.GenerateRandom:input_type -> datakeys.kms.v1.GenerateRandomRequest
-	21, // 33: datakeys.kms.v1.KeyService.DescribeKey:input_type -> datakeys.kms.v1.DescribeKeyRequest
-	24, // 34: datakeys.kms.v1.KeyService.ListKeys:input_type -> datakeys.kms.v1.ListKeysRequest
-	27, // 35: datakeys.kms.v1.KeyService.ListAliases:input_type -> datakeys.kms.v1.ListAliasesRequest
-	2,  // 36: datakeys.kms.v1.KeyService.GenerateDataKey:output_type -> datakeys.kms.v1.GenerateDataKeyResponse
-	4,  // 37: datakeys.kms.v1.KeyService.GenerateDataKeyWithoutPlaintext:output_type -> datakeys.kms.v1.GenerateDataKeyWithoutPlaintextResponse
-	6,  // 38: datakeys.kms.v1.KeyService.GenerateDataKeyPair:output_type -> datakeys.kms.v1.GenerateDataKeyPairResponse
-	8,  // 39: datakeys.kms.v1.KeyService.GenerateDataKeyPairWithoutPlaintext:output_type -> datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextResponse
-	10, // 40: datakeys.kms.v1.KeyService.Encrypt:output_type -> datakeys.kms.v1.EncryptResponse
-	12, // 41: datakeys.kms.v1.KeyService.Decrypt:output_type -> datakeys.kms.v1.DecryptResponse
-	14, // 42: datakeys.kms.v1.KeyService.BatchDecrypt:output_type -> datakeys.kms.v1.BatchDecryptResponse
-	18, // 43: datakeys.kms.v1.KeyService.ReEncrypt:output_type -> datakeys.kms.v1.ReEncryptResponse
-	20, // 44: datakeys.kms.v1.KeyService.GenerateRandom:output_type -> datakeys.kms.v1.GenerateRandomResponse
-	22, // 45: datakeys.kms.v1.KeyService.DescribeKey:output_type -> datakeys.kms.v1.DescribeKeyResponse
-	25, // 46: datakeys.kms.v1.KeyService.ListKeys:output_type -> datakeys.kms.v1.ListKeysResponse
-	28, // 47: datakeys.kms.v1.KeyService.ListAliases:output_type -> datakeys.kms.v1.ListAliasesResponse
-	36, // [36:48] is the sub-list for method output_type
-	24, // [24:36] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	18, // 16: datakeys.kms.v1.RenewRequest.data_keys:type_name -> datakeys.kms.v1.RenewDataKey
+	20, // 17: datakeys.kms.v1.RenewResponse.results:type_name -> datakeys.kms.v1.RenewResult
+	21, // 18: datakeys.kms.v1.RenewResult.renewal:type_name -> datakeys.kms.v1.Renewal
+	16, // 19: datakeys.kms.v1.RenewResult.refusal:type_name -> datakeys.kms.v1.Refusal
+	41, // 20: datakeys.kms.v1.ReEncryptRequest.source_encryption_context:type_name -> datakeys.kms.v1.ReEncryptRequest.SourceEncryptionContextEntry
+	42, // 21: datakeys.kms.v1.ReEncryptRequest.destination_encryption_context:type_name -> datakeys.kms.v1.ReEncryptRequest.DestinationEncryptionContextEntry
+	0,  // 22: datakeys.kms.v1.ReEncryptRequest.door:type_name -> datakeys.kms.v1.Door
+	28, // 23: datakeys.kms.v1.DescribeKeyResponse.key:type_name -> datakeys.kms.v1.KeyMetadata
+	43, // 24: datakeys.kms.v1.KeyMetadata.creation_time:type_name -> google.protobuf.Timestamp
+	43, // 25: datakeys.kms.v1.KeyMetadata.deletion_time:type_name -> google.protobuf.Timestamp
+	31, // 26: datakeys.kms.v1.ListKeysResponse.keys:type_name -> datakeys.kms.v1.KeyEntry
+	34, // 27: datakeys.kms.v1.ListAliasesResponse.aliases:type_name -> datakeys.kms.v1.AliasEntry
+	1,  // 28: datakeys.kms.v1.KeyService.GenerateDataKey:input_type -> datakeys.kms.v1.GenerateDataKeyRequest
+	3,  // 29: datakeys.kms.v1.KeyService.GenerateDataKeyWithoutPlaintext:input_type -> datakeys.kms.v1.GenerateDataKeyWithoutPlaintextRequest
+	5,  // 30: datakeys.kms.v1.KeyService.GenerateDataKeyPair:input_type -> datakeys.kms.v1.GenerateDataKeyPairRequest
+	7,  // 31: datakeys.kms.v1.KeyService.GenerateDataKeyPairWithoutPlaintext:input_type -> datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextRequest
+	9,  // 32: datakeys.kms.v1.KeyService.Encrypt:input_type -> datakeys.kms.v1.EncryptRequest
+	11, // 33: datakeys.kms.v1.KeyService.Decrypt:input_type -> datakeys.kms.v1.DecryptRequest
+	13, // 34: datakeys.kms.v1.KeyService.BatchDecrypt:input_type -> datakeys.kms.v1.BatchDecryptRequest
+	17, // 35: datakeys.kms.v1.KeyService.Renew:input_type -> datakeys.kms.v1.RenewRequest
+	22, // 36: datakeys.kms.v1.KeyService.ReEncrypt:input_type -> datakeys.kms.v1.ReEncryptRequest
+	24, // 37: datakeys.kms.v1.KeyService.GenerateRandom:input_type -> datakeys.kms.v1.GenerateRandomRequest
+	26, // 38: datakeys.kms.v1.KeyService.DescribeKey:input_type -> datakeys.kms.v1.DescribeKeyRequest
+	29, // 39: datakeys.kms.v1.KeyService.ListKeys:input_type -> datakeys.kms.v1.ListKeysRequest
+	32, // 40: datakeys.kms.v1.KeyService.ListAliases:input_type -> datakeys.kms.v1.ListAliasesRequest
+	2,  // 41: datakeys.kms.v1.KeyService.GenerateDataKey:output_type -> datakeys.kms.v1.GenerateDataKeyResponse
+	4,  // 42: datakeys.kms.v1.KeyService.GenerateDataKeyWithoutPlaintext:output_type -> datakeys.kms.v1.GenerateDataKeyWithoutPlaintextResponse
+	6,  // 43: datakeys.kms.v1.KeyService.GenerateDataKeyPair:output_type -> datakeys.kms.v1.GenerateDataKeyPairResponse
+	8,  // 44: datakeys.kms.v1.KeyService.GenerateDataKeyPairWithoutPlaintext:output_type -> datakeys.kms.v1.GenerateDataKeyPairWithoutPlaintextResponse
+	10, // 45: datakeys.kms.v1.KeyService.Encrypt:output_type -> datakeys.kms.v1.EncryptResponse
+	12, // 46: datakeys.kms.v1.KeyService.Decrypt:output_type -> datakeys.kms.v1.DecryptResponse
+	14, // 47: datakeys.kms.v1.KeyService.BatchDecrypt:output_type -> datakeys.kms.v1.BatchDecryptResponse
+	19, // 48: datakeys.kms.v1.KeyService.Renew:output_type -> datakeys.kms.v1.RenewResponse
+	23, // 49: datakeys.kms.v1.KeyService.ReEncrypt:output_type -> datakeys.kms.v1.ReEncryptResponse
+	25, // 50: datakeys.kms.v1.KeyService.GenerateRandom:output_type -> datakeys.kms.v1.GenerateRandomResponse
+	27, // 51: datakeys.kms.v1.KeyService.DescribeKey:output_type -> datakeys.kms.v1.DescribeKeyResponse
+	30, // 52: datakeys.kms.v1.KeyService.ListKeys:output_type -> datakeys.kms.v1.ListKeysResponse
+	33, // 53: datakeys.kms.v1.KeyService.ListAliases:output_type -> datakeys.kms.v1.ListAliasesResponse
+	41, // [41:54] is the sub-list for method output_type
+	28, // [28:41] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_api_kms_v1_kms_proto_init() }
@@ -2621,13 +2933,17 @@ func file_api_kms_v1_kms_proto_init() {
 		(*BatchDecryptResult_Response)(nil),
 		(*BatchDecryptResult_Refusal)(nil),
 	}
+	file_api_kms_v1_kms_proto_msgTypes[19].OneofWrappers = []any{
+		(*RenewResult_Renewal)(nil),
+		(*RenewResult_Refusal)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_kms_v1_kms_proto_rawDesc), len(file_api_kms_v1_kms_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   37,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

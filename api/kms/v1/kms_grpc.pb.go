@@ -26,6 +26,7 @@ const (
 	KeyService_Encrypt_FullMethodName                             = "/datakeys.kms.v1.KeyService/Encrypt"
 	KeyService_Decrypt_FullMethodName                             = "/datakeys.kms.v1.KeyService/Decrypt"
 	KeyService_BatchDecrypt_FullMethodName                        = "/datakeys.kms.v1.KeyService/BatchDecrypt"
+	KeyService_Renew_FullMethodName                               = "/datakeys.kms.v1.KeyService/Renew"
 	KeyService_ReEncrypt_FullMethodName                           = "/datakeys.kms.v1.KeyService/ReEncrypt"
 	KeyService_GenerateRandom_FullMethodName                      = "/datakeys.kms.v1.KeyService/GenerateRandom"
 	KeyService_DescribeKey_FullMethodName                         = "/datakeys.kms.v1.KeyService/DescribeKey"
@@ -68,6 +69,9 @@ type KeyServiceClient interface {
 	Decrypt(ctx context.Context, in *DecryptRequest, opts ...grpc.CallOption) (*DecryptResponse, error)
 	// BatchDecrypt opens up to 100 blobs. Each has an answer or a refusal of its own.
 	BatchDecrypt(ctx context.Context, in *BatchDecryptRequest, opts ...grpc.CallOption) (*BatchDecryptResponse, error)
+	// Renew asks of up to 100 data keys of DataKeyRequests whether Decrypt would still be allowed. Nothing is opened, and the answer holds
+	// no plaintext.
+	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
 	// ReEncrypt opens a blob and encrypts what was in it under another key or context. The plaintext does not leave.
 	ReEncrypt(ctx context.Context, in *ReEncryptRequest, opts ...grpc.CallOption) (*ReEncryptResponse, error)
 	// GenerateRandom returns random bytes.
@@ -152,6 +156,16 @@ func (c *keyServiceClient) BatchDecrypt(ctx context.Context, in *BatchDecryptReq
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(BatchDecryptResponse)
 	err := c.cc.Invoke(ctx, KeyService_BatchDecrypt_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewResponse)
+	err := c.cc.Invoke(ctx, KeyService_Renew_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -243,6 +257,9 @@ type KeyServiceServer interface {
 	Decrypt(context.Context, *DecryptRequest) (*DecryptResponse, error)
 	// BatchDecrypt opens up to 100 blobs. Each has an answer or a refusal of its own.
 	BatchDecrypt(context.Context, *BatchDecryptRequest) (*BatchDecryptResponse, error)
+	// Renew asks of up to 100 data keys of DataKeyRequests whether Decrypt would still be allowed. Nothing is opened, and the answer holds
+	// no plaintext.
+	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
 	// ReEncrypt opens a blob and encrypts what was in it under another key or context. The plaintext does not leave.
 	ReEncrypt(context.Context, *ReEncryptRequest) (*ReEncryptResponse, error)
 	// GenerateRandom returns random bytes.
@@ -283,6 +300,9 @@ func (UnimplementedKeyServiceServer) Decrypt(context.Context, *DecryptRequest) (
 }
 func (UnimplementedKeyServiceServer) BatchDecrypt(context.Context, *BatchDecryptRequest) (*BatchDecryptResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method BatchDecrypt not implemented")
+}
+func (UnimplementedKeyServiceServer) Renew(context.Context, *RenewRequest) (*RenewResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
 }
 func (UnimplementedKeyServiceServer) ReEncrypt(context.Context, *ReEncryptRequest) (*ReEncryptResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReEncrypt not implemented")
@@ -446,6 +466,24 @@ func _KeyService_BatchDecrypt_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyService_Renew_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).Renew(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_Renew_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).Renew(ctx, req.(*RenewRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KeyService_ReEncrypt_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ReEncryptRequest)
 	if err := dec(in); err != nil {
@@ -570,6 +608,10 @@ var KeyService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "BatchDecrypt",
 			Handler:    _KeyService_BatchDecrypt_Handler,
+		},
+		{
+			MethodName: "Renew",
+			Handler:    _KeyService_Renew_Handler,
 		},
 		{
 			MethodName: "ReEncrypt",
