@@ -32,6 +32,8 @@ type Config struct {
 	KeyService string
 	// Roots are the certificates, in PEM, that alone are trusted to have signed the key service's.
 	Roots []byte
+	// Leases say for how long a data key is issued without being renewed.
+	Leases Leases
 	// Logger takes what happens. No plaintext is ever given to it.
 	Logger *slog.Logger
 }
@@ -67,6 +69,9 @@ func (c Config) validate() error {
 		errs = append(errs, err)
 	}
 	if _, err := rootPool(c.Roots); err != nil {
+		errs = append(errs, err)
+	}
+	if err := c.Leases.validate(); err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

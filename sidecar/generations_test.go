@@ -476,7 +476,7 @@ func (s ignoringSource) Read(name string) (*Secret, error) {
 func TestKeeperLogsWhatIsIgnoredOnce(t *testing.T) {
 	withKeeper(t, []string{"orders"}, func(b *bench) {
 		ignored := []string{"entry x: must be y"}
-		k := newKeeper([]string{"orders"}, ignoringSource{b.source, &ignored}, b.service, b.store, b.logs.logger())
+		k := newKeeper([]string{"orders"}, ignoringSource{b.source, &ignored}, b.service, b.store, usual, b.logs.logger())
 		b.source["orders"] = "o1"
 		b.run(k, time.Hour)
 		ignored = []string{"entry x: must be y", "entry z: must be y"}
@@ -510,7 +510,7 @@ func TestKeeperOverAnyHistory(t *testing.T) {
 						b.Errorf("none asked for: got %q", b.published("orders", 0))
 					}
 				}
-				b.service.meanwhile = check
+				b.service.meanwhile, b.service.whileRenewing = check, check
 				for step := range 60 {
 					h.change(r)
 					b.source["orders"] = h.secret(r)
@@ -529,7 +529,8 @@ func TestKeeperOverAnyHistory(t *testing.T) {
 							b.service.refuse[blob.(string)] = denied
 							delete(served, n)
 							servesOne = false // it may be the one
-							denies = denies || n == h.last
+							// The newest that is known, the last or one before it, is denied for all.
+							denies = denies || n == h.last || len(served) == 0 || n > slices.Max(slices.Collect(maps.Keys(served)))
 						}
 					}
 					if r.IntN(6) == 0 {

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/datakeys/datakeys/internal/envelope"
 )
@@ -119,7 +120,7 @@ func issuedGeneration(t testing.TB, name string, number uint32, plaintext []byte
 	}
 	bound := renderBound(Sealed{EncryptionContext: map[string]string{"tenant": "a"}})
 	return &generation{
-		dataKeyStatus: s, number: number, issued: newIssued(p, newAnswer(s, []byte("the blob"), nil, len(plaintext), bound)),
+		dataKeyStatus: s, number: number, issued: newIssued(p, newAnswer(s, []byte("the blob"), nil, len(plaintext), bound), time.Now(), time.Hour),
 	}
 }
 

@@ -33,9 +33,11 @@ const (
 // maxMessage is the most bytes that are passed on of what the key service or the network said.
 const maxMessage = 1024
 
-// opener is what keeper needs of Client.
-type opener interface {
+// keyService is what keeper needs of Client.
+type keyService interface {
 	Open(ctx context.Context, sealed []Sealed) ([]Opened, error)
+	// Renew returns an error for each, nil where it is renewed.
+	Renew(ctx context.Context, all []Renewal) ([]error, error)
 }
 
 // reader is what keeper needs of Source.
@@ -43,25 +45,29 @@ type reader interface {
 	Read(name string) (*Secret, error)
 }
 
-// keeper keeps what is published true: it reads the Secrets, has new blobs opened, publishes, and tries again.
+// keeper keeps what is published true: it reads the Secrets, has new blobs opened and old leases renewed, publishes, and tries again.
 //
 // Each generation of a data key fares by itself, but for what the key service says of the newest: when that is denied, so are
 // the others, and only when it is issued are they asked for again.
 type keeper struct {
 	names   []string
 	source  reader
-	service opener
+	service keyService
 	store   *store
+	leases  Leases
 	log     *slog.Logger
 
-	kept     map[string]*keptKey
-	outages  int // in a row
-	modified bool
-	news     news
+	kept    map[string]*keptKey
+	outages int // in a row
+	// renewAt is when to renew what is issued, zero where nothing is. unrenewed is how many renewals failed in a row.
+	renewAt   time.Time
+	unrenewed int
+	modified  bool
+	news      news
 }
 
-func newKeeper(names []string, source reader, service opener, s *store, log *slog.Logger) *keeper {
-	k := &keeper{names: names, source: source, service: service, store: s, log: log, kept: map[string]*keptKey{}}
+func newKeeper(names []string, source reader, service keyService, s *store, leases Leases, log *slog.Logger) *keeper {
+	k := &keeper{names: names, source: source, service: service, store: s, leases: leases, log: log, kept: map[string]*keptKey{}}
 	for _, name := range names {
 		published, _ := s.get(name, 0)
 		first := &keptGeneration{generation: published.generation}
@@ -84,17 +90,25 @@ func (k *keeper) run(ctx context.Context) {
 	}
 }
 
-// pass looks at every Secret, asks for what is due, publishes what changed, and returns when to come back.
+// pass looks at every Secret, renews and asks for what is due, publishes what changed, and returns when to come back.
 func (k *keeper) pass(ctx context.Context) time.Duration {
 	now := time.Now()
 	for _, name := range k.names {
 		k.read(k.kept[name], now)
 	}
 	k.publish(ctx) // what waits for its Secret is told before the key service is waited for
-	k.ask(ctx, now)
+	if k.renewalDue(now) {
+		k.renew(ctx)
+	}
+	k.expire(time.Now())
+	k.publish(ctx) // what is refused ends before anything else is waited for
+	k.ask(ctx, time.Now())
 	k.publish(ctx)
 
 	next := pollInterval
+	if !k.renewAt.IsZero() {
+		next = min(next, max(0, time.Until(k.renewAt)))
+	}
 	for _, d := range k.kept {
 		for _, g := range d.generations {
 			if !g.due.IsZero() {
@@ -143,14 +157,15 @@ func (k *keeper) ask(ctx context.Context, now time.Time) {
 		for i, g := range batch {
 			sealed[i] = g.sealed
 		}
-		opened, err := k.service.Open(ctx, sealed)
+		sent := time.Now()
+		opened, err := k.callOpen(ctx, sealed)
 		if err != nil && ctx.Err() != nil {
 			return // the sidecar stops
 		}
 		if err != nil {
 			batch, opened = all, slices.Repeat([]Opened{{Err: err}}, len(all))
 		}
-		if n := k.answered(now, batch, opened); n > 0 {
+		if n := k.answered(now, sent, batch, opened); n > 0 {
 			outages = k.outages + 1
 		}
 		if time.Since(start) > patience {
@@ -160,10 +175,19 @@ func (k *keeper) ask(ctx context.Context, now time.Time) {
 	k.outages = outages
 }
 
-// answered notes the answers to a batch, and returns how many are outages. What it makes due is due now.
-func (k *keeper) answered(now time.Time, batch []wanted, opened []Opened) (outages int) {
+func (k *keeper) callOpen(ctx context.Context, sealed []Sealed) ([]Opened, error) {
+	if !k.renewAt.IsZero() { // a renewal must not wait for longer
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, k.leases.callTimeout())
+		defer cancel()
+	}
+	return k.service.Open(ctx, sealed)
+}
+
+// answered notes the answers to a batch that was sent then, and returns how many are outages. What it makes due is due now.
+func (k *keeper) answered(now, sent time.Time, batch []wanted, opened []Opened) (outages int) {
 	// One moment for all that failed alike, so that the next try is one call again.
-	outage, refusal := time.Now().Add(k.outageDelay()), time.Now().Add(jitter(refusalRetry))
+	outage, refusal := time.Now().Add(outageDelay(k.outages)), time.Now().Add(jitter(refusalRetry))
 	var older []wanted // that are refused
 	for i, g := range batch {
 		answer := opened[i]
@@ -176,8 +200,11 @@ func (k *keeper) answered(now time.Time, batch []wanted, opened []Opened) (outag
 		reason, refused := refusals[code]
 		switch {
 		case answer.Err == nil:
-			k.issue(g.of, g.keptGeneration, answer, now)
+			k.issue(g.of, g.keptGeneration, answer, now, sent)
 		case !refused:
+			if g.issued != nil && g.opened { // it was asked for to be renewed
+				k.coast(g.keptGeneration, code)
+			}
 			k.wait(g.of, g.keptGeneration, ReasonKeyServiceUnavailable,
 				fmt.Sprintf("the key service answers %v: %s", code, message(answer.Err)))
 			g.due = outage
@@ -228,10 +255,10 @@ func (k *keeper) publish(ctx context.Context) {
 	k.news.tell(ctx, k.log)
 }
 
-// outageDelay is how long to wait after the outage at hand.
-func (k *keeper) outageDelay() time.Duration {
+// outageDelay is how long to wait after an outage that so many preceded.
+func outageDelay(outages int) time.Duration {
 	d := firstRetry
-	for range k.outages {
+	for range outages {
 		d = min(2*d, lastRetry)
 		if d == lastRetry {
 			break

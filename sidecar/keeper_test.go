@@ -51,7 +51,7 @@ func (g generations) secret() *Secret {
 		e := Entry{Sealed: Sealed{Generation: n}}
 		switch v := g[n].(type) {
 		case string:
-			e.CiphertextBlob = []byte(v)
+			e.CiphertextBlob, e.Renewal.Name = []byte(v), v
 		case error:
 			e.Err = v
 		}
@@ -75,12 +75,23 @@ type fakeService struct {
 	// asked are the calls: when, since the start, and for which blobs.
 	asked []string
 	when  []time.Duration
+	// renewed are the calls to renew: when, and of which blobs. renewing is the error that they give as a whole, all where it is nil.
+	renewed     []string
+	renewedWhen []time.Duration
+	renewing    error
+	// whileRenewing, where it is set, is called in every call to renew.
+	whileRenewing func()
 	// given are all plaintexts that were answered. meanwhile, where it is set, is called in every call.
 	given     []envelope.Plaintext
 	meanwhile func()
+	// hangs makes each call last until its caller gives up.
+	hangs bool
 }
 
-func (f *fakeService) Open(_ context.Context, sealed []Sealed) ([]Opened, error) {
+func (f *fakeService) Open(ctx context.Context, sealed []Sealed) ([]Opened, error) {
+	if f.hangs {
+		return nil, hang(ctx)
+	}
 	call := ""
 	opened := make([]Opened, len(sealed))
 	for i, s := range sealed {
@@ -108,6 +119,38 @@ func (f *fakeService) Open(_ context.Context, sealed []Sealed) ([]Opened, error)
 	return opened, nil
 }
 
+// hang is a call that the client ends.
+func hang(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// Renew answers as Open does.
+func (f *fakeService) Renew(ctx context.Context, all []Renewal) ([]error, error) {
+	if f.hangs {
+		return nil, hang(ctx)
+	}
+	call := ""
+	answers := make([]error, len(all))
+	for i, r := range all {
+		call += r.Name + " "
+		answers[i] = f.refuse[r.Name]
+	}
+	if f.whileRenewing != nil {
+		f.whileRenewing()
+	}
+	f.renewed, f.renewedWhen = append(f.renewed, call), append(f.renewedWhen, time.Since(f.started))
+	switch {
+	case f.renewing != nil:
+		return nil, f.renewing
+	case f.all != nil:
+		return nil, f.all
+	}
+	return answers, nil
+}
+
 // bench is a keeper at work under a clock that only moves when all wait: testing/synctest.
 type bench struct {
 	*testing.T
@@ -119,6 +162,9 @@ type bench struct {
 
 // pass lets time pass, on the clock of synctest.
 func (*bench) pass(d time.Duration) { time.Sleep(d) }
+
+// usual are the leases of these tests.
+var usual = Leases{Lease: DefaultLease, Coast: DefaultCoast}
 
 func withKeeper(t *testing.T, names []string, f func(b *bench)) {
 	t.Helper()
@@ -159,7 +205,7 @@ func (b *bench) run(k *keeper, d time.Duration) {
 }
 
 func (b *bench) keeper(names ...string) *keeper {
-	return newKeeper(names, b.source, b.service, b.store, b.logs.logger())
+	return newKeeper(names, b.source, b.service, b.store, usual, b.logs.logger())
 }
 
 // wants checks what is published of a name: its state and reason, or its plaintext.
@@ -317,15 +363,16 @@ func TestKeeperAndChanges(t *testing.T) {
 		err    error
 		want   string
 	}{
-		"a new blob":                               {"o2", nil, "plaintext of o2"},
-		"a new blob in an outage":                  {"o2", status.Error(codes.Unavailable, "x"), "plaintext of o1"},
-		"a new blob that does not open":            {"o2", status.Error(codes.InvalidArgument, "x"), "plaintext of o1"},
-		"a new blob that is denied":                {"o2", denied, "Refused AccessDenied"},
-		"a new blob of a disabled key":             {"o2", status.Error(codes.FailedPrecondition, "x"), "Refused MasterKeyState"},
-		"a blob that is none":                      {errBlobInvalid, nil, "plaintext of o1"},
-		"no Secret any more":                       {errSecretMissing, nil, "plaintext of o1"},
-		"a Secret that cannot be read":             {errors.New("input/output error"), nil, "plaintext of o1"},
-		"the same blob, which would be denied now": {"o1", denied, "plaintext of o1"},
+		"a new blob":                         {"o2", nil, "plaintext of o2"},
+		"a new blob in an outage":            {"o2", status.Error(codes.Unavailable, "x"), "plaintext of o1"},
+		"a new blob that does not open":      {"o2", status.Error(codes.InvalidArgument, "x"), "plaintext of o1"},
+		"a new blob that is denied":          {"o2", denied, "Refused AccessDenied"},
+		"a new blob of a disabled key":       {"o2", status.Error(codes.FailedPrecondition, "x"), "Refused MasterKeyState"},
+		"a blob that is none":                {errBlobInvalid, nil, "plaintext of o1"},
+		"no Secret any more":                 {errSecretMissing, nil, "plaintext of o1"},
+		"a Secret that cannot be read":       {errors.New("input/output error"), nil, "plaintext of o1"},
+		"the same blob, which is denied now": {"o1", denied, "Refused AccessDenied"},
+		"no Secret any more, and denied":     {errSecretMissing, denied, "Pending SecretNotFound"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			withKeeper(t, []string{"orders"}, func(b *bench) {

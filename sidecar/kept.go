@@ -34,6 +34,9 @@ type keptGeneration struct {
 	opened bool
 	// due is when to ask for sealed, zero when there is nothing to ask.
 	due time.Time
+	// renewal asks for what is issued to be renewed, and renewedAt is when the last request was sent that got or renewed it.
+	renewal   Renewal
+	renewedAt time.Time
 	// noted is what was logged last, so that the same is not logged every second.
 	noted string
 }
@@ -188,8 +191,17 @@ func (k *keeper) settle(d *keptKey, before []*keptGeneration) {
 	}
 }
 
-// issue publishes a plaintext, in place of an older one where there is one.
-func (k *keeper) issue(d *keptKey, g *keptGeneration, answer Opened, now time.Time) {
+// issue publishes a plaintext, in place of an older one where there is one, and makes due now what waited for it. Its lease counts
+// from when it was asked for.
+func (k *keeper) issue(d *keptKey, g *keptGeneration, answer Opened, now, sent time.Time) {
+	if k.renewAt.IsZero() {
+		k.renewAt = sent.Add(k.leases.renewAfter())
+	}
+	if g.issued != nil && g.opened { // it is the same, and was asked for to be renewed
+		answer.Plaintext.Destroy()
+		g.prolong(sent, k.leases.Lease)
+		return
+	}
 	pair := readKeyPair(answer.Plaintext)
 	if d.bound == nil {
 		d.bound = renderBound(g.sealed)
@@ -199,7 +211,8 @@ func (k *keeper) issue(d *keptKey, g *keptGeneration, answer Opened, now time.Ti
 		KeyID: answer.KeyARN, KeyVersion: answer.KeyVersion, Algorithm: algorithmAESGCM, KeyPairSpec: pair.Spec,
 	}
 	g.generation = &generation{dataKeyStatus: s, number: g.number, issued: newIssued(answer.Plaintext,
-		newAnswer(s, g.sealed.CiphertextBlob, pair.PublicKey, answer.Plaintext.Len(), d.bound))}
+		newAnswer(s, g.sealed.CiphertextBlob, pair.PublicKey, answer.Plaintext.Len(), d.bound), sent, k.leases.Lease)}
+	g.renewal, g.renewedAt = g.sealed.Renewal, sent
 	g.opened, g.due, g.noted = true, time.Time{}, ""
 	k.modified = true
 	if g != d.newest {
@@ -234,11 +247,11 @@ func (k *keeper) refuse(d *keptKey, g *keptGeneration, reason, message string) {
 }
 
 // wait notes that a generation cannot be had now. One that is issued stays so: neither a Secret that is gone nor an outage
-// takes it from a pod that has it. And an outage does not soften a refusal.
+// takes it from a pod that has it, but for the end of its lease. And an outage does not soften a refusal, nor hide that end.
 func (k *keeper) wait(d *keptKey, g *keptGeneration, reason, message string) {
 	switch {
 	case g.issued != nil:
-	case g.State == StatePending || reason != ReasonKeyServiceUnavailable:
+	case reason != ReasonKeyServiceUnavailable || g.State == StatePending && g.Reason != ReasonLeaseExpired:
 		k.set(g, StatePending, reason, message)
 	default:
 		return

@@ -25,10 +25,10 @@ import (
 const (
 	// callTimeout is the most that one call may take, connecting included.
 	callTimeout = 5 * time.Second
-	// idleTimeout closes a connection that nobody uses: a sidecar asks when it starts and when a blob changes, and the
-	// key service need not hold a connection for every pod of the cluster meanwhile.
+	// idleTimeout closes a connection that nobody uses. With the usual leases it is used all the time; a sidecar that has nothing to
+	// renew, or long leases, need not be held a connection for.
 	idleTimeout = time.Minute
-	// maxBatch is how many blobs one BatchDecrypt takes (kms.proto).
+	// maxBatch is how many blobs one BatchDecrypt takes, and how many data keys one Renew (kms.proto).
 	maxBatch = 100
 	// maxAnswerSize holds maxBatch plaintexts of the largest size, with room for names and framing.
 	maxAnswerSize = 1 << 20
@@ -136,6 +136,35 @@ func (c *Client) open(ctx context.Context, batch *kmsv1.BatchDecryptRequest) ([]
 		opened[i] = newOpened(result)
 	}
 	return opened, nil
+}
+
+// Renew asks for up to maxBatch data keys to be renewed. It returns an error for each, in order: nil where it is, else a gRPC status
+// error; or the one of the call as a whole.
+func (c *Client) Renew(ctx context.Context, all []Renewal) ([]error, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	request := &kmsv1.RenewRequest{DataKeys: make([]*kmsv1.RenewDataKey, len(all))}
+	for i := range all {
+		r := &all[i]
+		request.DataKeys[i] = &kmsv1.RenewDataKey{
+			KeyId: r.KeyID.String(), KeyVersion: int32(r.KeyVersion), MaterialId: r.MaterialID[:], Name: r.Name,
+		}
+	}
+	response, err := c.kms.Renew(ctx, request, grpc.WaitForReady(true))
+	if err != nil {
+		return nil, err
+	}
+	results := response.GetResults()
+	if len(results) != len(all) {
+		return nil, status.Errorf(codes.Internal, "the key service gave %d answers about %d data keys", len(results), len(all))
+	}
+	answers := make([]error, len(results))
+	for i, result := range results {
+		if result.GetRenewal() == nil { // what says nothing renews nothing
+			answers[i] = refusalError(result.GetRefusal())
+		}
+	}
+	return answers, nil
 }
 
 // maxBatchSize is half of what the key service takes: with the largest request it is not more.

@@ -58,7 +58,7 @@ func run(ctx context.Context, c Config, newDoors func(kmsv1.KeyServiceClient, *s
 	}
 	c.Logger.Info("serving", "socket", c.Socket, "loopbackPort", c.LoopbackPort, "dataKeys", c.DataKeys, "keyService", c.KeyService)
 
-	newKeeper(c.DataKeys, NewSource(c.KeysDir), client, s, c.Logger).run(ctx)
+	newKeeper(c.DataKeys, NewSource(c.KeysDir), client, s, c.Leases, c.Logger).run(ctx)
 
 	var errs []error
 	for _, e := range ends {

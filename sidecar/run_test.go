@@ -37,7 +37,7 @@ func newPod(t testing.TB, names ...string) *pod {
 	writeToken(t, filepath.Join(dir, "token"), "pod-token")
 	p.config = Config{
 		DataKeys: names, KeysDir: p.mount.Dir, TokenFile: filepath.Join(dir, "token"), Socket: filepath.Join(dir, "s"),
-		KeyService: p.service.Address, Roots: p.service.Roots, Logger: p.logs.logger(),
+		KeyService: p.service.Address, Roots: p.service.Roots, Leases: usual, Logger: p.logs.logger(),
 	}
 	return p
 }

@@ -57,6 +57,8 @@ type Sealed struct {
 	AAD               []byte
 	// Generation is the generation that the blob's header claims; opening the blob proves it.
 	Generation uint32
+	// Renewal is what its renewal says, by the same header.
+	Renewal Renewal
 }
 
 func (s Sealed) equal(other Sealed) bool {
@@ -155,7 +157,10 @@ func parseEntry(name, file string, blob []byte, generation uint32) (Sealed, erro
 	case generation != 0 && h.Scope.Generation != generation:
 		return Sealed{}, invalid(name, "entry %s: the blob is of generation %d", file, h.Scope.Generation)
 	default:
-		return Sealed{CiphertextBlob: blob, Generation: h.Scope.Generation}, nil
+		return Sealed{
+			CiphertextBlob: blob, Generation: h.Scope.Generation,
+			Renewal: Renewal{KeyID: h.KeyID, KeyVersion: h.KeyVersion, MaterialID: h.MaterialID, Name: name},
+		}, nil
 	}
 }
 

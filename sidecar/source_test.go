@@ -80,6 +80,12 @@ func newest(s *Source) (Sealed, error) {
 
 func TestSource(t *testing.T) {
 	blob := dataKeyBlob(t, "orders", 7)
+	parsed, err := envelope.Parse(blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := parsed.Header
+	renewal := Renewal{KeyID: h.KeyID, KeyVersion: h.KeyVersion, MaterialID: h.MaterialID, Name: "orders"}
 	for name, test := range map[string]struct {
 		entries map[string][]byte
 		want    Sealed // the newest
@@ -87,18 +93,18 @@ func TestSource(t *testing.T) {
 		detail  string
 	}{
 		"a blob alone": {
-			map[string][]byte{"ciphertextBlob": blob}, Sealed{CiphertextBlob: blob, Generation: 7}, nil, "",
+			map[string][]byte{"ciphertextBlob": blob}, Sealed{CiphertextBlob: blob, Generation: 7, Renewal: renewal}, nil, "",
 		},
 		"a blob with its context, and what else the Secret holds": {
 			map[string][]byte{
 				"ciphertextBlob": blob, "encryptionContext": []byte(`{"tenant":"a","":"é"}`), "generation": []byte("9"),
 			},
-			Sealed{CiphertextBlob: blob, EncryptionContext: map[string]string{"tenant": "a", "": "é"}, Generation: 7},
+			Sealed{CiphertextBlob: blob, EncryptionContext: map[string]string{"tenant": "a", "": "é"}, Generation: 7, Renewal: renewal},
 			nil, "",
 		},
 		"a blob with its aad, which may be any bytes": {
 			map[string][]byte{"ciphertextBlob": blob, "aad": {0, '\n', 0xff}, "publicKey": []byte("of somebody")},
-			Sealed{CiphertextBlob: blob, AAD: []byte{0, '\n', 0xff}, Generation: 7},
+			Sealed{CiphertextBlob: blob, AAD: []byte{0, '\n', 0xff}, Generation: 7, Renewal: renewal},
 			nil, "",
 		},
 		"an oversized aad": {

@@ -27,6 +27,8 @@ const (
 	ReasonSecretUnreadable = "SecretUnreadable"
 	// ReasonKeyServiceUnavailable: the key service cannot be reached or cannot answer now.
 	ReasonKeyServiceUnavailable = "KeyServiceUnavailable"
+	// ReasonLeaseExpired: the key service has not renewed it in time. It was issued before.
+	ReasonLeaseExpired = "LeaseExpired"
 
 	// ReasonBlobInvalid: its Secret holds no blob, or the blob of another data key.
 	ReasonBlobInvalid = "BlobInvalid"

@@ -3,6 +3,7 @@ package sidecar
 import (
 	"iter"
 	"sync/atomic"
+	"time"
 
 	"github.com/datakeys/datakeys/internal/envelope"
 )
@@ -62,12 +63,14 @@ type dataKeyStatus struct {
 type issued struct {
 	plaintext envelope.Plaintext
 	answer    answer
+	lease     lease
 	holders   atomic.Int64
 }
 
-// newIssued takes over the plaintext. The caller is its first holder.
-func newIssued(plaintext envelope.Plaintext, a answer) *issued {
-	i := &issued{plaintext: plaintext, answer: a}
+// newIssued takes over the plaintext, which is leased for that long since then. The caller is its first holder.
+func newIssued(plaintext envelope.Plaintext, a answer, since time.Time, leased time.Duration) *issued {
+	i := &issued{plaintext: plaintext, answer: a, lease: lease{start: since}}
+	i.lease.set(since.Add(leased))
 	i.holders.Store(1)
 	return i
 }
@@ -93,7 +96,8 @@ func (i *issued) release() {
 
 // store holds what is published. Any number may read it while one publishes.
 type store struct {
-	current atomic.Pointer[snapshot]
+	current  atomic.Pointer[snapshot]
+	renewals renewals
 }
 
 // snapshot is everything that is answered from, at one moment.
@@ -165,7 +169,13 @@ func (s *store) get(name string, number uint32) (*dataKey, *generation) {
 			return nil, nil
 		}
 		g := k.find(number)
-		if g == nil || g.issued == nil || g.issued.hold() {
+		if g == nil || g.issued == nil {
+			return k, g
+		}
+		if g.issued.lease.over() { // the keeper may have been stopped, or starved
+			return k, &generation{dataKeyStatus: leaseExpired(name), number: g.number}
+		}
+		if g.issued.hold() {
 			return k, g
 		}
 		// Replaced between the two: the newer one is published already.

@@ -110,6 +110,10 @@ func serve(ctx context.Context, args []string, env func(string) string, stderr i
 	flags.IntVar(&config.LoopbackPort, "loopback-port", 0, "`port` of 127.0.0.1 on which to serve AWS KMS and Alibaba Cloud KMS; 0: none")
 	flags.StringVar(&config.KeyService, "key-service", "", "`host:port` of the key service; "+rootsEnv+
 		" in the environment holds the PEM certificates that may sign its own")
+	flags.DurationVar(&config.Leases.Lease, "lease", sidecar.DefaultLease,
+		"how long a data key is issued without being renewed; it is, when about half of that is over")
+	flags.DurationVar(&config.Leases.Coast, "coast", sidecar.DefaultCoast,
+		"how long a data key is issued while the key service cannot be reached, from when it was renewed last")
 	flags.TextVar(&level, "log-level", slog.LevelInfo, "`level` from which on to log: DEBUG, INFO, WARN or ERROR")
 	if err := parse(flags, args); err != nil {
 		return err

@@ -280,6 +280,8 @@ func TestUsage(t *testing.T) {
 		"wait with something more": {[]string{"wait", "--socket=/s", "orders"}, 1, `"orders": is neither`},
 		"a port that is none":      {[]string{"--loopback-port=http"}, 1, "loopback-port"},
 		"a privileged port":        {[]string{"--loopback-port=80"}, 1, "loopback port 80: must be 1024 to 65535"},
+		"a lease too short":        {[]string{"--lease=1s"}, 1, "lease 1s: must be 5s to 5m0s"},
+		"a coast time too long":    {[]string{"--coast=25h"}, 1, "coast time 25h0m0s: must be 0s to 24h0m0s"},
 		"a log level that is none": {[]string{"--log-level=LOUD"}, 1, "log-level"},
 	} {
 		t.Run(name, func(t *testing.T) {

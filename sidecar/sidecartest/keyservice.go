@@ -2,6 +2,7 @@
 package sidecartest
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -52,6 +53,7 @@ type KeyService struct {
 	refusals map[string]*status.Status
 	outage   error
 	tokens   []string
+	renewed  int
 }
 
 // NewKeyService starts a key service that stops with the test.
@@ -111,7 +113,7 @@ func (k *KeyService) SealWith(t testing.TB, name string, generation uint32, plai
 	return blob
 }
 
-// Refuse makes every later request for blobs of that name fail; codes.OK takes it back.
+// Refuse makes every later request for blobs of that name fail, to open or to renew; codes.OK takes it back.
 func (k *KeyService) Refuse(name string, code codes.Code, message string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -138,6 +140,39 @@ func (k *KeyService) Decrypt(ctx context.Context, r *kmsv1.DecryptRequest) (*kms
 		return nil, err
 	}
 	return k.open(r)
+}
+
+// Renewed returns how many calls to renew were answered.
+func (k *KeyService) Renewed() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.renewed
+}
+
+// Renew implements kmsv1.KeyServiceServer.
+func (k *KeyService) Renew(_ context.Context, r *kmsv1.RenewRequest) (*kmsv1.RenewResponse, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.outage != nil {
+		return nil, k.outage
+	}
+	if n := len(r.GetDataKeys()); n < 1 || n > maxBatch {
+		return nil, status.Errorf(codes.InvalidArgument, "data_keys: must be 1 to %d, not %d", maxBatch, n)
+	}
+	k.renewed++
+	response := &kmsv1.RenewResponse{}
+	for _, d := range r.GetDataKeys() {
+		s := k.refusals[d.GetName()]
+		if d.GetKeyId() != k.header.KeyID.String() || d.GetKeyVersion() != 1 || !bytes.Equal(d.GetMaterialId(), k.header.MaterialID[:]) {
+			s = status.New(codes.NotFound, "the key or key version is not known here")
+		}
+		result := &kmsv1.RenewResult{Result: &kmsv1.RenewResult_Renewal{Renewal: &kmsv1.Renewal{}}}
+		if s.Code() != codes.OK {
+			result.Result = &kmsv1.RenewResult_Refusal{Refusal: &kmsv1.Refusal{Code: int32(s.Code()), Message: s.Message()}}
+		}
+		response.Results = append(response.Results, result)
+	}
+	return response, nil
 }
 
 // BatchDecrypt implements kmsv1.KeyServiceServer.
