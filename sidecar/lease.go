@@ -223,7 +223,7 @@ func (k *keeper) askAgain(refused []wanted) {
 		case g.sealed.CiphertextBlob == nil: // its Secret is gone
 		case g.keptGeneration == g.of.newest:
 			g.due = again
-		case !g.of.newest.denied(): // else it waits for the newest
+		default: // if the newest is denied, the answers about that come first, and make it wait
 			older = append(older, g)
 		}
 	}

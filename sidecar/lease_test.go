@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -527,6 +529,26 @@ func TestRenewalsAreCounted(t *testing.T) {
 			b.Errorf("(-want +got):\n%s", diff)
 		}
 	})
+}
+
+// The sidecar repeats the bounds, so as not to link what api/v1alpha1 imports.
+func TestBoundsAreTheAPIs(t *testing.T) {
+	declared, err := os.ReadFile(filepath.Join("..", "api", "v1alpha1", "leases.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Join(strings.Fields(string(declared)), " ")
+	for _, want := range []string{
+		"MinLeaseDuration = 5 * time.Second", "MaxLeaseDuration = 5 * time.Minute", "DefaultLeaseDuration = 15 * time.Second",
+		"MaxCoastTime = 24 * time.Hour", "DefaultCoastTime = time.Hour",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("api/v1alpha1 does not say %s", want)
+		}
+	}
+	if MinLease != 5*time.Second || MaxLease != 5*time.Minute || DefaultLease != 15*time.Second || MaxCoast != 24*time.Hour || DefaultCoast != time.Hour {
+		t.Error("the sidecar has others")
+	}
 }
 
 func TestLeasesHaveBounds(t *testing.T) {

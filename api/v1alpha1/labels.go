@@ -31,6 +31,12 @@ const (
 	// AnnotationLoopbackPort on a pod is the port of 127.0.0.1, MinLoopbackPort to 65535, on which the sidecar serves AWS KMS and
 	// Alibaba Cloud KMS to clients that cannot dial a socket. Without it there is none.
 	AnnotationLoopbackPort = "datakeys.io/loopback-port"
+	// AnnotationLeaseDuration on a pod is for how long its sidecar issues a data key without having it renewed, such as 10s: at
+	// least MinLeaseDuration, and at most what the cluster allows, which is the default.
+	AnnotationLeaseDuration = "datakeys.io/lease-duration"
+	// AnnotationCoastTime on a pod is for how long its sidecar goes on while the key service cannot be reached, such as 10m: 0s or
+	// more, and at most what the cluster allows, which is the default.
+	AnnotationCoastTime = "datakeys.io/coast-time"
 
 	// AnnotationRotateRequestedAt, with any new value, asks for a rotation: on a MasterKey and on a DataKeyRequest of it, on the
 	// Secret of the sealing keys of these.

@@ -49,6 +49,7 @@ type options struct {
 	sidecarImage           string
 	sidecarImagePullPolicy string
 	sidecarResources       inject.Resources
+	leases                 inject.Leases
 
 	zap zap.Options
 
@@ -107,6 +108,11 @@ func parseOptions(args []string, env func(string) string, stderr io.Writer) (*op
 	flags.Var(quantity{&o.sidecarResources.CPULimit}, "sidecar-cpu-limit", "`processors` that it may take; 0 is no limit, but 100m in a pod of the QoS class Guaranteed")
 	flags.Var(quantity{&o.sidecarResources.MemoryRequest}, "sidecar-memory-request", "`memory` that it asks for")
 	flags.Var(quantity{&o.sidecarResources.MemoryLimit}, "sidecar-memory-limit", "`memory` that it may take, at least 32Mi")
+	o.leases = inject.DefaultLeases()
+	flags.DurationVar(&o.leases.Duration, "lease-duration", o.leases.Duration,
+		"`time` for which a sidecar issues a data key without having it renewed, 5s to 5m; a pod may lower it")
+	flags.DurationVar(&o.leases.CoastTime, "coast-time", o.leases.CoastTime,
+		"`time` for which a sidecar goes on while the key service cannot be reached, 0s to 24h; a pod may lower it")
 	o.zap.BindFlags(flags)
 	var kubeconfig string
 	kubeconfigFlag(flags, &kubeconfig)
@@ -194,6 +200,12 @@ func (o *options) validateLimits() error {
 	}
 	if o.rewrapRate < 1 || o.rewrapRate > maxRewrapRate {
 		errs = append(errs, fmt.Errorf("--rewraps-per-second: must be 1 to %d, and is %d: %d is the default", maxRewrapRate, o.rewrapRate, controllers.DefaultRewrapRate))
+	}
+	if err := inject.CheckLeaseDuration(o.leases.Duration); err != nil {
+		errs = append(errs, fmt.Errorf("--lease-duration: %w", err))
+	}
+	if err := inject.CheckCoastTime(o.leases.CoastTime); err != nil {
+		errs = append(errs, fmt.Errorf("--coast-time: %w", err))
 	}
 	return errors.Join(errs...)
 }

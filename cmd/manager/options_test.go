@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -96,6 +97,13 @@ func TestLimitsAndResourcesOutOfRangeAreRefused(t *testing.T) {
 		"too many calls":             {[]string{"--pod-calls-per-second=1000001"}, "--pod-calls-per-second: must be 100 to 1000000, and is 1000001"},
 		"no refusals":                {[]string{"--pod-refusals-per-second=0"}, "--pod-refusals-per-second: must be 1 to 10000, and is 0"},
 		"too many refusals":          {[]string{"--pod-refusals-per-second=10001"}, "--pod-refusals-per-second: must be 1 to 10000, and is 10001"},
+		"the shortest leases":        {[]string{"--lease-duration=5s", "--coast-time=0s"}, ""},
+		"the longest leases":         {[]string{"--lease-duration=5m", "--coast-time=24h"}, ""},
+		"a lease too short":          {[]string{"--lease-duration=4.9s"}, "--lease-duration: must be 5s to 5m0s, and is 4.9s: 15s is the default"},
+		"a lease too long":           {[]string{"--lease-duration=301s"}, "--lease-duration: must be 5s to 5m0s, and is 5m1s"},
+		"a coast time before now":    {[]string{"--coast-time=-1s"}, "--coast-time: must be 0s to 24h0m0s, and is -1s: 1h0m0s is the default"},
+		"a coast time too long":      {[]string{"--coast-time=25h"}, "--coast-time: must be 0s to 24h0m0s, and is 25h0m0s"},
+		"a time that is none":        {[]string{"--coast-time=long"}, "-coast-time"},
 		"a number that is none":      {[]string{"--pod-calls-per-second=many"}, "-pod-calls-per-second"},
 		"a quantity that is none":    {[]string{"--sidecar-memory-limit=lots"}, "-sidecar-memory-limit"},
 		"a negative quantity":        {[]string{"--sidecar-cpu-request=-1m"}, "--sidecar-cpu-request: must not be negative, and is -1m"},
@@ -130,7 +138,10 @@ func TestLimitsAndResourcesArriveAsTheyWereSet(t *testing.T) {
 	if diff := cmp.Diff(kms.DefaultLimits, kms.LimitsOf(o.podCalls, o.podRefusals)); diff != "" {
 		t.Errorf("limits by default (-want +got):\n%s", diff)
 	}
-	o, err = parse(t, "--pod-calls-per-second=500", "--pod-refusals-per-second=2", "--sidecar-cpu-request=10m", "--sidecar-cpu-limit=1",
+	if o.leases != inject.DefaultLeases() {
+		t.Errorf("leases by default: got %v", o.leases)
+	}
+	o, err = parse(t, "--lease-duration=20s", "--coast-time=10m", "--pod-calls-per-second=500", "--pod-refusals-per-second=2", "--sidecar-cpu-request=10m", "--sidecar-cpu-limit=1",
 		"--sidecar-memory-request=24Mi", "--sidecar-memory-limit=48Mi")
 	if err != nil {
 		t.Fatal(err)
@@ -141,6 +152,9 @@ func TestLimitsAndResourcesArriveAsTheyWereSet(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, o.sidecarResources); diff != "" {
 		t.Errorf("resources (-want +got):\n%s", diff)
+	}
+	if want := (inject.Leases{Duration: 20 * time.Second, CoastTime: 10 * time.Minute}); o.leases != want {
+		t.Errorf("leases: got %v, want %v", o.leases, want)
 	}
 	wantLimits := kms.Limits{Calls: 500, CallsBurst: 1000, Refusals: 2, RefusalsBurst: 50}
 	if diff := cmp.Diff(wantLimits, kms.LimitsOf(o.podCalls, o.podRefusals)); diff != "" {

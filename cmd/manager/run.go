@@ -201,6 +201,7 @@ func registerInjector(mgr ctrl.Manager, o *options, authority *certs.Authority) 
 		Image:           o.sidecarImage,
 		ImagePullPolicy: corev1.PullPolicy(o.sidecarImagePullPolicy),
 		Resources:       o.sidecarResources,
+		Leases:          o.leases,
 		KeyService:      net.JoinHostPort(o.keyServiceName+"."+o.namespace+".svc", strconv.Itoa(port)),
 	}, authority.RootsPEM, dataKeyRequests{cache: mgr.GetClient()})
 	if err != nil {

@@ -89,6 +89,24 @@ var chartCases = map[string]chartCase{
 			"--sidecar-memory-request=32Mi\n", "--sidecar-memory-limit=48Mi\n",
 		},
 	},
+	"leases reach the manager": {
+		arguments: []string{"--set=leases.duration=5s,leases.coastTime=0s"},
+		contains:  []string{"--lease-duration=5s\n", "--coast-time=0s\n"},
+	},
+	"the longest leases reach the manager": {
+		arguments: []string{"--set=leases.duration=5m,leases.coastTime=24h"},
+		contains:  []string{"--lease-duration=5m\n", "--coast-time=24h\n"},
+	},
+	"a lease that the manager refuses is refused": {
+		arguments: []string{"--set=leases.duration=4s"},
+		contains:  []string{"duration"},
+		refused:   true,
+	},
+	"a coast time that the manager refuses is refused": {
+		arguments: []string{"--set=leases.coastTime=25h"},
+		contains:  []string{"coastTime"},
+		refused:   true,
+	},
 	"the rate of rewraps reaches the manager": {
 		arguments: []string{"--set=rewrapsPerSecond=100000"},
 		contains:  []string{"--rewraps-per-second=100000\n"},

@@ -16,6 +16,8 @@ type Config struct {
 	ImagePullPolicy corev1.PullPolicy
 	// Resources are the sidecar's in each pod.
 	Resources Resources
+	// Leases are the cluster's. A pod may have shorter ones.
+	Leases Leases
 	// KeyService is the address of the key service, host:port. The host is the name that its certificate must have.
 	KeyService string
 }
@@ -30,6 +32,12 @@ func (c *Config) validate() error {
 	}
 	if host, port, err := net.SplitHostPort(c.KeyService); err != nil || host == "" || port == "" {
 		return fmt.Errorf("the address of the key service is %q: it must be host:port", c.KeyService)
+	}
+	if err := CheckLeaseDuration(c.Leases.Duration); err != nil {
+		return fmt.Errorf("the lease duration: %w", err)
+	}
+	if err := CheckCoastTime(c.Leases.CoastTime); err != nil {
+		return fmt.Errorf("the coast time: %w", err)
 	}
 	return nil
 }

@@ -28,6 +28,7 @@ func testSidecar(ready bool) Sidecar {
 			Image:           "datakeys/sidecar:test",
 			ImagePullPolicy: corev1.PullIfNotPresent,
 			Resources:       DefaultResources(),
+			Leases:          DefaultLeases(),
 			KeyService:      "datakeys-key-service.datakeys-system.svc:8443",
 		},
 		Roots: []byte("-----BEGIN CERTIFICATE-----\nroots\n-----END CERTIFICATE-----\n"),

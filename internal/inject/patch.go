@@ -38,6 +38,9 @@ func Patch(pod *corev1.Pod, request Request, sidecar Sidecar) ([]jsonpatch.Opera
 	if request.LoopbackPort != 0 {
 		env = append(env, ownEnv{endpointEnv(request.LoopbackPort), "is the variable that holds the address of the sidecar's loopback port, "})
 	}
+	leases, leaseErrs := sidecar.Leases.of(pod)
+	errs = append(errs, leaseErrs...)
+	sidecar.Leases = leases
 	var patch []jsonpatch.Operation
 
 	missing, volumeErrs := missingVolumes(pod.Spec.Volumes, volumes(&request))

@@ -152,6 +152,37 @@ func TestPatchRefuses(t *testing.T) {
 			},
 			`spec.initContainers[0].name: Invalid value: "datakeys":` + copied,
 		},
+		"a lease longer than the cluster's": {
+			func(p *corev1.Pod) { p.Annotations[v1alpha1.AnnotationLeaseDuration] = "16s" },
+			`metadata.annotations[datakeys.io/lease-duration]: Invalid value: "16s": must be a time of 5s to 15s, such as 15s: a pod may ` +
+				`lower what is set for the cluster, and not raise it`,
+		},
+		"a lease that is too short": {
+			func(p *corev1.Pod) { p.Annotations[v1alpha1.AnnotationLeaseDuration] = "4999ms" },
+			`metadata.annotations[datakeys.io/lease-duration]: Invalid value: "4999ms": must be a time of 5s to 15s, such as 15s: a pod may ` +
+				`lower what is set for the cluster, and not raise it`,
+		},
+		"a coast time longer than the cluster's": {
+			func(p *corev1.Pod) { p.Annotations[v1alpha1.AnnotationCoastTime] = "61m" },
+			`metadata.annotations[datakeys.io/coast-time]: Invalid value: "61m": must be a time of 0s to 1h0m0s, such as 1h0m0s: a pod may ` +
+				`lower what is set for the cluster, and not raise it`,
+		},
+		"a coast time before now": {
+			func(p *corev1.Pod) { p.Annotations[v1alpha1.AnnotationCoastTime] = "-1s" },
+			`metadata.annotations[datakeys.io/coast-time]: Invalid value: "-1s": must be a time of 0s to 1h0m0s, such as 1h0m0s: a pod may ` +
+				`lower what is set for the cluster, and not raise it`,
+		},
+		"a coast time that is none": {
+			func(p *corev1.Pod) { p.Annotations[v1alpha1.AnnotationCoastTime] = "" },
+			`metadata.annotations[datakeys.io/coast-time]: Invalid value: "": must be a time of 0s to 1h0m0s, such as 1h0m0s: a pod may ` +
+				`lower what is set for the cluster, and not raise it`,
+		},
+		"both times wrong at once": {
+			func(p *corev1.Pod) {
+				p.Annotations[v1alpha1.AnnotationLeaseDuration], p.Annotations[v1alpha1.AnnotationCoastTime] = "15", "1 hour"
+			},
+			"2 errors",
+		},
 		"two faults at once": {
 			func(p *corev1.Pod) { p.Spec.DNSPolicy, p.Spec.Containers[0].Name = corev1.DNSDefault, "datakeys" },
 			"2 errors",

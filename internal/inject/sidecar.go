@@ -68,6 +68,8 @@ func (s *Sidecar) container(spec *corev1.PodSpec, request *Request) corev1.Conta
 			"--token-file=" + path.Join(tokenDirectory, tokenFile),
 			"--socket=" + v1alpha1.SocketPath,
 			"--key-service=" + s.KeyService,
+			"--lease=" + s.Leases.Duration.String(),
+			"--coast=" + s.Leases.CoastTime.String(),
 		},
 		Env:                      []corev1.EnvVar{{Name: rootsEnv, Value: string(s.Roots)}},
 		Resources:                s.Resources.of(spec),
