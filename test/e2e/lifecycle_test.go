@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
@@ -251,7 +252,7 @@ func waitRotated(t *testing.T, namespace, request string, version, generation in
 }
 
 // keyIsDisabledForAWhile disables a master key: a pod that comes meanwhile is refused its data key, and has it when the key is enabled
-// again.
+// again. When it is disabled once more, the pod loses it within 30 seconds, and has it back afterwards.
 func keyIsDisabledForAWhile(t *testing.T) {
 	namespace := tenant(t, "restricted", "orders")
 	want := plaintextSHA256(t, namespace, "orders")
@@ -261,11 +262,22 @@ func keyIsDisabledForAWhile(t *testing.T) {
 		return ready != nil && ready.Reason == v1alpha1.ReasonDisabled
 	})
 	said := startServing(t, namespace, "orders")
-	t.Log(said.waitLine(t, "a refusal", func(line string) bool {
+	refused := func(line string) bool {
 		return strings.HasPrefix(line, "HTTP 403 Forbidden: MasterKeyState: ") && strings.Contains(line, "is Disabled")
-	}))
+	}
+	served := func(line string) bool { return line == want }
+	t.Log(said.waitLine(t, "a refusal", refused))
 	mergePatch(t, &v1alpha1.MasterKey{}, namespace, "orders", `{"spec":{"state":"Enabled"}}`)
-	said.waitLine(t, "the data key", func(line string) bool { return line == want })
+	said.waitLine(t, "the data key", served)
+
+	start := time.Now()
+	mergePatch(t, &v1alpha1.MasterKey{}, namespace, "orders", `{"spec":{"state":"Disabled"}}`)
+	said.waitLine(t, "a refusal of what it has", refused)
+	if took := time.Since(start); took > 30*time.Second {
+		t.Errorf("the data key was issued for %v after its master key was disabled", took)
+	}
+	mergePatch(t, &v1alpha1.MasterKey{}, namespace, "orders", `{"spec":{"state":"Enabled"}}`)
+	said.waitLine(t, "the data key again", served)
 }
 
 // startServing starts a pod that says all the time whether it has a data key, and does not wait for it, and returns what it says.
