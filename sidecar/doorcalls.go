@@ -59,14 +59,18 @@ func (c *doorConn) wait(ctx context.Context) error {
 		return status.FromContextError(ctx.Err()).Err()
 	case <-timer.C:
 		return newRefusal(codes.ResourceExhausted, kmsv1.ReasonThrottled,
-			fmt.Sprintf("%d calls of this pod wait for the key service, and this one waited for too long", doorCalls))
+			fmt.Sprintf("%d calls of this pod wait for the key service, and this one waited for too long", doorCalls), "")
 	}
 }
 
 // newRefusal is the status error by which the key service refuses a call of its own.
-func newRefusal(code codes.Code, reason, message string) error {
+func newRefusal(code codes.Code, reason, message, key string) error {
 	told := status.New(code, message)
-	if detailed, err := told.WithDetails(&errdetails.ErrorInfo{Domain: kmsv1.ErrorDomain, Reason: reason}); err == nil {
+	info := &errdetails.ErrorInfo{Domain: kmsv1.ErrorDomain, Reason: reason}
+	if key != "" {
+		info.Metadata = map[string]string{kmsv1.MetadataKey: key}
+	}
+	if detailed, err := told.WithDetails(info); err == nil {
 		told = detailed
 	}
 	return told.Err()

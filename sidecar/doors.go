@@ -59,12 +59,15 @@ func (d *doors) serve(w http.ResponseWriter, r *http.Request, otherwise string) 
 	if c, ok := r.Context().Value(connKey{}).(*conn); ok {
 		d.dog.allow(c, maxDoor)
 	}
+	if r.ContentLength < 0 { // chunks, beside which net/http passes over a Content-Length that somebody else may have gone by
+		w.Header().Set("Connection", "close")
+	}
 	body := &doorRequest{ReadCloser: r.Body, ended: r.ContentLength == 0}
 	r.Body = body
 	answer := &doorAnswer{ResponseWriter: w, request: r, body: body}
 	door.ServeHTTP(answer, r)
 	if !answer.begun { // net/http would say 200 with nothing in it, which clients take for success
-		refuse(w, r, newProblem(http.StatusInternalServerError, reasonNoAnswer, "internal error: the front door has no answer"))
+		refuse(w, r, newProblem(http.StatusInternalServerError, reasonInternalError, "internal error: the front door has no answer"))
 	}
 }
 

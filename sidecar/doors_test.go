@@ -81,7 +81,7 @@ func TestDoors(t *testing.T) {
 		"neither, natively": {
 			postDoor("/", ""), 400, "the native API has the paths /v1/data-keys, /v1/data-keys/{name}, ", "",
 		},
-		"no answer":         {postDoor("/", "say nothing", "X-Amz-Target: x"), 500, "NoAnswer", ""},
+		"no answer":         {postDoor("/", "say nothing", "X-Amz-Target: x"), 500, "InternalError", ""},
 		"GET":               {get("/", "X-Amz-Target: x"), 405, `\"GET\" is not a method of this path`, "Allow: POST"},
 		"OPTIONS":           {"OPTIONS / HTTP/1.1\r\nHost: l\r\n\r\n", 405, "are asked with POST", "Allow: POST"},
 		"the native API":    {get("/healthz"), 200, `"status":"ok"`, ""},

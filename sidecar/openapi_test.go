@@ -169,7 +169,7 @@ func reasonsOfTheSources(t *testing.T) []string {
 // aKeyForEachReason is a data key for each reason why there may be none.
 func aKeyForEachReason() (keys []*dataKey) {
 	for _, reason := range []string{
-		ReasonStarting, ReasonStopping, ReasonSecretNotFound, ReasonSecretUnreadable, ReasonKeyServiceUnavailable,
+		ReasonStarting, ReasonStopping, ReasonSecretNotFound, ReasonSecretUnreadable, ReasonKeyServiceUnavailable, ReasonLeaseExpired,
 	} {
 		keys = append(keys, statusKey(strings.ToLower(reason), StatePending, reason))
 	}
@@ -335,7 +335,9 @@ func TestOpenAPIHasEveryMethod(t *testing.T) {
 // TestOpenAPIHasEveryReason, and no other, and what requests may have.
 func TestOpenAPIHasEveryReason(t *testing.T) {
 	d := readOpenAPI(t)
-	named := map[string]bool{reasonUnknownPath: true, reasonMethodNotAllowed: true} // in its description
+	named := map[string]bool{ // in its description
+		reasonUnknownPath: true, reasonMethodNotAllowed: true, reasonUnknownProtocol: true, reasonUnknownHost: true, reasonWebPage: true,
+	}
 	for answer := range d.answers(t) {
 		if _, reason, ok := strings.Cut(answer, problemType[0]+" "); ok {
 			named[reason] = true

@@ -28,7 +28,6 @@ const (
 	reasonUnknownProtocol   = "UnknownProtocol"
 	reasonUnknownHost       = "UnknownHost"
 	reasonWebPage           = "WebPage"
-	reasonNoAnswer          = "NoAnswer"
 )
 
 // problem is an error as the native API answers it: problem details (RFC 9457) of type about:blank, told apart by the

@@ -178,5 +178,5 @@ func refusalError(r *kmsv1.Refusal) error {
 	if code == codes.OK {
 		code = codes.Internal
 	}
-	return newRefusal(code, r.GetReason(), r.GetMessage())
+	return newRefusal(code, r.GetReason(), r.GetMessage(), r.GetKey())
 }

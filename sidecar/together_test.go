@@ -83,12 +83,12 @@ func (s *slowService) BatchDecrypt(
 		switch err := s.fails[blob]; {
 		case err != nil && hasReason(err):
 			told := status.Convert(err)
-			reason := ""
+			var info *errdetails.ErrorInfo
 			for _, d := range told.Details() {
-				reason = d.(*errdetails.ErrorInfo).GetReason()
+				info = d.(*errdetails.ErrorInfo)
 			}
 			result.Result = &kmsv1.BatchDecryptResult_Refusal{Refusal: &kmsv1.Refusal{
-				Code: int32(told.Code()), Message: told.Message(), Reason: reason,
+				Code: int32(told.Code()), Message: told.Message(), Reason: info.GetReason(), Key: info.GetMetadata()[kmsv1.MetadataKey],
 			}}
 		case err != nil:
 			return nil, err // as a whole
@@ -129,13 +129,14 @@ func describe(err error) string {
 	}
 	for _, d := range s.Details() {
 		info := d.(*errdetails.ErrorInfo)
-		return fmt.Sprintf("%v(%s/%s): %s", s.Code(), info.GetDomain(), info.GetReason(), s.Message())
+		why := strings.TrimSpace(info.GetReason() + " " + info.GetMetadata()[kmsv1.MetadataKey])
+		return fmt.Sprintf("%v(%s/%s): %s", s.Code(), info.GetDomain(), why, s.Message())
 	}
 	return fmt.Sprintf("%v: %s", s.Code(), s.Message())
 }
 
 func TestDecryptsTravelTogether(t *testing.T) {
-	denied := newRefusal(codes.PermissionDenied, kmsv1.ReasonDenied, "not for you")
+	denied := newRefusal(codes.PermissionDenied, kmsv1.ReasonDenied, "not for you", "")
 	for name, test := range map[string]struct {
 		service   *slowService
 		blobs     []string
@@ -159,6 +160,13 @@ func TestDecryptsTravelTogether(t *testing.T) {
 				" PermissionDenied(datakeys.io/DENIED): not for you after 2s", "E OK after 2s"},
 			wantCalls: []string{"a", "b", "c+d+e"},
 		},
+		"a key whose state does not allow it is named": {
+			service: &slowService{fails: map[string]error{"c": newRefusal(codes.FailedPrecondition, kmsv1.ReasonKeyDisabled, "Disabled", "arn")}},
+			blobs:   []string{"a", "b", "c", "d"},
+			want: []string{"A OK after 1s", "B OK after 1s", " FailedPrecondition(datakeys.io/KEY_DISABLED arn): Disabled after 2s",
+				"D OK after 2s"},
+			wantCalls: []string{"a", "b", "c+d"},
+		},
 		"an outage is everybody's": {
 			service: &slowService{fails: map[string]error{"c": status.Error(codes.Unavailable, "no connection")}},
 			blobs:   []string{"a", "b", "c", "d"},
@@ -167,7 +175,7 @@ func TestDecryptsTravelTogether(t *testing.T) {
 			wantCalls: []string{"a", "b", "c+d"},
 		},
 		"an error of the key service is no reason to ask again": {
-			service:   &slowService{fails: map[string]error{"odd": newRefusal(codes.Internal, kmsv1.ReasonInternal, "internal error")}},
+			service:   &slowService{fails: map[string]error{"odd": newRefusal(codes.Internal, kmsv1.ReasonInternal, "internal error", "")}},
 			blobs:     []string{"a", "b", "odd", "d"},
 			want:      []string{"A OK after 1s", "B OK after 1s", " Internal(datakeys.io/INTERNAL): internal error after 2s", "D OK after 2s"},
 			wantCalls: []string{"a", "b", "odd+d"},

@@ -60,7 +60,7 @@ func TestDecrypt(t *testing.T) {
 	pairs := orders().EncryptionContext
 	const deniedScoped = "needs the verb decrypt on datakeyrequests/orders in namespace team-a, or on its MasterKey"
 	const deniedUnscoped = "needs the verb decrypt on the MasterKey of the blob, if there is one"
-	const notFound = "the key or key version that made the blob is not known here"
+	const notFound = "ciphertext_blob: the key or key version that made it is not known here"
 	const doesNotOpen = "ciphertext_blob: does not open with this encryption_context or aad, or is damaged"
 	type change func(*world)
 

@@ -140,14 +140,22 @@ func (s *Service) refusalStatus(log logr.Logger, err error) error {
 	code, message := refusal(log, err)
 	told := status.New(code, message)
 	info := &errdetails.ErrorInfo{Domain: kmsv1.ErrorDomain, Reason: ReasonOf(err)}
-	if e, ok := errors.AsType[*Error](err); ok && e.KeyID != "" {
-		info.Metadata = map[string]string{kmsv1.MetadataKey: s.keyARN(e.Namespace, e.KeyID)}
+	if key := s.keyOfRefusal(err); key != "" {
+		info.Metadata = map[string]string{kmsv1.MetadataKey: key}
 	}
 	withReason, failed := told.WithDetails(info)
 	if failed != nil {
 		return told.Err()
 	}
 	return withReason.Err()
+}
+
+// keyOfRefusal is the ARN of the key whose state is why, empty where that is not so.
+func (s *Service) keyOfRefusal(err error) string {
+	if e, ok := errors.AsType[*Error](err); ok && e.KeyID != "" {
+		return s.keyARN(e.Namespace, e.KeyID)
+	}
+	return ""
 }
 
 // adapter is the gRPC face of a Service for one caller. Its methods are in grpc_datakeys.go, grpc_blobs.go and grpc_list.go.

@@ -112,7 +112,7 @@ func (a *adapter) Renew(ctx context.Context, req *kmsv1.RenewRequest) (*kmsv1.Re
 // refusal is what is told of an item of a batch that is refused.
 func (a *adapter) refusal(err error) *kmsv1.Refusal {
 	code, message := refusal(a.log, err)
-	return &kmsv1.Refusal{Code: int32(code), Message: message, Reason: ReasonOf(err)}
+	return &kmsv1.Refusal{Code: int32(code), Message: message, Reason: ReasonOf(err), Key: a.service.keyOfRefusal(err)}
 }
 
 func (a *adapter) batchResult(r *BatchDecryptResult) *kmsv1.BatchDecryptResult {

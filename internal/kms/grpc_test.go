@@ -241,6 +241,11 @@ func TestARefusalCarriesItsReason(t *testing.T) {
 		!strings.HasSuffix(arn, ":team-a:key/"+otherKey.KeyID) {
 		t.Errorf("of a Disabled key: got the key %q, want the ARN of team-a/other", arn)
 	}
+	w.objects.Put(inState(ordersKey, kms.KeyStateDisabled))
+	batch, err := client.BatchDecrypt(as(t, app), &kmsv1.BatchDecryptRequest{Requests: []*kmsv1.DecryptRequest{good}})
+	if r := batch.GetResults()[0].GetRefusal(); err != nil || r.GetReason() != kmsv1.ReasonKeyDisabled || !strings.HasSuffix(r.GetKey(), ":team-a:key/"+ordersKey.KeyID) {
+		t.Errorf("of a Disabled key in a batch: got %v (%v)", r, err)
+	}
 	if _, err := client.Decrypt(as(t, "stolen"), good); reasonOf(t, status.Convert(err)) != kmsv1.ReasonUnauthenticated {
 		t.Errorf("of a token that is not known: got %v", err)
 	}

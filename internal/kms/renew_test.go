@@ -143,11 +143,11 @@ func TestTheOrderOfChecksOfRenew(t *testing.T) {
 		{"INVALID", "name: must be the name of a DataKeyRequest", func() { q.Name = "" }},
 		{"INVALID", "name: must be the name of a DataKeyRequest", func() { q.Name = "orders" }},
 		{"DENIED", "needs the verb decrypt on datakeyrequests/orders in namespace team-a, or on its MasterKey", func() { token = app }},
-		{"KEY_NOT_FOUND", "the key or key version that made the blob is not known here", func() { q.KeyID = good.KeyID }},
+		{"KEY_NOT_FOUND", "ciphertext_blob: the key or key version that made it is not known here", func() { q.KeyID = good.KeyID }},
 		{"KEY_DISABLED", "is Disabled", func() { w.objects.Put(inState(ordersKey, kms.KeyStatePendingDeletion)) }},
 		{"KEY_PENDING_DELETION", "is PendingDeletion", func() { w.objects.Put(inState(ordersKey, kms.KeyStateEnabled)) }},
-		{"KEY_NOT_FOUND", "the key or key version that made the blob is not known here", func() { q.KeyVersion = 1 }},
-		{"KEY_NOT_FOUND", "the key or key version that made the blob is not known here", func() { q.MaterialID = good.MaterialID }},
+		{"KEY_NOT_FOUND", "ciphertext_blob: the key or key version that made it is not known here", func() { q.KeyVersion = 1 }},
+		{"KEY_NOT_FOUND", "ciphertext_blob: the key or key version that made it is not known here", func() { q.MaterialID = good.MaterialID }},
 	} {
 		before := len(w.audit.Records())
 		err := w.renew(t, token, q)

@@ -156,5 +156,5 @@ func deniedBlob(c Caller, verb string, scope envelope.Scope, cause error) *Error
 }
 
 func notFoundBlob(cause error) *Error {
-	return &Error{Code: CodeNotFound, Err: cause, Message: "the key or key version that made the blob is not known here"}
+	return &Error{Code: CodeNotFound, Err: cause, Message: "ciphertext_blob: the key or key version that made it is not known here"}
 }

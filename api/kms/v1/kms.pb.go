@@ -1330,7 +1330,9 @@ type Refusal struct {
 	Code    int32  `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
 	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	// The reason of the google.rpc.ErrorInfo.
-	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What the metadata of the google.rpc.ErrorInfo has as key: the ARN of the key whose state does not allow the operation.
+	Key           string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1382,6 +1384,13 @@ func (x *Refusal) GetMessage() string {
 func (x *Refusal) GetReason() string {
 	if x != nil {
 		return x.Reason
+	}
+	return ""
+}
+
+func (x *Refusal) GetKey() string {
+	if x != nil {
+		return x.Key
 	}
 	return ""
 }
@@ -2682,11 +2691,12 @@ const file_api_kms_v1_kms_proto_rawDesc = "" +
 	"\x12BatchDecryptResult\x12>\n" +
 	"\bresponse\x18\x01 \x01(\v2 .datakeys.kms.v1.DecryptResponseH\x00R\bresponse\x124\n" +
 	"\arefusal\x18\x02 \x01(\v2\x18.datakeys.kms.v1.RefusalH\x00R\arefusalB\b\n" +
-	"\x06result\"O\n" +
+	"\x06result\"a\n" +
 	"\aRefusal\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"J\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\tR\x03key\"J\n" +
 	"\fRenewRequest\x12:\n" +
 	"\tdata_keys\x18\x01 \x03(\v2\x1d.datakeys.kms.v1.RenewDataKeyR\bdataKeys\"{\n" +
 	"\fRenewDataKey\x12\x15\n" +

@@ -5,8 +5,8 @@ package kmsv1
 // ErrorDomain is the domain of the google.rpc.ErrorInfo that statuses of the key service carry.
 const ErrorDomain = "datakeys.io"
 
-// MetadataKey is the metadata of an ErrorInfo with the ARN of the key whose state does not allow the operation. Other refusals, and those
-// in a batch, have none.
+// MetadataKey is the metadata of an ErrorInfo with the ARN of the key whose state does not allow the operation. Other refusals
+// have none.
 const MetadataKey = "key"
 
 // Reasons of a google.rpc.ErrorInfo of the domain ErrorDomain. A front door maps each to its own vocabulary.
