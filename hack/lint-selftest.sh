@@ -147,9 +147,16 @@ allowed sidecar/alibaba "$own/api/kms/v1"
 allowed sidecar/alibaba google.golang.org/grpc/status
 allowed cmd/sidecar "$own/internal/coredump"
 allowed cmd/sidecar "$own/internal/version"
+for library in "$own/sidecar" "$own/api/kms/v1" "$own/internal/coredump" google.golang.org/grpc github.com/google/go-cmp/cmp; do
+	refused client "$library" "not allowed from list 'client'"
+done
+refused client/_test.go k8s.io/client-go/kubernetes "not allowed from list 'client-tests'"
+allowed client "$own/internal/envelope"
+allowed client "$insecure"
+allowed client/_test.go "$own/sidecar"
 
 # 6. Only cmd/* read flags and environment or exit; hack/ and tests are not shipped.
-for room in controllers sidecar internal/kms internal/inject internal/envelope internal/rootkey internal/seal; do
+for room in client controllers sidecar internal/kms internal/inject internal/envelope internal/rootkey internal/seal; do
 	refused "$room" flag "only cmd/\* read flags"
 	calls "$room" '"os"' 'os.Exit(1)' "only cmd/\* read flags and environment or exit"
 	calls "$room" '"os"' '_ = os.Getenv("HOME")' "only cmd/\* read flags and environment or exit"
@@ -173,6 +180,7 @@ calls sidecar '"time"' 'time.Sleep(1)' "wait on a watch, a channel or an injecte
 calls sidecar/_test.go '"testing"' 't.Skip("later")' "a test that is skipped proves nothing" "t *testing.T"
 calls sidecar/_test.go '"testing"' 'b.Skipf("later")' "a test that is skipped proves nothing" "b *testing.B"
 calls sidecar '_ "embed"' 'panic("bad request")' "one bad request must not end the process"
+calls client '_ "embed"' 'panic("bad answer")' "one bad request must not end the process"
 calls sidecar '"fmt"' 'fmt.Println("key")' "stdout belongs to cmd/\*"
 
 output=$work/findings
