@@ -18,7 +18,7 @@ VERSION ?= dev
 
 # The FIPS 140-3 cryptographic module of a FIPS build: the one that Go's lib/fips140/certified.txt names. It comes with Go.
 FIPS ?= v1.0.0
-FIPS_TESTED := ./test/fips ./internal/envelope/... ./internal/rootkey/... ./internal/seal/... ./internal/kms/... ./internal/certs/... ./sidecar/... ./cmd/sidecar
+FIPS_TESTED := ./test/fips ./internal/envelope/... ./internal/rootkey/... ./internal/seal/... ./internal/kms/... ./internal/certs/... ./sidecar/... ./client ./cmd/sidecar
 
 # Licences that what is linked may have. Their texts travel in the images: hack/licenses. The licence of go-jmespath is
 # Apache-2.0, by the short notice that refers to it, which the tool does not know.
@@ -125,9 +125,12 @@ vulncheck: ## Look for known vulnerabilities (asks the Go vulnerability database
 test: test-unit test-fips test-e2e ## Run all tests.
 
 .PHONY: test-packages
-test-packages: # Debian's packages that the tests need: a C compiler for the race detector, Node.js, OpenSSL and SoftHSM
+test-packages: # Debian's packages that the tests need: a C compiler for the race detector, what clients are written in, OpenSSL and SoftHSM
 	@command -v gcc >/dev/null || hack/apt.sh gcc libc6-dev
 	@command -v node >/dev/null || hack/apt.sh nodejs
+	@command -v python3 >/dev/null || hack/apt.sh python3
+	@command -v javac >/dev/null || hack/apt.sh default-jdk-headless
+	@command -v curl >/dev/null || hack/apt.sh curl
 	@command -v openssl >/dev/null || hack/apt.sh openssl
 	@command -v softhsm2-util >/dev/null || hack/apt.sh softhsm2
 
