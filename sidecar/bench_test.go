@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/base64"
-	"encoding/json"
 	"io"
 	"net"
 	"net/http"
@@ -62,7 +61,7 @@ func BenchmarkSocketRatioDecrypt(b *testing.B) {
 }
 
 func BenchmarkSocketRatioEncryptJSON(b *testing.B) {
-	data, _ := json.Marshal(map[string][]byte{"plaintext": make([]byte, 1<<10)})
+	data := object(map[string][]byte{"plaintext": make([]byte, 1<<10)})
 	bare := barePost(b, data, base64.StdEncoding.EncodedLen(1<<10+envelope.MessageOverhead)+50)
 	benchmarkTwo(b, bare, newBenchClient(b, serveStore(b, testStore(b), nil), post(encryptOrders, mediaJSON, data)))
 }

@@ -312,7 +312,7 @@ func crypt(t *testing.T, path, target, in, out, give, take string, given, associ
 		if associated != nil {
 			members["associatedData"] = associated
 		}
-		content, _ = json.Marshal(members)
+		content = object(members)
 	} else if associated != nil {
 		headers = append(headers, associatedHeader+": "+b64(associated))
 	}
@@ -511,7 +511,7 @@ func TestBodyThatIsCutOff(t *testing.T) {
 			}
 			response, body := readReply(t, bufio.NewReader(c), http.MethodPost)
 			var got problem
-			if err := json.Unmarshal(body, &got); err != nil || got.Reason != "BodyIncomplete" || response.StatusCode != 400 {
+			if err := json.Unmarshal(body, &got); err != nil || got.Reason != "BodyIncomplete" || response.StatusCode != http.StatusBadRequest {
 				t.Errorf("got %s: %s", response.Status, body)
 			}
 			checkHides(t, "the answer", string(body), secretData[:40])
@@ -570,7 +570,7 @@ func TestRoomIsBounded(t *testing.T) {
 	small, large := post(encryptOrders, mediaBytes, secretData), post(encryptOrders, mediaBytes, make([]byte, maxPlaintext))
 	response, body := roundTrip(t, path, large)
 	var got problem
-	if err := json.Unmarshal(body, &got); err != nil || response.StatusCode != 503 || got.Reason != "Busy" ||
+	if err := json.Unmarshal(body, &got); err != nil || response.StatusCode != http.StatusServiceUnavailable || got.Reason != "Busy" ||
 		response.Header.Get("Retry-After") != "1" {
 		t.Errorf("a large body: got %s: %s", response.Status, body)
 	}

@@ -281,8 +281,8 @@ func TestHeartbeat(t *testing.T) {
 		}
 		for range 3 {
 			start := time.Now()
-			if got := <-w.flushed; got != ":\n\n" || time.Now().Sub(start) != heartbeat {
-				t.Errorf("got %q after %v", got, time.Now().Sub(start))
+			if got := <-w.flushed; got != ":\n\n" || time.Since(start) != heartbeat {
+				t.Errorf("got %q after %v", got, time.Since(start))
 			}
 		}
 		cancel()

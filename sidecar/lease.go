@@ -16,8 +16,11 @@ import (
 
 // Bounds of the leases. api/v1alpha1 and the manager have the same.
 const (
-	MinLease, MaxLease, DefaultLease = 5 * time.Second, 5 * time.Minute, 15 * time.Second
-	MaxCoast, DefaultCoast           = 24 * time.Hour, time.Hour
+	MinLease     = 5 * time.Second
+	MaxLease     = 5 * time.Minute
+	DefaultLease = 15 * time.Second
+	MaxCoast     = 24 * time.Hour
+	DefaultCoast = time.Hour
 )
 
 // Leases say for how long a data key is issued without being renewed.

@@ -18,7 +18,7 @@ import (
 
 var (
 	throttled = status.Error(codes.ResourceExhausted, "too many calls")
-	tooOld    = status.Error(codes.Unimplemented, "unknown method Renew")
+	errTooOld = status.Error(codes.Unimplemented, "unknown method Renew")
 )
 
 // issuing is a bench whose sidecar has issued o1 just now.
@@ -102,7 +102,7 @@ func TestOneCallRenewsAllOfThePod(t *testing.T) {
 		b.run(k, time.Minute)
 		b.wantsGeneration("payments", 1, "plaintext of payments.1")
 		for _, call := range b.service.renewed {
-			if call != "orders orders payments payments " {
+			if call != "orders orders payments payments " { //nolint:dupword // each twice
 				b.Errorf("got the call %q, want one for each version of a data key", call)
 			}
 		}
@@ -291,8 +291,8 @@ func TestAStoppedProcess(t *testing.T) {
 		"then it is denied":            {func(s *fakeService) { s.refuse["o1"] = denied }, "Refused AccessDenied", false},
 		"then there is an outage":      {func(s *fakeService) { s.all = status.Error(codes.Unavailable, "x") }, "plaintext of o1", false},
 		"then the pod is throttled":    {func(s *fakeService) { s.all = throttled }, "Pending LeaseExpired", true},
-		"then the key service is old":  {func(s *fakeService) { s.renewing = tooOld }, "plaintext of o1", true},
-		"then it is old and denies it": {func(s *fakeService) { s.renewing, s.refuse["o1"] = tooOld, denied }, "Refused AccessDenied", true},
+		"then the key service is old":  {func(s *fakeService) { s.renewing = errTooOld }, "plaintext of o1", true},
+		"then it is old and denies it": {func(s *fakeService) { s.renewing, s.refuse["o1"] = errTooOld, denied }, "Refused AccessDenied", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			issuing(t, usual, func(b *bench, k *keeper) {
@@ -378,7 +378,7 @@ func TestAKeyServiceThatHangs(t *testing.T) {
 // TestAKeyServiceOfBeforeLeases: blobs are opened again and again instead, which asks the same.
 func TestAKeyServiceOfBeforeLeases(t *testing.T) {
 	issuing(t, usual, func(b *bench, k *keeper) {
-		b.service.renewing = tooOld
+		b.service.renewing = errTooOld
 		if got := b.lasts(k, time.Hour); got < time.Hour {
 			b.Errorf("it ended after %v: %s", got, b.published("orders", 0))
 		}
@@ -412,7 +412,7 @@ func TestAKeyServiceOfBeforeLeases(t *testing.T) {
 // Without its Secret there is nothing to open anew: it coasts.
 func TestAKeyServiceOfBeforeLeasesAndNoSecret(t *testing.T) {
 	issuing(t, usual, func(b *bench, k *keeper) {
-		b.service.renewing = tooOld
+		b.service.renewing = errTooOld
 		b.source["orders"] = errSecretMissing
 		b.checkBetween("until it ended", b.lasts(k, 2*time.Hour), usual.Coast, usual.Coast+100*time.Millisecond)
 		b.run(k, pollInterval+1)
@@ -525,7 +525,7 @@ func TestRenewalsAreCounted(t *testing.T) {
 		b.run(k, usual.Lease*2/3-time.Second)
 		r := &b.store.renewals
 		got := fmt.Sprint(r.refused.Load(), r.failed.Load() > 0, r.renewed.Load() > 0, r.coasting.Load())
-		if diff := cmp.Diff("1 true true true", got); diff != "" {
+		if diff := cmp.Diff("1 true true true", got); diff != "" { //nolint:dupword // refused, failed, renewed, coasting
 			b.Errorf("(-want +got):\n%s", diff)
 		}
 	})

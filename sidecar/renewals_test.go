@@ -72,7 +72,7 @@ func (s oddRenewals) Renew(context.Context, *kmsv1.RenewRequest, ...grpc.CallOpt
 	return &kmsv1.RenewResponse{Results: s.results}, nil
 }
 
-// What does not say that it renews renews nothing.
+// What says nothing of a renewal is none.
 func TestClientAndOddRenewals(t *testing.T) {
 	for name, result := range map[string]*kmsv1.RenewResult{
 		"nothing":                    nil,

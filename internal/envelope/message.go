@@ -11,9 +11,9 @@ import (
 const (
 	// MaxMessageSize is the most bytes that one message protects. There may be none.
 	MaxMessageSize = 1 << 20
-	// MinMessageKeySize and MaxMessageKeySize are the sizes of data keys that messages are encrypted with: at least 128 secret
-	// bits, and as many bytes as a DataKeyRequest may ask for.
+	// MinMessageKeySize is the smallest size of data keys that messages are encrypted with: 128 secret bits.
 	MinMessageKeySize = 16
+	// MaxMessageKeySize is the largest: as many bytes as a DataKeyRequest may ask for.
 	MaxMessageKeySize = 1024
 
 	// messageFormat is the first byte of a message. Blobs count their format versions from 1, messages from 129: so neither is

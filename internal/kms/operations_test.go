@@ -75,7 +75,7 @@ func TestEachOperationNeedsItsVerbsAndNoOther(t *testing.T) {
 			return errors.Join(err, results[0].Err)
 		}},
 		"Renew": {[]string{"decrypt"}, func(_ context.Context, token string) error {
-			return w.renew(t, token, renewOf(t, w.sealed(t, orders())))
+			return w.renew(t, token, renewOf(t, w.sealed(t, orders()))) //nolint:contextcheck // the test's
 		}},
 		"ReEncrypt": {[]string{"reencryptfrom", "reencryptto"}, func(ctx context.Context, token string) error {
 			_, err := w.ReEncrypt(ctx, token, kms.ReEncryptRequest{CiphertextBlob: made.CiphertextBlob, DestinationKeyID: "orders", Door: kms.DoorAWS})

@@ -40,7 +40,7 @@ func New(t testing.TB, names ...string) *Pod {
 	p := &Pod{Socket: filepath.Join(dir, "s"), Service: sidecartest.NewKeyService(t), mount: sidecartest.NewMount(t)}
 	p.config = sidecar.Config{
 		DataKeys: names, KeysDir: p.mount.Dir, TokenFile: token, Socket: p.Socket, KeyService: p.Service.Address, Roots: p.Service.Roots,
-		Logger: slog.New(slog.DiscardHandler),
+		Leases: sidecar.Leases{Lease: sidecar.DefaultLease, Coast: sidecar.DefaultCoast}, Logger: slog.New(slog.DiscardHandler),
 	}
 	for _, name := range names {
 		p.mount.Put(t, name, nil)
