@@ -57,7 +57,7 @@ func newFakeSidecar(t *testing.T, o Options, generations ...string) *fakeSidecar
 		f.client.Close()
 		_ = server.Close()
 		<-done
-		time.Sleep(time.Millisecond) // calls under way end
+		<-time.After(time.Millisecond) // calls under way end
 	})
 	return f
 }
@@ -97,7 +97,7 @@ func (f *fakeSidecar) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		stream(w, r)
 		return
 	}
-	time.Sleep(time.Nanosecond) // of the bubble: who does not wait for the answer is done before it comes
+	<-time.After(time.Nanosecond) // of the bubble: who does not wait for the answer is done before it comes
 	if answer != nil && answer(w, r) {
 		return
 	}

@@ -1,0 +1,137 @@
+// Command bench measures what applications get of a sidecar, each answer beside the least that it could cost, in one run: the processes
+// of a pod and of a key service on this machine, asked over 1 and over 16 connections. The targets take turns, so that a machine which is
+// slow for a while is slow for all, and what counts are the ratios.
+//
+//	make bench                        5 rounds of a second
+//	make bench ARGS="-rounds 20"
+//
+// Floor A is a bare handler of net/http on a unix socket. Floor B is the same handler, which makes one empty unary gRPC call over TLS on
+// loopback before it answers: the least that an answer of the key service costs.
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := command(ctx, os.Args[1:])
+	stop()
+	if err != nil {
+		_, _ = fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// What of this program the processes beside it are.
+const (
+	roleKeyService = "key-service"
+	roleFloor      = "floor"
+)
+
+func command(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	sidecar := flags.String("sidecar", "", "`path` of the sidecar's binary")
+	rounds := flags.Int("rounds", 5, "`number` of rounds")
+	turn := flags.Duration("turn", time.Second, "how `long` a target is asked in each round")
+	role := flags.String("role", "", "what this process is; for the program's own use")
+	dir := flags.String("dir", "", "`directory` of the run; for the program's own use")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	switch *role {
+	case roleKeyService:
+		return serveKeys(ctx, *dir)
+	case roleFloor:
+		return serveFloor(ctx, *dir)
+	}
+	if *sidecar == "" || *rounds < 1 || *turn <= 0 {
+		return errors.New("-sidecar, -rounds and -turn: must be a binary, 1 or more, and more than 0")
+	}
+	run, err := start(ctx, *sidecar)
+	if err != nil {
+		return err
+	}
+	defer run.stop()
+	return run.measure(ctx, *rounds, *turn)
+}
+
+// Names of the floors. They begin as they are called in the columns.
+const (
+	floorA = "A"
+	bare   = floorA + ": bare handler"
+	empty  = "B: with an empty call"
+)
+
+// connections are over how many a target is asked at once.
+var connections = []int{1, 16}
+
+// measure asks every target in turn, and prints what came of it.
+func (r *run) measure(ctx context.Context, rounds int, turn time.Duration) error {
+	targets, err := r.targets(ctx)
+	if err != nil {
+		return err
+	}
+	for _, conns := range connections {
+		took := map[string]*sample{}
+		for round := range rounds + 1 { // the first one warms up
+			for _, target := range targets {
+				got, err := ask(ctx, target, conns, turn)
+				if err != nil {
+					return fmt.Errorf("%s: %w", target.name, err)
+				}
+				if round > 0 {
+					took[target.name] = got.and(took[target.name])
+				}
+			}
+		}
+		report(targets, took, conns)
+	}
+	return r.resident()
+}
+
+// report prints a line a target: medians and throughputs beside those of its floor.
+func report(targets []target, took map[string]*sample, conns int) {
+	fmt.Printf("\n%d connections    median     p99     per second   median/floor  throughput/floor\n", conns)
+	for _, s := range slices.Collect(maps.Values(took)) {
+		slices.Sort(s.latencies)
+	}
+	for _, t := range targets {
+		s, floor := took[t.name], took[cmp.Or(t.floor, t.name)]
+		fmt.Printf("%-28s %10v %10v %10.0f %10.2f %s %10.2f\n", t.name, s.at(0.5), s.at(0.99), s.perSecond(),
+			float64(s.at(0.5))/float64(floor.at(0.5)), cmp.Or(t.floor, t.name)[:len(floorA)], s.perSecond()/floor.perSecond())
+	}
+}
+
+// sample is what was measured of a target.
+type sample struct {
+	latencies []time.Duration
+	elapsed   time.Duration
+}
+
+func (s *sample) and(before *sample) *sample {
+	if before == nil {
+		return s
+	}
+	return &sample{append(before.latencies, s.latencies...), before.elapsed + s.elapsed}
+}
+
+func (s *sample) at(share float64) time.Duration {
+	return s.latencies[int(share*float64(len(s.latencies)-1))].Round(100 * time.Nanosecond)
+}
+
+func (s *sample) perSecond() float64 { return float64(len(s.latencies)) / s.elapsed.Seconds() }
+
+// Names in the directory of a run.
+func (r *run) path(name string) string { return filepath.Join(r.dir, name) }
