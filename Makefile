@@ -133,6 +133,7 @@ test-packages: # Debian's packages that the tests need: a C compiler for the rac
 	@command -v curl >/dev/null || hack/apt.sh curl
 	@command -v openssl >/dev/null || hack/apt.sh openssl
 	@command -v softhsm2-util >/dev/null || hack/apt.sh softhsm2
+	@test -x /usr/bin/aws || hack/apt.sh awscli
 
 # What tells the same stories of whole managers hundreds of times takes too long with the race detector; other tests have told it each.
 LONG_STORIES := ^(TestLifecycleSurvivesEveryWrite|TestModel)$$

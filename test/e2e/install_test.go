@@ -21,6 +21,7 @@ func TestHelmInstall(t *testing.T) {
 			"a ServiceAccount without permission": serviceAccountWithoutPermission,
 			"a data key that comes late":          dataKeyThatComesLate,
 			"a key is disabled for a while":       keyIsDisabledForAWhile,
+			"clients of the clouds":               clientsOfTheClouds,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
