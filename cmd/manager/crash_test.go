@@ -30,6 +30,7 @@ import (
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/controllers"
 	"github.com/datakeys/datakeys/controllers/controllerstest"
+	"github.com/datakeys/datakeys/internal/inject"
 	"github.com/datakeys/datakeys/internal/kms"
 	"github.com/datakeys/datakeys/internal/rootkey"
 	"github.com/datakeys/datakeys/internal/seal"
@@ -118,7 +119,7 @@ func (p *place) start(t *testing.T, faults *controllerstest.Faults, change ...fu
 		metricsBind: "0", healthBind: "0",
 		sidecarImage: "datakeys/sidecar:test", sidecarImagePullPolicy: string(corev1.PullNever),
 		registerer: prometheus.NewRegistry(),
-		rewrapRate: controllers.DefaultRewrapRate, countDelay: time.Millisecond,
+		rewrapRate: controllers.DefaultRewrapRate, countDelay: time.Millisecond, leases: inject.DefaultLeases(),
 		tune: func(o *ctrl.Options) {
 			// Other tests have managers of their own, in this very process.
 			o.Cache.DefaultNamespaces = map[string]cache.Config{p.tenant: {}, p.system: {}}
