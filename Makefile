@@ -134,6 +134,8 @@ test-packages: # Debian's packages that the tests need: a C compiler for the rac
 	@command -v openssl >/dev/null || hack/apt.sh openssl
 	@command -v softhsm2-util >/dev/null || hack/apt.sh softhsm2
 	@test -x /usr/bin/aws || hack/apt.sh awscli
+	@test -d /usr/lib/python3/dist-packages/boto3 || hack/apt.sh python3-boto3
+	@command -v npm >/dev/null || hack/apt.sh npm
 
 # What tells the same stories of whole managers hundreds of times takes too long with the race detector; other tests have told it each.
 LONG_STORIES := ^(TestLifecycleSurvivesEveryWrite|TestModel)$$
