@@ -27,7 +27,7 @@ const schemeAWSKMS = "awskms"
 const keyAliasPrefix = "alias/"
 
 var (
-	awsRegion = regexp.MustCompile(`^[a-z]{2,12}(-[a-z0-9]{1,16}){1,5}$`)
+	awsRegion = regexp.MustCompile(`^[a-z0-9]{2,16}(-[a-z0-9]{1,16}){0,5}$`) // one of Datakeys is without a hyphen
 	awsKeyID  = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
 	awsAlias  = regexp.MustCompile(`^alias/[A-Za-z0-9/_-]{1,250}$`)
 	// awsARN has the partition, the region, the account and the key or alias.
