@@ -242,6 +242,27 @@ func (l *lagging) RewrapDataKey(ctx context.Context, key controllers.DataKey, bl
 	return l.KeyService.RewrapDataKey(ctx, key, blob)
 }
 
+// An older backup of the material was restored, and the manager still knows a newer version: it rotates no more, and says what to do.
+func TestARotationOverOlderMaterialSaysWhatToDo(t *testing.T) {
+	l := newLifetime(t, masterKey())
+	l.settle(t)
+	l.reconcilers = l.reconcilersOf(&restored{l.keys})
+	edit(t, l, l.key(t), annotate[*v1alpha1.MasterKey](v1alpha1.AnnotationRotateRequestedAt, "today"))
+	l.settle(t)
+	rotated := meta.FindStatusCondition(l.key(t).Status.Conditions, "Rotated")
+	if rotated == nil || rotated.Reason != "RotationFailed" || !strings.Contains(rotated.Message, "restart no manager before") {
+		t.Errorf("got %+v", rotated)
+	}
+	expect(t, "Ready", condition(l.key(t).Status.Conditions, "Ready"), "True Ready")
+}
+
+// restored is a key service whose material is older than what it knows.
+type restored struct{ controllers.KeyService }
+
+func (*restored) RotateMasterKey(context.Context, controllers.MasterKeyRef, int32, string) (controllers.MasterKeyInfo, error) {
+	return controllers.MasterKeyInfo{}, fmt.Errorf("%w: it lacks version 4", controllers.ErrMaterialBroken)
+}
+
 // What waits for its turn writes nothing: there may be thousands.
 func TestARewrapThatWaitsForItsTurnWritesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -227,6 +227,11 @@ func (r *masterKeyReconciler) reconcileRotation(ctx context.Context, key *v1alph
 	case errors.Is(err, errClocksDisagree):
 		failed(v1alpha1.ReasonClocksDisagree, "a rotation is due by the clock of the manager, but that of the API server is apart from it: set the wrong one right")
 		view.failed = err
+	case errors.Is(err, ErrMaterialBroken):
+		failed(v1alpha1.ReasonRotationFailed, "the material is damaged or older than what this manager knows of it: "+
+			"restore a newer backup of the Secret %q in the namespace of the manager, and restart no manager before: its memory may be all that opens some data keys",
+			key.KeyID())
+		view.failed = err
 	default:
 		failed(v1alpha1.ReasonRotationFailed, "a rotation is due and failed; it is tried again")
 		view.failed = err
