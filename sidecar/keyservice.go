@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -54,7 +55,7 @@ type Client struct {
 
 // NewClient returns a client of the key service at address (host:port), which must present a certificate for that host
 // from one of the roots (PEM). It connects when it is first used.
-func NewClient(address string, roots []byte, tokenFile string) (*Client, error) {
+func NewClient(address string, roots []byte, tokenPath string) (*Client, error) {
 	if err := checkAddress(address); err != nil {
 		return nil, err
 	}
@@ -75,7 +76,7 @@ func NewClient(address string, roots []byte, tokenFile string) (*Client, error) 
 			ServerName: host,
 			MinVersion: tls.VersionTLS13,
 		})),
-		grpc.WithPerRPCCredentials(tokenCredentials(tokenFile)),
+		grpc.WithPerRPCCredentials(&tokenFile{path: tokenPath}),
 		grpc.WithUnaryInterceptor(contact.intercept),
 		grpc.WithNoProxy(), // a token is for the key service alone, whatever the environment says
 		grpc.WithIdleTimeout(idleTimeout),
@@ -207,27 +208,60 @@ func wipe(results []*kmsv1.BatchDecryptResult) {
 	}
 }
 
-// tokenCredentials is the file with the pod's token. The kubelet renews it, so every call reads it.
-type tokenCredentials string
+// tokenFile is the file with the pod's token. The kubelet puts a new one in its place in time, so every call looks whether it has; only
+// then is it read.
+type tokenFile struct {
+	path string
+	read atomic.Pointer[tokenRead]
+}
+
+// tokenRead is a token as a file had it. It is not changed.
+type tokenRead struct {
+	file     os.FileInfo
+	metadata map[string]string
+}
+
+func (r *tokenRead) isOf(file os.FileInfo) bool {
+	return os.SameFile(r.file, file) && r.file.ModTime().Equal(file.ModTime()) && r.file.Size() == file.Size()
+}
 
 // GetRequestMetadata implements credentials.PerRPCCredentials. A file that cannot be read now may be readable later.
-func (file tokenCredentials) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	f, err := os.Open(string(file))
+func (f *tokenFile) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	info, err := os.Stat(f.path)
 	if err != nil {
 		return nil, status.Errorf(codes.Unavailable, "the pod's token: %v", err)
 	}
-	defer func() { _ = f.Close() }()
-	token, err := io.ReadAll(io.LimitReader(f, maxTokenSize+1))
-	token = bytes.TrimSpace(token)
-	switch {
-	case err != nil:
-		return nil, status.Errorf(codes.Unavailable, "the pod's token: %v", err)
-	case len(token) == 0 || len(token) > maxTokenSize:
-		return nil, status.Errorf(codes.Unavailable, "the pod's token: the file %s has to hold 1 to %d bytes", string(file),
-			maxTokenSize)
+	if r := f.read.Load(); r != nil && r.isOf(info) {
+		return r.metadata, nil
 	}
-	return map[string]string{"authorization": "Bearer " + string(token)}, nil
+	r, err := readToken(f.path)
+	if err != nil {
+		return nil, status.Errorf(codes.Unavailable, "the pod's token: %v", err)
+	}
+	f.read.Store(r)
+	return r.metadata, nil
+}
+
+func readToken(path string) (*tokenRead, error) {
+	f, err := os.Open(path) //nolint:gosec // a path of the command line
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	token, err := io.ReadAll(io.LimitReader(f, maxTokenSize+1))
+	if err != nil {
+		return nil, err
+	}
+	token = bytes.TrimSpace(token)
+	if len(token) == 0 || len(token) > maxTokenSize {
+		return nil, fmt.Errorf("the file %s has to hold 1 to %d bytes", path, maxTokenSize)
+	}
+	return &tokenRead{info, map[string]string{"authorization": "Bearer " + string(token)}}, nil
 }
 
 // RequireTransportSecurity implements credentials.PerRPCCredentials.
-func (tokenCredentials) RequireTransportSecurity() bool { return true }
+func (*tokenFile) RequireTransportSecurity() bool { return true }

@@ -3,6 +3,8 @@ package sidecar
 import (
 	"bytes"
 	"context"
+	"errors"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -10,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
@@ -186,6 +189,51 @@ func TestClientNeedsAToken(t *testing.T) {
 	}
 	if tokens := service.Tokens(); len(tokens) > 0 {
 		t.Errorf("got %d calls, want none", len(tokens))
+	}
+}
+
+// TestClientSendsTheTokenThatIsThere: the kubelet puts another file in its place, as here, or something writes into it.
+func TestClientSendsTheTokenThatIsThere(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "token")
+	writeToken(t, path, "first")
+	credentials := &tokenFile{path: path}
+	wants := func(token string) {
+		t.Helper()
+		got, err := credentials.GetRequestMetadata(t.Context())
+		if want := map[string]string{"authorization": "Bearer " + token}; err != nil || !maps.Equal(got, want) {
+			t.Errorf("got %d bytes and %v, want the token %q", len(got["authorization"]), err, token)
+		}
+	}
+	wants("first")
+	was, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeToken(t, path+".new", "other") // as long, and as old
+	if err := errors.Join(os.Chtimes(path+".new", was.ModTime(), was.ModTime()), os.Rename(path+".new", path)); err != nil {
+		t.Fatal(err)
+	}
+	wants("other")
+	writeToken(t, path, "longer than that")
+	if err := os.Chtimes(path, was.ModTime(), was.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	wants("longer than that")
+	writeToken(t, path, "as long as that.")
+	if err := os.Chtimes(path, was.ModTime(), was.ModTime().Add(time.Nanosecond)); err != nil {
+		t.Fatal(err)
+	}
+	wants("as long as that.")
+	read := credentials.read.Load()
+	wants("as long as that.")
+	if credentials.read.Load() != read {
+		t.Error("a file that is the same is read again")
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := credentials.GetRequestMetadata(t.Context()); status.Code(err) != codes.Unavailable || got != nil {
+		t.Errorf("got a token and %v from a file that is gone", err)
 	}
 }
 
