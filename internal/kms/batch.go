@@ -3,8 +3,8 @@ package kms
 import (
 	"context"
 	"fmt"
-
-	"golang.org/x/sync/errgroup"
+	"sync"
+	"sync/atomic"
 )
 
 const (
@@ -43,14 +43,19 @@ func (s *Service) checkBatch(caller Caller, field string, n int) error {
 	return nil
 }
 
-// inBatch works on n items, in goroutines: a panic of work would end the process.
+// inBatch works on n items, in goroutines: a panic of work would end the process. Each takes one item after the other: what opens a blob
+// first has to have its stack grow.
 func inBatch(n int, work func(i int)) {
-	var g errgroup.Group
-	g.SetLimit(batchWorkers)
-	for i := range n {
-		g.Go(func() error { work(i); return nil })
+	var next atomic.Int64
+	var all sync.WaitGroup
+	for range min(n, batchWorkers) {
+		all.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				work(i)
+			}
+		})
 	}
-	_ = g.Wait() // each item has its own error
+	all.Wait()
 }
 
 func (s *Service) decryptItem(ctx context.Context, review *reviewer, req DecryptRequest) (result BatchDecryptResult) {
