@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"context"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -48,19 +49,47 @@ func (t *together) Decrypt(ctx context.Context, r *kmsv1.DecryptRequest, opts ..
 	if len(opts) > 0 {
 		return t.KeyServiceClient.Decrypt(ctx, r, opts...)
 	}
-	t.mu.Lock()
-	if t.flights < decryptFlights {
-		t.flights++
-		t.mu.Unlock()
-		defer t.land(ctx)
-		return t.KeyServiceClient.Decrypt(ctx, r)
+	if d := t.depart(r); d != nil {
+		return t.wait(ctx, d)
 	}
+	runtime.Gosched() // whoever comes at the same moment comes along
+	if d := t.join(r); d != nil {
+		t.land(ctx)
+		return t.wait(ctx, d)
+	}
+	defer t.land(ctx)
+	return t.KeyServiceClient.Decrypt(ctx, r)
+}
+
+// depart begins a flight. Where there is none left the request waits, and depart returns it.
+func (t *together) depart(r *kmsv1.DecryptRequest) *decryption {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.flights == decryptFlights {
+		return t.queueLocked(r)
+	}
+	t.flights++
+	return nil
+}
+
+// join has the request wait with those who wait already. Where nobody does it returns nil.
+func (t *together) join(r *kmsv1.DecryptRequest) *decryption {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.waiting) == 0 {
+		return nil
+	}
+	return t.queueLocked(r)
+}
+
+func (t *together) queueLocked(r *kmsv1.DecryptRequest) *decryption {
 	d := &decryption{request: r, size: proto.Size(r), answered: make(chan struct{})}
 	t.waiting = append(t.waiting, d)
-	t.mu.Unlock()
+	return d
+}
 
-	ctx, cancel := context.WithTimeout(ctx, doorTimeout)
-	defer cancel()
+// wait waits for the answer, which every flight gives in doorTimeout.
+func (t *together) wait(ctx context.Context, d *decryption) (*kmsv1.DecryptResponse, error) {
 	select {
 	case <-d.answered:
 		return d.response, d.err
