@@ -5,8 +5,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -180,11 +182,26 @@ func TestEventStreamOutlivesTheWatchdog(t *testing.T) {
 	events := openStream(t, path, get(ordersEvents))
 	events.wants(t, "retry: 1000", generationEvent("generation", 3))
 	s.publish([]*dataKey{issuedKey(t, "orders", testPlaintext)}) // no news, and it wakes the stream
+	for !atRest(dog) {                                           // what was read just now may still be being written
+		runtime.Gosched()
+	}
 	for range 1000 {
 		dog.look()
 	}
 	s.publish([]*dataKey{keyOf(issuedGeneration(t, "orders", 4, testPlaintext))})
 	events.wants(t, generationEvent("generation", 4))
+}
+
+// atRest reports whether no connection has a time to end at.
+func atRest(d *watchdog) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for c := range d.conns {
+		if c.expires.Load() != math.MaxInt64 {
+			return false
+		}
+	}
+	return len(d.conns) > 0
 }
 
 // TestEventReaderThatDoesNotReadIsCutOff, and who publishes does not wait for it.
