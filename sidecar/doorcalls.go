@@ -8,6 +8,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
@@ -21,21 +22,32 @@ const (
 	doorWait = 10 * time.Second
 	// doorTimeout is what it takes with that at most: the key service ends a call after 15 s.
 	doorTimeout = doorWait + 15*time.Second
+	// reconnectWait is how long such a call waits at most for a connection in the place of one that has just been lost.
+	reconnectWait = time.Second
 )
 
 // doors is the client of the key service that the front doors have: over the one connection, but never all of it.
 func (c *Client) doors() kmsv1.KeyServiceClient {
-	return newTogether(kmsv1.NewKeyServiceClient(&doorConn{ClientConnInterface: c.conn, turns: make(chan struct{}, doorCalls)}))
+	return newTogether(kmsv1.NewKeyServiceClient(&doorConn{connection: c.conn, turns: make(chan struct{}, doorCalls)}))
 }
 
 // doorConn makes calls wait for their turn, first come, first served.
 type doorConn struct {
-	grpc.ClientConnInterface
+	connection
 	turns chan struct{} // holds one for each call that is under way
 }
 
+// connection is a *grpc.ClientConn.
+type connection interface {
+	grpc.ClientConnInterface
+	GetState() connectivity.State
+	Connect()
+	WaitForStateChange(ctx context.Context, from connectivity.State) bool
+}
+
 // Invoke implements grpc.ClientConnInterface. A call whose turn it is has no deadline but its caller's: that would cost a tenth of its
-// time, and the key service has one, as the pings of the connection have for the key service.
+// time, and the key service has one, as the pings of the connection have for the key service. One whose connection is lost is tried
+// once more where there is another connection soon: asking twice changes nothing.
 func (c *doorConn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
 	select {
 	case c.turns <- struct{}{}:
@@ -45,7 +57,32 @@ func (c *doorConn) Invoke(ctx context.Context, method string, args, reply any, o
 		}
 	}
 	defer func() { <-c.turns }()
-	return c.ClientConnInterface.Invoke(ctx, method, args, reply, opts...)
+	err := c.connection.Invoke(ctx, method, args, reply, opts...)
+	if status.Code(err) == codes.Unavailable && !hasReason(err) && c.reconnected(ctx) {
+		err = c.connection.Invoke(ctx, method, args, reply, opts...)
+	}
+	return err
+}
+
+// reconnected waits for a connection, and reports whether there is one.
+func (c *doorConn) reconnected(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, reconnectWait)
+	defer cancel()
+	for {
+		state := c.GetState()
+		switch state {
+		case connectivity.Ready:
+			return true
+		case connectivity.Idle:
+			c.Connect()
+		case connectivity.Shutdown:
+			return false
+		case connectivity.Connecting, connectivity.TransientFailure:
+		}
+		if !c.WaitForStateChange(ctx, state) {
+			return false
+		}
+	}
 }
 
 // wait waits for a turn.

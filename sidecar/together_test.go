@@ -17,6 +17,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
@@ -313,7 +314,7 @@ func TestWhoLeavesTakesNobodyAlong(t *testing.T) {
 func TestDoorCallsTakeTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := &countedConn{takes: 7 * time.Second}
-		c := &doorConn{ClientConnInterface: conn, turns: make(chan struct{}, doorCalls)}
+		c := &doorConn{connection: conn, turns: make(chan struct{}, doorCalls)}
 		start := time.Now()
 		var got []string
 		var mu sync.Mutex
@@ -359,7 +360,7 @@ func TestDoorCallsTakeTurns(t *testing.T) {
 
 // countedConn is a connection on which every call takes as long.
 type countedConn struct {
-	grpc.ClientConnInterface
+	connection
 	takes time.Duration
 
 	mu        sync.Mutex
@@ -376,6 +377,82 @@ func (c *countedConn) Invoke(context.Context, string, any, any, ...grpc.CallOpti
 	c.now--
 	c.mu.Unlock()
 	return nil
+}
+
+// TestDoorCallsOutliveTheirConnection: one that is lost is waited for a moment, and the call made once more.
+func TestDoorCallsOutliveTheirConnection(t *testing.T) {
+	lost := status.Error(codes.Unavailable, "connection reset")
+	const outage = "Unavailable: connection reset"
+	for name, test := range map[string]struct {
+		conn *brokenConn
+		want string
+	}{
+		"where there is another one at once": {
+			&brokenConn{answers: []error{lost, nil}, state: connectivity.Ready}, "OK after 0s, 2 calls",
+		},
+		"where there is another one soon": {
+			&brokenConn{answers: []error{lost, nil}, ready: 900 * time.Millisecond}, "OK after 900ms, 2 calls",
+		},
+		"not for longer than that": {
+			&brokenConn{answers: []error{lost}, ready: time.Minute}, outage + " after 1s, 1 calls",
+		},
+		"once": {
+			&brokenConn{answers: []error{lost, lost}, state: connectivity.Ready}, outage + " after 0s, 2 calls",
+		},
+		"not when the sidecar ends": {
+			&brokenConn{answers: []error{lost}, state: connectivity.Shutdown}, outage + " after 0s, 1 calls",
+		},
+		"not where the key service itself cannot answer": {
+			&brokenConn{answers: []error{newRefusal(codes.Unavailable, kmsv1.ReasonUnavailable, "no", "")}, state: connectivity.Ready},
+			"Unavailable(datakeys.io/UNAVAILABLE): no after 0s, 1 calls",
+		},
+		"nor where it refuses": {
+			&brokenConn{answers: []error{newRefusal(codes.PermissionDenied, kmsv1.ReasonDenied, "no", "")}, state: connectivity.Ready},
+			"PermissionDenied(datakeys.io/DENIED): no after 0s, 1 calls",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				err := (&doorConn{connection: test.conn, turns: make(chan struct{}, doorCalls)}).Invoke(t.Context(), "name", nil, nil)
+				got := fmt.Sprintf("%s after %v, %d calls", describe(err), time.Since(start), test.conn.calls)
+				if got != test.want {
+					t.Errorf("got %q, want %q", got, test.want)
+				}
+			})
+		})
+	}
+}
+
+// brokenConn is a connection with an answer for each call. If it is idle, it takes a while to be ready.
+type brokenConn struct {
+	connection
+	answers []error
+	calls   int
+	state   connectivity.State
+	ready   time.Duration
+}
+
+func (c *brokenConn) Invoke(context.Context, string, any, any, ...grpc.CallOption) error {
+	c.calls++
+	return c.answers[c.calls-1]
+}
+
+func (c *brokenConn) GetState() connectivity.State { return c.state }
+
+func (c *brokenConn) Connect() { c.state = connectivity.Connecting }
+
+func (c *brokenConn) WaitForStateChange(ctx context.Context, from connectivity.State) bool {
+	if from == connectivity.Idle {
+		return true
+	}
+	select {
+	case <-time.After(c.ready):
+		c.state = connectivity.Ready
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // TestDecryptThroughTheConnection goes through gRPC: a request that cannot be encoded, which none of the others notices, and a refusal.

@@ -3,7 +3,6 @@ package alibaba
 import (
 	"context"
 
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
@@ -24,7 +23,7 @@ func encrypt(ctx context.Context, c *call) (proto.Message, error) {
 	defer cancel()
 	made, err := c.kms.Encrypt(ctx, &kmsv1.EncryptRequest{
 		KeyId: in.GetKeyId(), Plaintext: in.GetPlaintext(), Aad: in.GetAad(), Door: c.door,
-	}, grpc.WaitForReady(true))
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +64,7 @@ func decrypt(ctx context.Context, c *call) (proto.Message, error) {
 	defer cancel()
 	opened, err := c.kms.Decrypt(ctx, &kmsv1.DecryptRequest{
 		CiphertextBlob: in.GetCiphertextBlob(), KeyId: in.GetKeyId(), Aad: in.GetAad(), Iv: in.GetIv(), Door: c.door,
-	}, grpc.WaitForReady(true))
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -3,7 +3,6 @@ package alibaba
 import (
 	"context"
 
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
@@ -40,7 +39,7 @@ func newDataKey(ctx context.Context, c *call, key string, length int32, aad []by
 	defer cancel()
 	made, err := c.kms.GenerateDataKey(ctx, &kmsv1.GenerateDataKeyRequest{
 		KeyId: key, NumberOfBytes: length, Aad: aad, Door: c.door,
-	}, grpc.WaitForReady(true))
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +64,7 @@ func generateRandom(ctx context.Context, c *call) (proto.Message, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	made, err := c.kms.GenerateRandom(ctx, &kmsv1.GenerateRandomRequest{NumberOfBytes: in.GetLength()}, grpc.WaitForReady(true))
+	made, err := c.kms.GenerateRandom(ctx, &kmsv1.GenerateRandomRequest{NumberOfBytes: in.GetLength()})
 	if err != nil {
 		return nil, err
 	}

@@ -3,7 +3,6 @@ package alibaba
 import (
 	"context"
 
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
@@ -71,7 +70,7 @@ func generateDataKeyPair(ctx context.Context, c *call) (proto.Message, error) {
 	defer cancel()
 	made, err := c.kms.GenerateDataKeyPair(ctx, &kmsv1.GenerateDataKeyPairRequest{
 		KeyId: in.GetKeyId(), KeyPairSpec: spec, KeyFormat: in.GetKeyFormat(), Aad: in.GetAad(), Door: c.door,
-	}, grpc.WaitForReady(true))
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +96,7 @@ func generateDataKeyPairWithoutPlaintext(ctx context.Context, c *call) (proto.Me
 	defer cancel()
 	made, err := c.kms.GenerateDataKeyPairWithoutPlaintext(ctx, &kmsv1.GenerateDataKeyPairWithoutPlaintextRequest{
 		KeyId: in.GetKeyId(), KeyPairSpec: spec, KeyFormat: in.GetKeyFormat(), Aad: in.GetAad(), Door: c.door,
-	}, grpc.WaitForReady(true))
+	})
 	if err != nil {
 		return nil, err
 	}
