@@ -4,9 +4,11 @@
 //
 //	make bench                        5 rounds of a second
 //	make bench ARGS="-rounds 20"
+//	make bench ARGS="-only Decrypt"
 //
 // Floor A is a bare handler of net/http on a unix socket. Floor B is the same handler, which makes one empty unary gRPC call over TLS on
-// loopback before it answers: the least that an answer of the key service costs.
+// loopback before it answers: the least that an answer of the key service costs. CPU is the processor time of all that answer, of which a
+// busy machine changes less than of the rest.
 package main
 
 import (
@@ -20,6 +22,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -45,6 +48,7 @@ func command(ctx context.Context, args []string) error {
 	sidecar := flags.String("sidecar", "", "`path` of the sidecar's binary")
 	rounds := flags.Int("rounds", 5, "`number` of rounds")
 	turn := flags.Duration("turn", time.Second, "how `long` a target is asked in each round")
+	only := flags.String("only", "", "ask only the floors and what has this `text` in its name")
 	role := flags.String("role", "", "what this process is; for the program's own use")
 	dir := flags.String("dir", "", "`directory` of the run; for the program's own use")
 	if err := flags.Parse(args); err != nil {
@@ -64,7 +68,7 @@ func command(ctx context.Context, args []string) error {
 		return err
 	}
 	defer run.stop()
-	return run.measure(ctx, *rounds, *turn)
+	return run.measure(ctx, *rounds, *turn, *only)
 }
 
 // Names of the floors. They begin as they are called in the columns.
@@ -78,19 +82,22 @@ const (
 var connections = []int{1, 16}
 
 // measure asks every target in turn, and prints what came of it.
-func (r *run) measure(ctx context.Context, rounds int, turn time.Duration) error {
+func (r *run) measure(ctx context.Context, rounds int, turn time.Duration, only string) error {
 	targets, err := r.targets(ctx)
 	if err != nil {
 		return err
 	}
+	targets = slices.DeleteFunc(targets, func(t target) bool { return t.socket != r.path(socketFloor) && !strings.Contains(t.name, only) })
 	for _, conns := range connections {
 		took := map[string]*sample{}
 		for round := range rounds + 1 { // the first one warms up
 			for _, target := range targets {
+				before := r.cpu()
 				got, err := ask(ctx, target, conns, turn)
 				if err != nil {
 					return fmt.Errorf("%s: %w", target.name, err)
 				}
+				got.cpu = r.cpu() - before
 				if round > 0 {
 					took[target.name] = got.and(took[target.name])
 				}
@@ -103,14 +110,15 @@ func (r *run) measure(ctx context.Context, rounds int, turn time.Duration) error
 
 // report prints a line a target: medians and throughputs beside those of its floor.
 func report(targets []target, took map[string]*sample, conns int) {
-	fmt.Printf("\n%d connections    median     p99     per second   median/floor  throughput/floor\n", conns)
+	fmt.Printf("\n%d connections    median     p99     per second   median/floor  throughput/floor   CPU  CPU/floor\n", conns)
 	for _, s := range slices.Collect(maps.Values(took)) {
 		slices.Sort(s.latencies)
 	}
 	for _, t := range targets {
 		s, floor := took[t.name], took[cmp.Or(t.floor, t.name)]
-		fmt.Printf("%-28s %10v %10v %10.0f %10.2f %s %10.2f\n", t.name, s.at(0.5), s.at(0.99), s.perSecond(),
-			float64(s.at(0.5))/float64(floor.at(0.5)), cmp.Or(t.floor, t.name)[:len(floorA)], s.perSecond()/floor.perSecond())
+		fmt.Printf("%-28s %10v %10v %10.0f %10.2f %s %10.2f %14v %8.2f\n", t.name, s.at(0.5), s.at(0.99), s.perSecond(),
+			float64(s.at(0.5))/float64(floor.at(0.5)), cmp.Or(t.floor, t.name)[:len(floorA)], s.perSecond()/floor.perSecond(),
+			s.cpuEach(), float64(s.cpuEach())/float64(floor.cpuEach()))
 	}
 }
 
@@ -118,17 +126,22 @@ func report(targets []target, took map[string]*sample, conns int) {
 type sample struct {
 	latencies []time.Duration
 	elapsed   time.Duration
+	cpu       time.Duration // that the processes took which answer
 }
 
 func (s *sample) and(before *sample) *sample {
 	if before == nil {
 		return s
 	}
-	return &sample{append(before.latencies, s.latencies...), before.elapsed + s.elapsed}
+	return &sample{append(before.latencies, s.latencies...), before.elapsed + s.elapsed, before.cpu + s.cpu}
 }
 
 func (s *sample) at(share float64) time.Duration {
 	return s.latencies[int(share*float64(len(s.latencies)-1))].Round(100 * time.Nanosecond)
+}
+
+func (s *sample) cpuEach() time.Duration {
+	return (s.cpu / time.Duration(len(s.latencies))).Round(100 * time.Nanosecond)
 }
 
 func (s *sample) perSecond() float64 { return float64(len(s.latencies)) / s.elapsed.Seconds() }

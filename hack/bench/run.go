@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -187,4 +188,21 @@ func varint(n int) (b []byte) {
 		b = append(b, byte(n)|0x80)
 	}
 	return append(b, byte(n))
+}
+
+// cpu is the processor time that the processes have taken so far. It counts in hundredths of a second.
+func (r *run) cpu() (all time.Duration) {
+	for _, c := range r.processes {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.Process.Pid))
+		if err != nil {
+			continue
+		}
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		fields := strings.Fields(rest)
+		for _, field := range fields[11:13] {
+			ticks, _ := strconv.Atoi(field)
+			all += time.Duration(ticks) * 10 * time.Millisecond
+		}
+	}
+	return all
 }
