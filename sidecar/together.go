@@ -19,12 +19,14 @@ const decryptFlights = 2
 
 // together is a client of the key service with which Decrypts that wait together travel together: while decryptFlights calls are
 // under way, those that come gather, and the next call takes them all along as a BatchDecrypt. Where no more than that come at once,
-// each is a call of its own and nothing waits.
+// each is a call of its own and nothing waits. Where more come, there is one call at a time: a second would leave with the first of
+// those who are still on their way.
 type together struct {
 	kmsv1.KeyServiceClient
 
 	mu      sync.Mutex
 	flights int
+	last    int           // how many the last flight took along
 	waiting []*decryption // the oldest first
 }
 
@@ -65,11 +67,20 @@ func (t *together) Decrypt(ctx context.Context, r *kmsv1.DecryptRequest, opts ..
 func (t *together) depart(r *kmsv1.DecryptRequest) *decryption {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.flights == decryptFlights {
+	if t.flights >= t.mostLocked() {
 		return t.queueLocked(r)
 	}
 	t.flights++
+	t.last = 1
 	return nil
+}
+
+// mostLocked is how many flights there may be.
+func (t *together) mostLocked() int {
+	if t.last > 1 {
+		return 1
+	}
+	return decryptFlights
 }
 
 // join has the request wait with those who wait already. Where nobody does it returns nil.
@@ -128,6 +139,10 @@ func (t *together) land(ctx context.Context) {
 func (t *together) board() []*decryption {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.flights > t.mostLocked() {
+		t.flights-- // the other one takes along who waits
+		return nil
+	}
 	n, size := 0, 0
 	for n < min(len(t.waiting), maxBatch) && (n == 0 || size+t.waiting[n].size <= maxBatchSize) {
 		size += t.waiting[n].size
@@ -137,6 +152,7 @@ func (t *together) board() []*decryption {
 		t.flights--
 		return nil
 	}
+	t.last = n
 	batch := slices.Clone(t.waiting[:n])
 	t.waiting = slices.Delete(t.waiting, 0, n)
 	return batch
