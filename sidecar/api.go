@@ -103,11 +103,11 @@ type api struct {
 	watchers atomic.Int64 // of events
 }
 
-// newServer returns the server of the native API on a listener. Its time limits are the watchdog's. The contact with the key service
-// is told in its metrics.
-func newServer(s *store, log *slog.Logger, d *watchdog, c *contact) *http.Server {
+// newServer returns the server of the native API on a listener. Its time limits are the watchdog's. Its metrics
+// tell of all else that there is to render.
+func newServer(s *store, log *slog.Logger, d *watchdog, more ...renderer) *http.Server {
 	a := &api{store: s, log: log, dog: d}
-	a.metrics = newAPIMetrics(a, c)
+	a.metrics = newAPIMetrics(a, more)
 	return newHTTPServer(a, log, d)
 }
 

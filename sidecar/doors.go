@@ -25,6 +25,7 @@ const maxDoor = doorTimeout + 5*time.Second
 type doors struct {
 	aws, alibaba http.Handler
 	dog          *watchdog
+	counts       *doorCounts
 }
 
 // beside serves the front doors beside the native API, on the socket.
@@ -44,7 +45,7 @@ func (d *doors) serve(w http.ResponseWriter, r *http.Request, otherwise string) 
 	switch {
 	case r.Method != http.MethodPost:
 		w.Header().Set("Allow", http.MethodPost)
-		refuse(w, r, newProblem(http.StatusMethodNotAllowed, reasonMethodNotAllowed, fmt.Sprintf("%s is not a method of this path: AWS KMS and "+
+		d.refuse(w, r, newProblem(http.StatusMethodNotAllowed, reasonMethodNotAllowed, fmt.Sprintf("%s is not a method of this path: AWS KMS and "+
 			"Alibaba Cloud KMS are asked with POST%s", quote(r.Method), otherwise)))
 		return
 	case r.Header[headerAWS] != nil:
@@ -52,7 +53,7 @@ func (d *doors) serve(w http.ResponseWriter, r *http.Request, otherwise string) 
 	case r.Header[headerAlibaba] != nil:
 		door = d.alibaba
 	default:
-		refuse(w, r, newProblem(http.StatusBadRequest, reasonUnknownProtocol, fmt.Sprintf("the request has neither the header %s of AWS KMS nor "+
+		d.refuse(w, r, newProblem(http.StatusBadRequest, reasonUnknownProtocol, fmt.Sprintf("the request has neither the header %s of AWS KMS nor "+
 			"the header x-kms-apiname of an instance of Alibaba Cloud KMS%s", headerAWS, otherwise)))
 		return
 	}
@@ -67,16 +68,17 @@ func (d *doors) serve(w http.ResponseWriter, r *http.Request, otherwise string) 
 	answer := &doorAnswer{ResponseWriter: w, request: r, body: body}
 	door.ServeHTTP(answer, r)
 	if !answer.begun { // net/http would say 200 with nothing in it, which clients take for success
-		refuse(w, r, newProblem(http.StatusInternalServerError, reasonInternalError, "internal error: the front door has no answer"))
+		d.refuse(w, r, newProblem(http.StatusInternalServerError, reasonInternalError, "internal error: the front door has no answer"))
 	}
 }
 
-// refuse answers with a problem before the request was read to its end: net/http would first wait for the rest.
-func refuse(w http.ResponseWriter, r *http.Request, p problem) {
+// refuse answers in no door's words, before the request was read to its end: net/http would first wait for the rest.
+func (d *doors) refuse(w http.ResponseWriter, r *http.Request, p problem) {
 	if r.ContentLength != 0 {
 		w.Header().Set("Connection", "close")
 	}
 	p.write(w)
+	d.counts.count(outcome{door: "none", operation: "other", code: p.Reason})
 }
 
 // doorRequest is the body of a request for a front door. It knows whether it was read to its end.

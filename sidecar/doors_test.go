@@ -38,7 +38,7 @@ func (d testDoor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func testDoors(dog *watchdog) *doors {
-	return &doors{aws: testDoor("aws"), alibaba: testDoor("alibaba"), dog: dog}
+	return &doors{aws: testDoor("aws"), alibaba: testDoor("alibaba"), dog: dog, counts: newDoorCounts()}
 }
 
 // serveDoors serves the front doors beside the native API.

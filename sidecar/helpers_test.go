@@ -131,7 +131,7 @@ func keyOf(generations ...*generation) *dataKey {
 
 // handler is the native API without a server.
 func handler(s *store) http.Handler {
-	return newServer(s, slog.New(slog.DiscardHandler), newWatchdog(), newContact()).Handler
+	return newServer(s, slog.New(slog.DiscardHandler), newWatchdog()).Handler
 }
 
 // serveStore serves what is published in s on a socket, whose path it returns.
@@ -143,7 +143,7 @@ func serveStore(t testing.TB, s *store, change func(*http.Server, *listener, *wa
 		t.Fatal(err)
 	}
 	dog := newWatchdog()
-	server := newServer(s, slog.New(slog.DiscardHandler), dog, newContact())
+	server := newServer(s, slog.New(slog.DiscardHandler), dog)
 	l.full = func() { dropIdle(server) }
 	if change != nil {
 		change(server, l, dog)

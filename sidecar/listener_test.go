@@ -124,7 +124,7 @@ func TestListenerLeavesItsSuccessor(t *testing.T) {
 	if err := first.Close(); err != nil {
 		t.Error(err)
 	}
-	server := newServer(newStore(nil), slog.New(slog.DiscardHandler), newWatchdog(), newContact())
+	server := newServer(newStore(nil), slog.New(slog.DiscardHandler), newWatchdog())
 	go func() { _ = server.Serve(second) }()
 	defer func() { _ = server.Close() }()
 	if response, _ := roundTrip(t, path, get("/healthz")); response.StatusCode != http.StatusOK {

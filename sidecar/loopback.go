@@ -33,13 +33,13 @@ type loopback struct {
 func (l *loopback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case !l.isHost(r.Host):
-		refuse(w, r, newProblem(http.StatusMisdirectedRequest, reasonUnknownHost,
+		l.doors.refuse(w, r, newProblem(http.StatusMisdirectedRequest, reasonUnknownHost,
 			fmt.Sprintf("the header Host is %s: it must be 127.0.0.1:%s or localhost:%s", quote(r.Host), l.port, l.port)))
 	case r.Header["Origin"] != nil || r.Header["Sec-Fetch-Site"] != nil:
-		refuse(w, r, newProblem(http.StatusForbidden, reasonWebPage,
+		l.doors.refuse(w, r, newProblem(http.StatusForbidden, reasonWebPage,
 			"the request has the header Origin or Sec-Fetch-Site: it comes from a web page, and none is answered"))
 	case r.URL.Path != doorPath:
-		refuse(w, r, newProblem(http.StatusNotFound, reasonUnknownPath,
+		l.doors.refuse(w, r, newProblem(http.StatusNotFound, reasonUnknownPath,
 			fmt.Sprintf("there is no path %s on this port: it serves POST / alone, the native API is on the socket", quote(r.URL.Path))))
 	default:
 		l.doors.serve(w, r, "; the native API is on the socket")

@@ -39,7 +39,7 @@ func (d decryptDoor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func decryptDoors(service kmsv1.KeyServiceClient, _ *slog.Logger) doors {
-	return doors{aws: decryptDoor{service}, alibaba: http.NotFoundHandler()}
+	return doors{aws: decryptDoor{service}, alibaba: http.NotFoundHandler(), counts: newDoorCounts()}
 }
 
 // freePort is a port that nobody listens on for now.

@@ -21,11 +21,23 @@ const mediaText = "text/plain"
 
 var metricsType = []string{"text/plain; version=0.0.4; charset=utf-8"} // Prometheus' text format
 
+// help says what each metric is, as docs/native-api.md does at more length.
+var help = map[string]string{
+	"datakeys_sidecar_connections":                               "Open connections, by network: unix for the socket, tcp for the loopback port.",
+	"datakeys_sidecar_data_keys":                                 "Data keys, by state.",
+	"datakeys_sidecar_door_requests_total":                       "Requests answered by the front doors, by door, operation and error code.",
+	"datakeys_sidecar_event_streams":                             "Open streams of events.",
+	"datakeys_sidecar_generations":                               "Generations of data keys, by state.",
+	"datakeys_sidecar_key_service_calls_total":                   "Calls to the key service, by outcome.",
+	"datakeys_sidecar_key_service_last_answer_timestamp_seconds": "Unix time at which the key service answered last, 0 for never.",
+	"datakeys_sidecar_memory_locked":                             "1 if all keys are in locked memory.",
+	"datakeys_sidecar_requests_total":                            "Requests answered by the native API, by path and class of status.",
+}
+
 // apiMetrics is GET /metrics. Its labels have few values, all known here: nothing that a client, an application or the key service
 // sends becomes one.
 type apiMetrics struct {
-	render   renderer
-	contact  *contact
+	renders  []renderer
 	requests [len(routes)][6]*metrics.Counter // by route and the first digit of the status
 }
 
@@ -33,10 +45,10 @@ type apiMetrics struct {
 // leads to, and that one can push metrics over the network, by half a megabyte of code.
 type renderer func(io.Writer)
 
-func newAPIMetrics(a *api, c *contact) *apiMetrics {
-	metrics.ExposeMetadata(true) // the types, for all sets there are
+func newAPIMetrics(a *api, more []renderer) *apiMetrics {
+	metrics.ExposeMetadata(true) // the types and empty help texts, for all sets there are
 	set := metrics.NewSet()
-	m := &apiMetrics{render: set.WritePrometheus, contact: c}
+	m := &apiMetrics{renders: append([]renderer{set.WritePrometheus}, more...)}
 	for to, path := range routes {
 		for _, class := range []int{2, 4, 5} {
 			m.requests[to][class] = set.NewCounter(fmt.Sprintf(`datakeys_sidecar_requests_total{path=%q,code="%dxx"}`, path, class))
@@ -61,6 +73,9 @@ func newAPIMetrics(a *api, c *contact) *apiMetrics {
 				return n
 			})
 		})
+	}
+	for _, network := range []string{"unix", "tcp"} {
+		set.NewGauge(fmt.Sprintf(`datakeys_sidecar_connections{network=%q}`, network), func() float64 { return a.dog.count(network) })
 	}
 	set.NewGauge(`datakeys_sidecar_event_streams`, func() float64 { return float64(a.watchers.Load()) })
 	set.NewGauge(`datakeys_sidecar_memory_locked`, func() float64 {
@@ -93,9 +108,23 @@ func (m *apiMetrics) answer(w http.ResponseWriter, r *http.Request) int {
 		return notAcceptable(w, mediaText)
 	}
 	var text bytes.Buffer
-	m.render(&text)
-	m.contact.render(&text)
-	return respond(w, metricsType, text.Bytes())
+	for _, render := range m.renders {
+		render(&text)
+	}
+	return respond(w, metricsType, withHelp(text.Bytes()))
+}
+
+// withHelp fills in the help texts, which the library leaves empty.
+func withHelp(text []byte) []byte {
+	helped := make([]byte, 0, 2*len(text))
+	for line := range bytes.Lines(text) {
+		if name, ok := bytes.CutPrefix(line, []byte("# HELP ")); ok {
+			name = bytes.TrimSuffix(name, []byte("\n"))
+			line = fmt.Appendf(nil, "# HELP %s %s\n", name, help[string(name)])
+		}
+		helped = append(helped, line...)
+	}
+	return helped
 }
 
 // contact is what can be said of the calls to the key service.

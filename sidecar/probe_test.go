@@ -53,7 +53,7 @@ func TestWaitThroughARestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server = newServer(s, (&logs{}).logger(), newWatchdog(), newContact())
+	server = newServer(s, (&logs{}).logger(), newWatchdog())
 	go func() { _ = server.Serve(second) }()
 	defer func() { _ = server.Close() }()
 	if err := <-waited; err != nil {

@@ -20,9 +20,11 @@ func Run(ctx context.Context, c Config) error { return run(ctx, c, newDoors) }
 
 // newDoors makes the front doors.
 func newDoors(service kmsv1.KeyServiceClient, log *slog.Logger) doors {
+	counts := newDoorCounts()
 	return doors{
-		aws:     aws.New(aws.Config{KeyService: service, Logger: log}),
-		alibaba: alibaba.New(alibaba.Config{KeyService: service, Logger: log}),
+		aws:     aws.New(aws.Config{KeyService: service, Logger: log, Count: counts.of("aws")}),
+		alibaba: alibaba.New(alibaba.Config{KeyService: service, Logger: log, Count: counts.of("alibaba")}),
+		counts:  counts,
 	}
 }
 
@@ -100,7 +102,7 @@ func listenAll(ctx context.Context, c Config, s *store, front *doors, contact *c
 		}
 		return nil, err
 	}
-	server := newServer(s, c.Logger, front.dog, contact)
+	server := newServer(s, c.Logger, front.dog, contact.render, front.counts.render)
 	server.Handler = front.beside(server.Handler)
 	l.full = func() { dropIdle(server) }
 	return append(ends, end{fmt.Sprintf("socket %q", c.Socket), server, l}), nil

@@ -65,6 +65,19 @@ func (d *watchdog) allow(c *conn, limit time.Duration) {
 // rest lets a connection be as it is until it is allowed a time again.
 func (*watchdog) rest(c *conn) { c.expires.Store(math.MaxInt64) }
 
+// count returns how many connections of a network there are.
+func (d *watchdog) count(network string) float64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := 0
+	for c := range d.conns {
+		if c.LocalAddr().Network() == network {
+			n++
+		}
+	}
+	return float64(n)
+}
+
 // run looks at the connections until the context ends.
 func (d *watchdog) run(ctx context.Context) {
 	ticker := time.NewTicker(tick)

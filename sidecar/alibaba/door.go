@@ -25,17 +25,22 @@ const (
 	usualBody = 4 << 10
 )
 
-// Config is what a Door works with. Both are required.
+// Config is what a Door works with.
 type Config struct {
-	// KeyService is asked as the pod, whose token the client brings.
+	// KeyService is asked as the pod, whose token the client brings. Required.
 	KeyService kmsv1.KeyServiceClient
-	Logger     *slog.Logger
+	// Logger takes what goes wrong. Required.
+	Logger *slog.Logger
+	// Count, if set, is told of each answer: the operation, "other" where there is none of that name, and the code of the error, "OK" for
+	// none. Nothing that a client has made up is among them.
+	Count func(operation, code string)
 }
 
 // Door answers "POST /" with a header x-kms-apiname. Requests of another method or path are not for it.
 type Door struct {
 	kms     kmsv1.KeyServiceClient
 	log     *slog.Logger
+	count   func(operation, code string)
 	newID   func() string
 	buffers sync.Pool    // of *[usualBody]byte, each for the body that came and then for the one that goes
 	failed  atomic.Int64 // the second of the last failure
@@ -43,8 +48,11 @@ type Door struct {
 
 // New returns a door.
 func New(c Config) *Door {
+	if c.Count == nil {
+		c.Count = func(string, string) {}
+	}
 	return &Door{
-		kms: c.KeyService, log: c.Logger, newID: newRequestID,
+		kms: c.KeyService, log: c.Logger, count: c.Count, newID: newRequestID,
 		buffers: sync.Pool{New: func() any { return new([usualBody]byte) }},
 	}
 }
@@ -56,18 +64,18 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{kms: d.kms, requestID: d.newID(), body: buffer[:0]}
 	defer c.wipe()
 
-	status := http.StatusOK
+	status, code := http.StatusOK, "OK"
 	answer, err := c.serve(r)
 	clear(c.body)
 	if err != nil {
 		f := c.failure(err)
-		status, answer = f.status, f.message(c.requestID)
+		status, code, answer = f.status, f.code, f.message(c.requestID)
 		d.note(r.Context(), c, f, err)
 	}
 	body, err := proto.MarshalOptions{}.MarshalAppend(buffer[:0], answer)
 	if err != nil { // a string of the key service is no UTF-8
 		f := internal("The answer of the key service could not be encoded.")
-		status = f.status
+		status, code = f.status, f.code
 		body, _ = proto.Marshal(f.message(c.requestID))
 	}
 	defer clear(body)
@@ -80,6 +88,11 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.WriteHeader(status)
 	_, _ = w.Write(body) // a client that is gone needs no answer
+	operation := c.name
+	if _, ok := operations[operation]; !ok {
+		operation = "other"
+	}
+	d.count(operation, code)
 }
 
 // Header values of answers.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -35,9 +36,19 @@ func FuzzDoor(f *testing.F) {
 			"X-Kms-Apiname": {name}, "X-Kms-Apiversion": {version}, "Content-Type": {media}, "Authorization": {credentials},
 		}
 		k := newFake()
-		got := do(t, newDoor(k), r)
+		d := newDoor(k)
+		var counted []string
+		d.count = func(operation, code string) { counted = append(counted, operation, code) }
+		got := do(t, d, r)
+		want := []string{"other", "OK"}
+		if _, ok := operations[name]; ok {
+			want[0] = name
+		}
 		if got.Status != http.StatusOK {
-			failed(t, got)
+			want[1] = failed(t, got).GetErrorCode()
+		}
+		if !slices.Equal(counted, want) {
+			t.Errorf("counted %q, want %q", counted, want)
 		}
 		if (got.Status == http.StatusOK) != (len(k.asked) == 1) || len(k.asked) > 1 || len(got.Body) == 0 {
 			t.Errorf("status %d with %d bytes after %d calls of the key service", got.Status, len(got.Body), len(k.asked))

@@ -2,6 +2,7 @@ package aws
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -296,7 +297,10 @@ func FuzzDoor(f *testing.F) {
 	f.Fuzz(func(t *testing.T, target string, body []byte) {
 		fake := &fakeService{}
 		fake.seal(secretBytes, nil)
-		w := do(t, newDoor(fake), http.MethodPost, bytes.NewReader(body), func(r *http.Request) { r.Header["X-Amz-Target"] = []string{target} })
+		d := newDoor(fake)
+		var counted []string
+		d.count = func(operation, code string) { counted = append(counted, operation, code) }
+		w := do(t, d, http.MethodPost, bytes.NewReader(body), func(r *http.Request) { r.Header["X-Amz-Target"] = []string{target} })
 		var answer map[string]json.RawMessage
 		if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil {
 			t.Fatal(err)
@@ -307,6 +311,13 @@ func FuzzDoor(f *testing.F) {
 		}
 		if w.Code != http.StatusOK && len(answer["__type"]) < len(`"x"`) {
 			t.Errorf("no exception of %q with %q", target, body)
+		}
+		operation, code := "other", cmp.Or(w.Header().Get("X-Amzn-Errortype"), "OK")
+		if o != nil {
+			operation = o.name
+		}
+		if len(counted) != 2 || counted[1] != code || counted[0] != operation && (counted[0] != "other" || code == "OK") {
+			t.Errorf("counted %q, want %s, %s", counted, operation, code)
 		}
 		fake.checkCleared(t)
 	})

@@ -42,6 +42,9 @@ type Config struct {
 	KeyService KeyService
 	// Logger takes what goes wrong. No member of a request or an answer that may be secret is given to it. Required.
 	Logger *slog.Logger
+	// Count, if set, is told of each answer: the operation, "other" where it is none of the key service's, and the name of the exception,
+	// "OK" for none. Nothing that a client has made up is among them.
+	Count func(operation, code string)
 	// SendSecret, if set, writes a body that holds a plaintext, status 200 and headers before it, in a way that leaves no copy of it
 	// behind. The body is the Door's again when it returns.
 	SendSecret func(w http.ResponseWriter, r *http.Request, body []byte) error
@@ -51,6 +54,7 @@ type Config struct {
 type Door struct {
 	kms        KeyService
 	log        *slog.Logger
+	count      func(operation, code string)
 	sendSecret func(w http.ResponseWriter, r *http.Request, body []byte) error
 	// large is how many bytes of large bodies are held now.
 	large atomic.Int64
@@ -61,14 +65,31 @@ type Door struct {
 
 // New returns a Door.
 func New(c Config) *Door {
-	return &Door{kms: c.KeyService, log: c.Logger, sendSecret: c.SendSecret}
+	if c.Count == nil {
+		c.Count = func(string, string) {}
+	}
+	return &Door{kms: c.KeyService, log: c.Logger, count: c.Count, sendSecret: c.SendSecret}
 }
 
 // ServeHTTP implements http.Handler.
 func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := newExchange()
 	defer x.release()
-	d.answer(w, r, x, d.serve(x, r))
+	e := d.serve(x, r)
+	d.answer(w, r, x, e)
+	d.count(outcome(x, e))
+}
+
+// outcome is what is counted of an answer.
+func outcome(x *exchange, e *exception) (operation, code string) {
+	operation, code = "other", "OK"
+	if x.operation != nil {
+		operation = x.operation.name
+	}
+	if e != nil {
+		code = e.name
+	}
+	return operation, code
 }
 
 // serve reads the request and has it answered in x.out. Its order of checks is that of AWS KMS: the body, each member by itself, the
