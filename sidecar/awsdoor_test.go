@@ -20,7 +20,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
-	"github.com/datakeys/datakeys/sidecar/aws"
 	"github.com/datakeys/datakeys/sidecar/sidecartest"
 )
 
@@ -83,7 +82,7 @@ func TestRunAnswersClientsOfAWSKMS(t *testing.T) {
 }
 
 // decrypter is a key service that opens anything.
-type decrypter struct{ aws.KeyService }
+type decrypter struct{ kmsv1.KeyServiceClient }
 
 func (decrypter) Decrypt(context.Context, *kmsv1.DecryptRequest, ...grpc.CallOption) (*kmsv1.DecryptResponse, error) {
 	return &kmsv1.DecryptResponse{KeyId: sidecartest.ARN, Plaintext: bytes.Clone(testPlaintext)}, nil
@@ -91,30 +90,42 @@ func (decrypter) Decrypt(context.Context, *kmsv1.DecryptRequest, ...grpc.CallOpt
 
 // TestTheBufferOfAFrontDoorsAnswerIsCleared, as that of the native API.
 func TestTheBufferOfAFrontDoorsAnswerIsCleared(t *testing.T) {
-	conns := make(chan *conn, 1)
-	path := serveDoors(t, func(server *http.Server, d *doors) {
-		d.aws = aws.New(aws.Config{KeyService: decrypter{}, Logger: slog.New(slog.DiscardHandler)})
-		inner := server.ConnContext
-		server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
-			conns <- c.(*conn) //nolint:forcetypeassert // what the listener gives
-			return inner(ctx, c)
-		}
-	})
-	c := dialSocket(t, path)
-	if _, err := io.WriteString(c, awsRequest("Decrypt", `{"CiphertextBlob":"YQ=="}`)+get("/healthz", "Connection: close")); err != nil {
-		t.Fatal(err)
-	}
-	answers, err := io.ReadAll(c)
-	if err != nil || bytes.Count(answers, []byte("200 OK")) != 2 ||
-		!bytes.Contains(answers, []byte(base64.StdEncoding.EncodeToString(testPlaintext))) {
-		t.Fatalf("got %v and %d bytes, want two answers", err, len(answers))
-	}
-	buffer := (<-conns).buffer
-	buffer = buffer[:cap(buffer)]
-	if len(buffer) < len(testPlaintext) {
-		t.Fatalf("the buffer holds %d bytes: it was not used", len(buffer))
-	}
-	if i := slices.IndexFunc(buffer, func(b byte) bool { return b != 0 }); i >= 0 {
-		t.Errorf("byte %d of the buffer is left", i)
+	for door, ask := range map[string]struct {
+		request string
+		want    string // in the answer
+	}{
+		"aws": {awsRequest("Decrypt", `{"CiphertextBlob":"YQ=="}`), base64.StdEncoding.EncodeToString(testPlaintext)},
+		"alibaba": {
+			postDoor("/", "\x0a\x01a", "x-kms-apiname: AdvanceDecrypt", "x-kms-apiversion: dkms-gcs-0.2", "Content-Type: application/x-protobuf"),
+			string(testPlaintext),
+		},
+	} {
+		t.Run(door, func(t *testing.T) {
+			conns := make(chan *conn, 1)
+			path := serveDoors(t, func(server *http.Server, d *doors) {
+				dog := d.dog
+				*d = newDoors(decrypter{}, slog.New(slog.DiscardHandler))
+				d.dog = dog
+				inner := server.ConnContext
+				server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+					conns <- c.(*conn) //nolint:forcetypeassert // what the listener gives
+					return inner(ctx, c)
+				}
+			})
+			c := dialSocket(t, path)
+			write(t, c, ask.request+get("/healthz", "Connection: close"))
+			answers, err := io.ReadAll(c)
+			if err != nil || bytes.Count(answers, []byte("200 OK")) != 2 || !bytes.Contains(answers, []byte(ask.want)) {
+				t.Fatalf("got %v and %d bytes, want two answers", err, len(answers))
+			}
+			buffer := (<-conns).buffer
+			buffer = buffer[:cap(buffer)]
+			if len(buffer) < len(testPlaintext) {
+				t.Fatalf("the buffer holds %d bytes: it was not used", len(buffer))
+			}
+			if i := slices.IndexFunc(buffer, func(b byte) bool { return b != 0 }); i >= 0 {
+				t.Errorf("byte %d of the buffer is left", i)
+			}
+		})
 	}
 }

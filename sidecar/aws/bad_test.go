@@ -164,63 +164,27 @@ func (failingReader) Read([]byte) (int, error) { return 0, errors.New("gone") }
 // TestNothingSecretStays where a request and its answer were.
 func TestNothingSecretStays(t *testing.T) {
 	for operation, body := range usual {
-		for how, send := range map[string]func(http.ResponseWriter, *http.Request, []byte) error{
-			"by net/http": nil,
-			"past it": func(w http.ResponseWriter, _ *http.Request, body []byte) error {
-				_, err := w.Write(body)
-				return err
-			},
-		} {
-			t.Run(operation+" "+how, func(t *testing.T) {
-				f := &fakeService{}
-				f.seal(secretBytes, nil)
-				d := newDoor(f)
-				d.sendSecret = send
-				x := newExchange()
-				r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", strings.NewReader(strings.Replace(body, "c2Vj", `c2\u0056j`, 1)))
-				r.Header.Set("X-Amz-Target", targetPrefix+operation)
-				e := d.serve(x, r)
-				if e != nil {
-					t.Fatalf("got %+v", e)
+		t.Run(operation, func(t *testing.T) {
+			f := &fakeService{}
+			f.seal(secretBytes, nil)
+			d := newDoor(f)
+			x := newExchange()
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", strings.NewReader(strings.Replace(body, "c2Vj", `c2\u0056j`, 1)))
+			r.Header.Set("X-Amz-Target", targetPrefix+operation)
+			e := d.serve(x, r)
+			if e != nil {
+				t.Fatalf("got %+v", e)
+			}
+			d.answer(httptest.NewRecorder(), r, x, e)
+			held := [][]byte{x.body, x.out, x.parser.unescaped, x.request.plaintext}
+			x.release()
+			f.checkCleared(t)
+			for i, b := range append(held, f.plain) {
+				if b = b[:cap(b)]; !bytes.Equal(b, make([]byte, len(b))) {
+					t.Errorf("buffer %d still holds %q", i, b)
 				}
-				d.answer(httptest.NewRecorder(), r, x, e)
-				held := [][]byte{x.body, x.out, x.parser.unescaped, x.request.plaintext}
-				x.release()
-				f.checkCleared(t)
-				for i, b := range append(held, f.plain) {
-					if b = b[:cap(b)]; !bytes.Equal(b, make([]byte, len(b))) {
-						t.Errorf("buffer %d still holds %q", i, b)
-					}
-				}
-			})
-		}
-	}
-}
-
-// TestASecretGoesThePathForSecrets, and nothing else does.
-func TestASecretGoesThePathForSecrets(t *testing.T) {
-	secret := map[string]bool{"GenerateDataKey": true, "GenerateDataKeyPair": true, "Decrypt": true, "GenerateRandom": true}
-	for operation, body := range usual {
-		f := &fakeService{}
-		f.seal(secretBytes, nil)
-		var sent []byte
-		d := New(Config{
-			KeyService: f, Logger: slog.New(slog.DiscardHandler),
-			SendSecret: func(w http.ResponseWriter, _ *http.Request, body []byte) error {
-				sent = bytes.Clone(body)
-				_, err := w.Write(body)
-				return err
-			},
+			}
 		})
-		w := ask(t, d, operation, body)
-		if got := sent != nil; got != secret[operation] || got && !bytes.Equal(sent, w.Body.Bytes()) || w.Code != http.StatusOK {
-			t.Errorf("%s: took the path for secrets: %t, status %d", operation, got, w.Code)
-		}
-		sent = nil
-		f.err = refusal(kmsv1.ReasonDenied, "no")
-		if ask(t, d, operation, body); sent != nil {
-			t.Errorf("%s: an exception took the path for secrets", operation)
-		}
 	}
 }
 

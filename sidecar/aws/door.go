@@ -45,17 +45,13 @@ type Config struct {
 	// Count, if set, is told of each answer: the operation, "other" where it is none of the key service's, and the name of the exception,
 	// "OK" for none. Nothing that a client has made up is among them.
 	Count func(operation, code string)
-	// SendSecret, if set, writes a body that holds a plaintext, status 200 and headers before it, in a way that leaves no copy of it
-	// behind. The body is the Door's again when it returns.
-	SendSecret func(w http.ResponseWriter, r *http.Request, body []byte) error
 }
 
 // Door is an http.Handler for the protocol of AWS KMS. It takes POST / with the header X-Amz-Target.
 type Door struct {
-	kms        KeyService
-	log        *slog.Logger
-	count      func(operation, code string)
-	sendSecret func(w http.ResponseWriter, r *http.Request, body []byte) error
+	kms   KeyService
+	log   *slog.Logger
+	count func(operation, code string)
 	// large is how many bytes of large bodies are held now.
 	large atomic.Int64
 	// logged is when a failure was logged last, in nanoseconds of the process.
@@ -68,7 +64,7 @@ func New(c Config) *Door {
 	if c.Count == nil {
 		c.Count = func(string, string) {}
 	}
-	return &Door{kms: c.KeyService, log: c.Logger, count: c.Count, sendSecret: c.SendSecret}
+	return &Door{kms: c.KeyService, log: c.Logger, count: c.Count}
 }
 
 // ServeHTTP implements http.Handler.
@@ -159,17 +155,10 @@ func (d *Door) answer(w http.ResponseWriter, r *http.Request, x *exchange, e *ex
 		x.out = e.appendTo(x.out[:0])
 	}
 	h["Content-Length"] = []string{strconv.Itoa(len(x.out))}
-	var err error
-	switch {
-	case e != nil:
+	if e != nil {
 		w.WriteHeader(e.status())
-		_, err = w.Write(x.out)
-	case x.secret && d.sendSecret != nil:
-		err = d.sendSecret(w, r, x.out)
-	default:
-		_, err = w.Write(x.out)
 	}
-	if err != nil {
+	if _, err := w.Write(x.out); err != nil {
 		d.log.Debug("a client was gone before its answer", "requestID", id, "error", err.Error())
 	}
 }

@@ -29,7 +29,6 @@ type exchange struct {
 	parser    parser
 	request   request
 	out       []byte
-	secret    bool  // out holds a plaintext
 	unread    bool  // not all of the body was read
 	large     int64 // of body, as it is counted in Door.large
 	door      *Door
@@ -129,7 +128,6 @@ func (x *exchange) blob(name string, value []byte) {
 
 // plaintext ends the answer with a secret, which its owner clears.
 func (x *exchange) plaintext(name string, value []byte) {
-	x.secret = true
 	x.out = slices.Grow(x.out, len(name)+base64.StdEncoding.EncodedLen(len(value))+len(`,"":""}`))
 	x.blob(name, value)
 	x.end()
