@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/sidecar/internal/requestid"
 )
 
 const (
@@ -52,7 +53,7 @@ func New(c Config) *Door {
 		c.Count = func(string, string) {}
 	}
 	return &Door{
-		kms: c.KeyService, log: c.Logger, count: c.Count, newID: newRequestID,
+		kms: c.KeyService, log: c.Logger, count: c.Count, newID: requestid.New,
 		buffers: sync.Pool{New: func() any { return new([usualBody]byte) }},
 	}
 }

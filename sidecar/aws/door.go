@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/sidecar/internal/requestid"
 )
 
 // callTimeout is the most that the key service may take to answer. Clients wait longer, and try again.
@@ -144,7 +145,7 @@ func (d *Door) answer(w http.ResponseWriter, r *http.Request, x *exchange, e *ex
 	h := w.Header()
 	h["Content-Type"] = contentType
 	h["Cache-Control"] = noStore
-	id := newRequestID()
+	id := requestid.New()
 	h["X-Amzn-Requestid"] = []string{id}
 	if x.unread {
 		h["Connection"] = []string{"close"} // else net/http would first wait for the body

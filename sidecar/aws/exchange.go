@@ -1,9 +1,7 @@
 package aws
 
 import (
-	"crypto/rand"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io"
@@ -85,15 +83,6 @@ func (d *Door) readBody(x *exchange, r *http.Request) *exception {
 
 func tooLarge() *exception {
 	return newException(serialization, "the body of the request must have at most %d bytes", maxBody)
-}
-
-// newRequestID returns a random UUID (RFC 9562, version 4).
-func newRequestID() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // it never fails
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	t := hex.EncodeToString(b[:])
-	return t[:8] + "-" + t[8:12] + "-" + t[12:16] + "-" + t[16:20] + "-" + t[20:]
 }
 
 // The answer is an object that is written member by member, a secret one last: so it is never moved.
