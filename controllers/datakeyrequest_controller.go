@@ -14,14 +14,12 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
-	v1alpha1ac "github.com/datakeys/datakeys/api/v1alpha1/applyconfiguration/api/v1alpha1"
 )
 
 // firstGeneration is the generation of a data key that was never rotated.
@@ -45,15 +43,15 @@ type dataKeyRequestReconciler struct {
 // for either, and none for the type of a Secret. Only Secrets of the type datakeys.io/data-key are ever updated or deleted.
 //
 // +kubebuilder:rbac:groups=datakeys.io,resources=datakeyrequests,verbs=get;list;watch;patch
-// +kubebuilder:rbac:groups=datakeys.io,resources=datakeyrequests/status,verbs=patch
+// +kubebuilder:rbac:groups=datakeys.io,resources=datakeyrequests/status,verbs=update
 // +kubebuilder:rbac:groups=datakeys.io,resources=masterkeys,verbs=get;list;watch
 // +kubebuilder:rbac:groups="",resources=secrets,verbs=get;list;watch;create;update;delete
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 
 // Reconcile brings one DataKeyRequest to its Secret.
 func (r *dataKeyRequestReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
-	result, patch, told, err := r.reconcile(ctx, req)
-	return result, finish(ctx, r.client, r.recorder, patch, told, err)
+	result, object, told, err := r.reconcile(ctx, req)
+	return result, finish(ctx, r.client, r.recorder, object, told, err)
 }
 
 // dataKeyView is what was found of a data key, and what became of it.
@@ -73,7 +71,7 @@ type dataKeyView struct {
 	failed error
 }
 
-func (r *dataKeyRequestReconciler) reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, runtime.ApplyConfiguration, []notice, error) {
+func (r *dataKeyRequestReconciler) reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, client.Object, []notice, error) {
 	request := &v1alpha1.DataKeyRequest{}
 	if err := r.client.Get(ctx, req.NamespacedName, request); err != nil {
 		r.rewraps.forget(req)
@@ -104,7 +102,7 @@ func (r *dataKeyRequestReconciler) reconcile(ctx context.Context, req ctrl.Reque
 	}
 	told = append(told, troubles(request, request.Status.Conditions, status.Conditions)...)
 	if err == nil {
-		err = view.failed // apply patch, requeue with back-off
+		err = view.failed // write status, requeue with back-off
 	}
 	result := ctrl.Result{RequeueAfter: pause(r.clocks.Now(), view.next, view.look)}
 	if err != nil {
@@ -113,7 +111,8 @@ func (r *dataKeyRequestReconciler) reconcile(ctx context.Context, req ctrl.Reque
 	if equality.Semantic.DeepEqual(status, request.Status) {
 		return result, nil, told, err // nothing changed: done
 	}
-	return result, applyDataKeyRequestStatus(request, status), told, err // apply patch, done or as explain says
+	request.Status = status
+	return result, request, told, err // write status, done or as explain says
 }
 
 // reconcileDataKey finds or makes the data key of a request, brings the Secret to it, and then brings the data key to where its
@@ -433,27 +432,6 @@ func readyDataKey(view dataKeyView) string {
 	}
 	newest := view.generations.newest()
 	return fmt.Sprintf("generation %d is wrapped by version %d of master key %s", newest.number(), newest.sealed.KeyVersion, view.key.MasterKey.KeyID)
-}
-
-// applyDataKeyRequestStatus is the whole status as an apply configuration: a field that is left out would be removed.
-func applyDataKeyRequestStatus(request *v1alpha1.DataKeyRequest, status v1alpha1.DataKeyRequestStatus) *v1alpha1ac.DataKeyRequestApplyConfiguration {
-	apply := v1alpha1ac.DataKeyRequestStatus().
-		WithConditions(applyConditions(status.Conditions)...).
-		WithObservedGeneration(*status.ObservedGeneration)
-	apply.KeyID, apply.RotateRequestedAt, apply.RewrapRequestedAt = nonZero(status.KeyID), nonZero(status.RotateRequestedAt), nonZero(status.RewrapRequestedAt)
-	apply.KeyVersion, apply.Generation = status.KeyVersion, status.Generation
-	apply.LastRotationTime, apply.NextRotationTime = nonZero(status.LastRotationTime), nonZero(status.NextRotationTime)
-	for _, generation := range status.Generations {
-		apply.WithGenerations(v1alpha1ac.DataKeyGeneration().
-			WithGeneration(generation.Generation).
-			WithKeyVersion(generation.KeyVersion).
-			WithCreatedAt(generation.CreatedAt).
-			WithCiphertextBlob(generation.CiphertextBlob...))
-	}
-	return v1alpha1ac.DataKeyRequest(request.Name, request.Namespace).
-		WithUID(request.UID).
-		WithResourceVersion(request.ResourceVersion).
-		WithStatus(apply)
 }
 
 // usableMasterKey reads the MasterKey of a request. That it is Ready may be said of an older spec of it: so a new description

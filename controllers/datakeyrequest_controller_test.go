@@ -14,8 +14,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -23,24 +21,23 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
-	v1alpha1ac "github.com/datakeys/datakeys/api/v1alpha1/applyconfiguration/api/v1alpha1"
 	"github.com/datakeys/datakeys/controllers"
 )
 
-// requestPatch is the status that a run is to apply: the Ready condition and, where there is a blob, the data key.
-func requestPatch(status metav1.ConditionStatus, reason, message string, since metav1.Time, keyID string, createdAt metav1.Time, blob []byte) *v1alpha1ac.DataKeyRequestApplyConfiguration {
-	apply := v1alpha1ac.DataKeyRequestStatus().
-		WithObservedGeneration(1).
-		WithConditions(metav1ac.Condition().WithType("Ready").WithStatus(status).WithReason(reason).WithMessage(message).
-			WithObservedGeneration(1).WithLastTransitionTime(since))
+// requestStatus is the status that a run is to write: the Ready condition and, where there is a blob, the data key.
+func requestStatus(status metav1.ConditionStatus, reason, message string, since metav1.Time, keyID string, createdAt metav1.Time, blob []byte) *written {
+	next := v1alpha1.DataKeyRequestStatus{ObservedGeneration: new(int64(1)), Conditions: []metav1.Condition{{
+		Type: "Ready", Status: status, Reason: reason, Message: message, ObservedGeneration: 1, LastTransitionTime: since,
+	}}}
 	if blob != nil {
 		// The data key is as old as what is told of it.
-		apply.WithConditions(metav1ac.Condition().WithType("Rewrapped").WithStatus("True").WithReason("Rewrapped").WithMessage(rewrappedMessage).
-			WithObservedGeneration(1).WithLastTransitionTime(createdAt)).
-			WithLastRotationTime(createdAt).WithKeyID(keyID).WithKeyVersion(1).WithGeneration(1).WithGenerations(v1alpha1ac.DataKeyGeneration().
-			WithGeneration(1).WithKeyVersion(1).WithCreatedAt(createdAt).WithCiphertextBlob(blob...))
+		next.Conditions = append(next.Conditions, metav1.Condition{
+			Type: "Rewrapped", Status: "True", Reason: "Rewrapped", Message: rewrappedMessage, ObservedGeneration: 1, LastTransitionTime: createdAt,
+		})
+		next.LastRotationTime, next.KeyID, next.KeyVersion, next.Generation = createdAt, keyID, new(int32(1)), new(int32(1))
+		next.Generations = []v1alpha1.DataKeyGeneration{{Generation: 1, KeyVersion: 1, CreatedAt: createdAt, CiphertextBlob: blob}}
 	}
-	return v1alpha1ac.DataKeyRequest("orders", namespace).WithUID(requestUID).WithResourceVersion("5").WithStatus(apply)
+	return &written{"orders", requestUID, "5", next}
 }
 
 func TestDataKeyRequest(t *testing.T) {
@@ -93,14 +90,14 @@ func TestDataKeyRequest(t *testing.T) {
 			s.Labels["team"] = "a"
 			s.Annotations = map[string]string{"note": "mine"}
 		}
-		ready = func(since, createdAt metav1.Time, blob []byte) *v1alpha1ac.DataKeyRequestApplyConfiguration {
-			return requestPatch(metav1.ConditionTrue, "Ready", readyRequestMessage, since, keyUID, createdAt, blob)
+		ready = func(since, createdAt metav1.Time, blob []byte) *written {
+			return requestStatus(metav1.ConditionTrue, "Ready", readyRequestMessage, since, keyUID, createdAt, blob)
 		}
-		notReady = func(reason, message string) *v1alpha1ac.DataKeyRequestApplyConfiguration {
-			return requestPatch(metav1.ConditionFalse, reason, message, now, "", now, nil)
+		notReady = func(reason, message string) *written {
+			return requestStatus(metav1.ConditionFalse, reason, message, now, "", now, nil)
 		}
-		stillHas = func(reason, message, keyID string, blob []byte) *v1alpha1ac.DataKeyRequestApplyConfiguration {
-			return requestPatch(metav1.ConditionFalse, reason, message, now, keyID, earlier, blob)
+		stillHas = func(reason, message, keyID string, blob []byte) *written {
+			return requestStatus(metav1.ConditionFalse, reason, message, now, keyID, earlier, blob)
 		}
 	)
 
@@ -112,7 +109,7 @@ func TestDataKeyRequest(t *testing.T) {
 		meanwhile *corev1.Secret
 		keyErr    error
 
-		wantPatch    runtime.ApplyConfiguration
+		wantStatus   *written
 		wantEvents   []string
 		wantErr      func(error) bool
 		wantTerminal bool
@@ -125,21 +122,21 @@ func TestDataKeyRequest(t *testing.T) {
 		"a request that is gone needs nothing": {},
 		"with nothing there, make the Secret first and then tell of it": {
 			objects:    []client.Object{request(), masterKey(readyKey), ownMaterial},
-			wantPatch:  ready(now, now, first),
+			wantStatus: ready(now, now, first),
 			wantEvents: []string{createdMessage},
 			wantWrites: []string{"create Secret"},
 			wantSecret: secretWith(keyUID, first),
 		},
 		"without an encryption context there is no entry for it": {
 			objects:    []client.Object{request(func(r *v1alpha1.DataKeyRequest) { r.Spec.EncryptionContext = nil }), masterKey(readyKey), ownMaterial},
-			wantPatch:  ready(now, now, otherContext),
+			wantStatus: ready(now, now, otherContext),
 			wantEvents: []string{createdMessage},
 			wantWrites: []string{"create Secret"},
 			wantSecret: secretWith(keyUID, otherContext, withoutEntry("encryptionContext")),
 		},
 		"a key pair bound to an aad has entries for the public key and the aad": {
 			objects:    []client.Object{pairRequest(), masterKey(readyKey), ownMaterial},
-			wantPatch:  ready(now, now, keyPair),
+			wantStatus: ready(now, now, keyPair),
 			wantEvents: []string{createdMessage},
 			wantWrites: []string{"create Secret"},
 			wantSecret: pairSecret(keyPair, "public key 1 of ECC_NIST_P256"),
@@ -178,21 +175,21 @@ func TestDataKeyRequest(t *testing.T) {
 		},
 		"a Secret of a key pair is adopted with its public key": {
 			objects:    []client.Object{pairRequest(), masterKey(readyKey), ownMaterial, pairSecret(otherPair, "another")},
-			wantPatch:  ready(now, now, otherPair),
+			wantStatus: ready(now, now, otherPair),
 			wantEvents: []string{adoptedMessage},
 			wantWrites: []string{"update Secret"},
 			wantSecret: pairSecret(otherPair, "public key 2 of ECC_NIST_P256"),
 		},
 		"a Secret of a key pair of another spec is left alone": {
 			objects:      []client.Object{pairRequest(), masterKey(readyKey), ownMaterial, pairSecret(rsaPair, "public key 1 of RSA_2048")},
-			wantPatch:    notReady("SecretConflict", refusedMessage),
+			wantStatus:   notReady("SecretConflict", refusedMessage),
 			wantEvents:   []string{"Warning SecretConflict " + refusedMessage},
 			wantTerminal: true,
 			wantSecret:   pairSecret(rsaPair, "public key 1 of RSA_2048"),
 		},
 		"a Secret of another aad is left alone": {
 			objects:      []client.Object{pairRequest(), masterKey(readyKey), ownMaterial, pairSecret(otherAAD, "public key 1 of ECC_NIST_P256")},
-			wantPatch:    notReady("SecretConflict", refusedMessage),
+			wantStatus:   notReady("SecretConflict", refusedMessage),
 			wantEvents:   []string{"Warning SecretConflict " + refusedMessage},
 			wantTerminal: true,
 			wantSecret:   pairSecret(otherAAD, "public key 1 of ECC_NIST_P256"),
@@ -202,13 +199,17 @@ func TestDataKeyRequest(t *testing.T) {
 				pairRequest(func(r *v1alpha1.DataKeyRequest) { r.Spec.KeyPairSpec = "ECC_SECG_P256K1" }), masterKey(readyKey), ownMaterial,
 			},
 			keyErr:       fmt.Errorf("%w: detail", controllers.ErrUnsupported),
-			wantPatch:    notReady("Unsupported", unsupported),
+			wantStatus:   notReady("Unsupported", unsupported),
 			wantEvents:   []string{"Warning Unsupported " + unsupported},
 			wantTerminal: true,
 		},
 		"with the policy Delete, the finalizer comes before the Secret": {
 			objects:    []client.Object{request(withPolicy("Delete")), masterKey(readyKey), ownMaterial},
-			wantPatch:  ready(now, now, first).WithResourceVersion("6"),
+			wantStatus: func() *written {
+				w := ready(now, now, first)
+				w.ResourceVersion = "6"
+				return w
+			}(),
 			wantEvents: []string{createdMessage},
 			wantWrites: []string{"patch DataKeyRequest", "create Secret"},
 			wantSecret: secretWith(keyUID, first), wantFinalizers: []string{"datakeys.io/data-key-secret"},
@@ -223,7 +224,7 @@ func TestDataKeyRequest(t *testing.T) {
 				request(func(r *v1alpha1.DataKeyRequest) { r.Spec.MasterKeyRef.Namespace = "team-b" }),
 				masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Namespace = "team-b" }),
 			},
-			wantPatch:    notReady("CrossNamespaceReference", crossMessage),
+			wantStatus:   notReady("CrossNamespaceReference", crossMessage),
 			wantEvents:   []string{"Warning CrossNamespaceReference " + crossMessage},
 			wantTerminal: true,
 		},
@@ -232,19 +233,19 @@ func TestDataKeyRequest(t *testing.T) {
 				request(func(r *v1alpha1.DataKeyRequest) { r.Spec.MasterKeyRef.Namespace = namespace }),
 				masterKey(readyKey), ownMaterial,
 			},
-			wantPatch:  ready(now, now, first),
+			wantStatus: ready(now, now, first),
 			wantEvents: []string{createdMessage},
 			wantWrites: []string{"create Secret"},
 			wantSecret: secretWith(keyUID, first),
 		},
 		"without a MasterKey, wait for it": {
 			objects:    []client.Object{request()},
-			wantPatch:  notReady("MasterKeyNotFound", "MasterKey team-a/orders-key does not exist"),
+			wantStatus: notReady("MasterKeyNotFound", "MasterKey team-a/orders-key does not exist"),
 			wantEvents: []string{"Warning MasterKeyNotFound MasterKey team-a/orders-key does not exist"},
 		},
 		"when the MasterKey of a data key is gone, say which one it needs": {
 			objects:    []client.Object{request(withBlob(keyUID, first)), ownMaterial, secretWith(keyUID, first)},
-			wantPatch:  stillHas("MasterKeyNotFound", goneMessage, keyUID, first),
+			wantStatus: stillHas("MasterKeyNotFound", goneMessage, keyUID, first),
 			wantEvents: []string{"Warning MasterKeyNotFound " + goneMessage},
 			wantSecret: secretWith(keyUID, first),
 		},
@@ -255,14 +256,14 @@ func TestDataKeyRequest(t *testing.T) {
 			objects: []client.Object{request(), masterKey(readyKey, func(k *v1alpha1.MasterKey) {
 				meta.SetStatusCondition(&k.Status.Conditions, metav1.Condition{Type: "Ready", Status: "False", Reason: "MaterialBroken", Message: "it does not open"})
 			})},
-			wantPatch:  notReady("MasterKeyNotReady", "MasterKey team-a/orders-key is not Ready: MaterialBroken: it does not open"),
+			wantStatus: notReady("MasterKeyNotReady", "MasterKey team-a/orders-key is not Ready: MaterialBroken: it does not open"),
 			wantEvents: []string{"Warning MasterKeyNotReady MasterKey team-a/orders-key is not Ready: MaterialBroken: it does not open"},
 		},
 		"a MasterKey that is being deleted is waited for": {
 			objects: []client.Object{request(), masterKey(readyKey, func(k *v1alpha1.MasterKey) {
 				k.DeletionTimestamp, k.Finalizers = &earlier, []string{"example.com/hold"}
 			})},
-			wantPatch:  notReady("MasterKeyNotReady", "MasterKey team-a/orders-key is being deleted"),
+			wantStatus: notReady("MasterKeyNotReady", "MasterKey team-a/orders-key is being deleted"),
 			wantEvents: []string{"Warning MasterKeyNotReady MasterKey team-a/orders-key is being deleted"},
 		},
 		"a MasterKey that says Ready of an older spec makes no data key": {
@@ -339,21 +340,21 @@ func TestDataKeyRequest(t *testing.T) {
 				request(withBlob(keyUID, first)), masterKey(readyKey), ownMaterial,
 				secretWith(keyUID, first, immutable, withEntry("iv", "spoilt")),
 			},
-			wantPatch:    stillHas("SecretConflict", immutableMessage, keyUID, first),
+			wantStatus:   stillHas("SecretConflict", immutableMessage, keyUID, first),
 			wantEvents:   []string{"Warning SecretConflict " + immutableMessage},
 			wantTerminal: true,
 			wantSecret:   secretWith(keyUID, first, immutable, withEntry("iv", "spoilt")),
 		},
 		"a Secret of another type takes the place of a known data key": {
 			objects:      []client.Object{request(withBlob(keyUID, first)), masterKey(readyKey), ownMaterial, opaque},
-			wantPatch:    stillHas("SecretConflict", opaqueMessage, keyUID, first),
+			wantStatus:   stillHas("SecretConflict", opaqueMessage, keyUID, first),
 			wantEvents:   []string{"Warning SecretConflict " + opaqueMessage},
 			wantTerminal: true,
 			wantSecret:   opaque,
 		},
 		"without a status, a Secret that opens is adopted": {
 			objects:    []client.Object{request(), masterKey(readyKey), ownMaterial, secretWith(keyUID, second)},
-			wantPatch:  ready(now, now, second),
+			wantStatus: ready(now, now, second),
 			wantEvents: []string{adoptedMessage},
 			wantSecret: secretWith(keyUID, second),
 		},
@@ -362,38 +363,38 @@ func TestDataKeyRequest(t *testing.T) {
 				request(), masterKey(readyKey), ownMaterial,
 				secretWith(keyUID, second, withoutEntry("iv"), withoutEntry("keyId"), func(s *corev1.Secret) { s.Labels = nil }),
 			},
-			wantPatch:  ready(now, now, second),
+			wantStatus: ready(now, now, second),
 			wantEvents: []string{adoptedMessage},
 			wantWrites: []string{"update Secret"},
 			wantSecret: secretWith(keyUID, second),
 		},
 		"without a status, a Secret of another length is left alone": {
 			objects:      []client.Object{request(), masterKey(readyKey), ownMaterial, secretWith(keyUID, shorter)},
-			wantPatch:    notReady("SecretConflict", refusedMessage),
+			wantStatus:   notReady("SecretConflict", refusedMessage),
 			wantEvents:   []string{"Warning SecretConflict " + refusedMessage},
 			wantTerminal: true,
 			wantSecret:   secretWith(keyUID, shorter),
 		},
 		"without a status, a Secret of another encryption context is left alone": {
 			objects:      []client.Object{request(), masterKey(readyKey), ownMaterial, secretWith(keyUID, otherContext)},
-			wantPatch:    notReady("SecretConflict", refusedMessage),
+			wantStatus:   notReady("SecretConflict", refusedMessage),
 			wantEvents:   []string{"Warning SecretConflict " + refusedMessage},
 			wantTerminal: true,
 			wantSecret:   secretWith(keyUID, otherContext),
 		},
 		"without a status, a Secret of another type is left alone": {
 			objects:      []client.Object{request(), masterKey(readyKey), ownMaterial, opaque},
-			wantPatch:    notReady("SecretConflict", opaqueMessage),
+			wantStatus:   notReady("SecretConflict", opaqueMessage),
 			wantEvents:   []string{"Warning SecretConflict " + opaqueMessage},
 			wantTerminal: true,
 			wantSecret:   opaque,
 		},
 		"a spoilt status is mended from a Secret that opens": {
 			objects: []client.Object{request(withBlob(keyUID, []byte("spoilt"))), masterKey(readyKey), ownMaterial, secretWith(keyUID, first)},
-			wantPatch: func() runtime.ApplyConfiguration {
-				patch := ready(earlier, now, first)
-				patch.Status.Conditions[1].WithLastTransitionTime(earlier)
-				return patch
+			wantStatus: func() *written {
+				w := ready(earlier, now, first)
+				w.Status.(v1alpha1.DataKeyRequestStatus).Conditions[1].LastTransitionTime = earlier
+				return w
 			}(),
 			wantEvents: []string{adoptedMessage},
 			wantSecret: secretWith(keyUID, first),
@@ -403,17 +404,19 @@ func TestDataKeyRequest(t *testing.T) {
 				request(withBlob(keyUID, first), func(r *v1alpha1.DataKeyRequest) { r.Status.Generations = nil }),
 				masterKey(readyKey), ownMaterial,
 			},
-			wantPatch: func() runtime.ApplyConfiguration {
-				patch := stillHas("DataKeyBroken", brokenMessage, keyUID, first)
-				patch.Status.Generations = nil
-				return patch
+			wantStatus: func() *written {
+				w := stillHas("DataKeyBroken", brokenMessage, keyUID, first)
+				status := w.Status.(v1alpha1.DataKeyRequestStatus)
+				status.Generations = nil
+				w.Status = status
+				return w
 			}(),
 			wantEvents:   []string{"Warning DataKeyBroken " + brokenMessage},
 			wantTerminal: true,
 		},
 		"with a spoilt status and no Secret there is never a new data key": {
 			objects:      []client.Object{request(withBlob(keyUID, []byte("spoilt"))), masterKey(readyKey), ownMaterial},
-			wantPatch:    stillHas("DataKeyBroken", brokenMessage, keyUID, []byte("spoilt")),
+			wantStatus:   stillHas("DataKeyBroken", brokenMessage, keyUID, []byte("spoilt")),
 			wantEvents:   []string{"Warning DataKeyBroken " + brokenMessage},
 			wantTerminal: true,
 		},
@@ -422,21 +425,21 @@ func TestDataKeyRequest(t *testing.T) {
 				request(withBlob(keyUID, []byte("spoilt"))), masterKey(readyKey), ownMaterial,
 				secretWith(keyUID, []byte("spoilt too")),
 			},
-			wantPatch:    stillHas("DataKeyBroken", brokenMessage, keyUID, []byte("spoilt")),
+			wantStatus:   stillHas("DataKeyBroken", brokenMessage, keyUID, []byte("spoilt")),
 			wantEvents:   []string{"Warning DataKeyBroken " + brokenMessage},
 			wantTerminal: true,
 			wantSecret:   secretWith(keyUID, []byte("spoilt too")),
 		},
 		"when the MasterKey is another key, nothing is touched": {
 			objects:      []client.Object{request(withBlob(otherUID, ofOtherKey)), masterKey(readyKey), ownMaterial},
-			wantPatch:    stillHas("MasterKeyChanged", changedMessage, otherUID, ofOtherKey),
+			wantStatus:   stillHas("MasterKeyChanged", changedMessage, otherUID, ofOtherKey),
 			wantEvents:   []string{"Warning MasterKeyChanged " + changedMessage},
 			wantTerminal: true,
 		},
 		"a Secret that another manager made meanwhile is adopted": {
 			objects:    []client.Object{request(), masterKey(readyKey), ownMaterial},
 			meanwhile:  secretWith(keyUID, second),
-			wantPatch:  ready(now, now, second),
+			wantStatus: ready(now, now, second),
 			wantEvents: []string{adoptedMessage},
 			wantWrites: []string{"create Secret"},
 			wantSecret: secretWith(keyUID, second),
@@ -444,7 +447,7 @@ func TestDataKeyRequest(t *testing.T) {
 		"a foreign Secret that was made meanwhile is left alone": {
 			objects:      []client.Object{request(), masterKey(readyKey), ownMaterial},
 			meanwhile:    opaque,
-			wantPatch:    notReady("SecretConflict", opaqueMessage),
+			wantStatus:   notReady("SecretConflict", opaqueMessage),
 			wantEvents:   []string{"Warning SecretConflict " + opaqueMessage},
 			wantTerminal: true,
 			wantWrites:   []string{"create Secret"},
@@ -453,20 +456,20 @@ func TestDataKeyRequest(t *testing.T) {
 		"a key service that cannot work is tried again, and its error stays in the log": {
 			objects:    []client.Object{request(), masterKey(readyKey), ownMaterial},
 			keyErr:     errors.New("dial 10.0.0.1: detail"),
-			wantPatch:  notReady("KeyServiceUnavailable", unavailable),
+			wantStatus: notReady("KeyServiceUnavailable", unavailable),
 			wantEvents: []string{"Warning KeyServiceUnavailable " + unavailable},
 			wantErr:    func(err error) bool { return strings.Contains(err.Error(), "detail") },
 		},
 		"a key service that cannot work costs no blob": {
 			objects:    []client.Object{request(withBlob(keyUID, first)), masterKey(readyKey), ownMaterial},
 			keyErr:     errors.New("down"),
-			wantPatch:  stillHas("KeyServiceUnavailable", unavailable, keyUID, first),
+			wantStatus: stillHas("KeyServiceUnavailable", unavailable, keyUID, first),
 			wantEvents: []string{"Warning KeyServiceUnavailable " + unavailable},
 			wantErr:    func(err error) bool { return strings.Contains(err.Error(), "down") },
 		},
 		"material that is missing is its MasterKey's to tell of, and is tried again": {
 			objects:    []client.Object{request(), masterKey(readyKey)},
-			wantPatch:  notReady("MasterKeyNotReady", "MasterKey team-a/orders-key: there is no material of that key ID"),
+			wantStatus: notReady("MasterKeyNotReady", "MasterKey team-a/orders-key: there is no material of that key ID"),
 			wantEvents: []string{"Warning MasterKeyNotReady MasterKey team-a/orders-key: there is no material of that key ID"},
 			wantErr:    func(err error) bool { return errors.Is(err, controllers.ErrMaterialMissing) },
 		},
@@ -535,9 +538,9 @@ func TestDataKeyRequest(t *testing.T) {
 
 			// The inner function: what it returns, what it wrote, and that it wrote no status.
 			w, reconciler, _ := newReconciler()
-			patch, told, err := reconciler.Inner(t.Context(), dataKeyRequest)
-			if diff := cmp.Diff(tc.wantPatch, patch); diff != "" {
-				t.Errorf("patch (-want +got):\n%s", diff)
+			object, told, err := reconciler.Inner(t.Context(), dataKeyRequest)
+			if diff := cmp.Diff(tc.wantStatus, writtenOf(object)); diff != "" {
+				t.Errorf("status (-want +got):\n%s", diff)
 			}
 			if diff := cmp.Diff(tc.wantEvents, told); diff != "" {
 				t.Errorf("events (-want +got):\n%s", diff)
@@ -563,8 +566,8 @@ func TestDataKeyRequest(t *testing.T) {
 				t.Errorf("result (-want +got):\n%s", diff)
 			}
 			wantWrites := tc.wantWrites
-			if tc.wantPatch != nil {
-				wantWrites = append(slices.Clip(wantWrites), "patch status DataKeyRequest")
+			if tc.wantStatus != nil {
+				wantWrites = append(slices.Clip(wantWrites), "update status DataKeyRequest")
 			}
 			if diff := cmp.Diff(wantWrites, w.faults.Writes()); diff != "" {
 				t.Errorf("writes of Reconcile (-want +got):\n%s", diff)

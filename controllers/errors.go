@@ -70,13 +70,13 @@ func isPassing(err error) bool {
 // does not answer; the returned error is what Reconcile is to return.
 func explain(err error) (*problem, error) {
 	if permanent, ok := errors.AsType[permanentError](err); ok {
-		return &problem{reason: permanent.Reason, message: permanent.Message}, reconcile.TerminalError(err) // apply patch, done
+		return &problem{reason: permanent.Reason, message: permanent.Message}, reconcile.TerminalError(err) // write status, done
 	}
 	if pending, ok := errors.AsType[pendingError](err); ok {
-		return &problem{pending.Reason, pending.Message, pending.Wanted}, nil // apply patch, wait for the watch
+		return &problem{pending.Reason, pending.Message, pending.Wanted}, nil // write status, wait for the watch
 	}
 	if service, ok := errors.AsType[keyServiceError](err); ok {
-		return &problem{reason: service.Reason, message: service.Message}, err // apply patch, requeue with back-off
+		return &problem{reason: service.Reason, message: service.Message}, err // write status, requeue with back-off
 	}
 	return nil, err // requeue with back-off
 }

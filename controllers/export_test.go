@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -15,7 +14,7 @@ import (
 // Reconciler is the two functions of a controller.
 type Reconciler interface {
 	Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error)
-	Inner(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []string, error)
+	Inner(ctx context.Context, req ctrl.Request) (client.Object, []string, error)
 }
 
 // ServerTime is a clock of the API server that tells the time of another clock.
@@ -60,22 +59,22 @@ func NewInjectionReconciler(caches []client.Reader, reader client.Reader, record
 	return &injectionReconciler{caches: caches, reader: reader, recorder: recorder}
 }
 
-func (r *injectionReconciler) Inner(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []string, error) {
+func (r *injectionReconciler) Inner(ctx context.Context, req ctrl.Request) (client.Object, []string, error) {
 	told, err := r.reconcile(ctx, req)
 	return nil, lines(told), err
 }
 
-func (r *masterKeyReconciler) Inner(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []string, error) {
-	_, patch, told, err := r.reconcile(ctx, req)
-	return patch, lines(told), err
+func (r *masterKeyReconciler) Inner(ctx context.Context, req ctrl.Request) (client.Object, []string, error) {
+	_, object, told, err := r.reconcile(ctx, req)
+	return object, lines(told), err
 }
 
-func (r *dataKeyRequestReconciler) Inner(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []string, error) {
-	_, patch, told, err := r.reconcile(ctx, req)
-	return patch, lines(told), err
+func (r *dataKeyRequestReconciler) Inner(ctx context.Context, req ctrl.Request) (client.Object, []string, error) {
+	_, object, told, err := r.reconcile(ctx, req)
+	return object, lines(told), err
 }
 
-func (r *podReconciler) Inner(ctx context.Context, req ctrl.Request) (runtime.ApplyConfiguration, []string, error) {
+func (r *podReconciler) Inner(ctx context.Context, req ctrl.Request) (client.Object, []string, error) {
 	told, err := r.reconcile(ctx, req)
 	return nil, lines(told), err
 }

@@ -230,7 +230,7 @@ func TestSteadyState(t *testing.T) {
 		c.create(t, c.request(name, "key"))
 		c.waitForRequest(t, name, "Ready")
 	}
-	got := slices.DeleteFunc(faults.Effects()[before:], func(write string) bool { return write == "patch status MasterKey" }) // it counts them
+	got := slices.DeleteFunc(faults.Effects()[before:], func(write string) bool { return write == "update status MasterKey" }) // it counts them
 	if len(got) != 2*len(names) {
 		t.Errorf("got writes %v, want two for each of %d requests", got, len(names))
 	}

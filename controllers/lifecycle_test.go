@@ -194,8 +194,8 @@ func TestRotationOnDemandIsFollowedByARewrap(t *testing.T) {
 	expect(t, "version in the Secret", string(secret.Data["keyVersion"]), "2")
 	expect(t, "the data key", serials(secret), first)
 	expect(t, "generation", *request.Status.Generation, int32(1))
-	ofRequest := slices.DeleteFunc(l.faults.Writes()[writes:], func(w string) bool { return w == "patch status MasterKey" })
-	expect(t, "writes of the request", ofRequest, []string{"patch status DataKeyRequest", "update Secret"})
+	ofRequest := slices.DeleteFunc(l.faults.Writes()[writes:], func(w string) bool { return w == "update status MasterKey" })
+	expect(t, "writes of the request", ofRequest, []string{"update status DataKeyRequest", "update Secret"})
 	expect(t, "events", told, []string{
 		"Normal Rotated version 2 of master key " + keyUID + " is the primary version now",
 		"Normal Rewrapped the primary version wraps the data keys of all 1 DataKeyRequests",
@@ -292,7 +292,7 @@ func TestARewrapThatWaitsForItsTurnWritesNothing(t *testing.T) {
 		time.Sleep(again)
 		_, inTurn := reconcile()
 		_, after := reconcile()
-		expect(t, "writes in its turn", slices.Concat(inTurn, after), []string{"patch status DataKeyRequest", "update Secret"})
+		expect(t, "writes in its turn", slices.Concat(inTurn, after), []string{"update status DataKeyRequest", "update Secret"})
 		expect(t, "key version", *l.request(t).Status.KeyVersion, int32(3))
 	})
 }

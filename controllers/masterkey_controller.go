@@ -11,13 +11,11 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
-	v1alpha1ac "github.com/datakeys/datakeys/api/v1alpha1/applyconfiguration/api/v1alpha1"
 )
 
 // maxStatusVersions is how many versions a status shows. The material has all of them.
@@ -37,15 +35,15 @@ type masterKeyReconciler struct {
 // list and watch. The material itself is the key service's.
 //
 // +kubebuilder:rbac:groups=datakeys.io,resources=masterkeys,verbs=get;list;watch;patch
-// +kubebuilder:rbac:groups=datakeys.io,resources=masterkeys/status,verbs=patch
+// +kubebuilder:rbac:groups=datakeys.io,resources=masterkeys/status,verbs=update
 // +kubebuilder:rbac:groups=datakeys.io,resources=datakeyrequests,verbs=get;list;watch
 // +kubebuilder:rbac:groups="",resources=secrets,verbs=list;watch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 
 // Reconcile brings one MasterKey to its material.
 func (r *masterKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
-	result, patch, told, err := r.reconcile(ctx, req)
-	return result, finish(ctx, r.client, r.recorder, patch, told, err)
+	result, object, told, err := r.reconcile(ctx, req)
+	return result, finish(ctx, r.client, r.recorder, object, told, err)
 }
 
 // masterKeyView is what was found of a MasterKey and its material.
@@ -60,7 +58,7 @@ type masterKeyView struct {
 	failed error
 }
 
-func (r *masterKeyReconciler) reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, runtime.ApplyConfiguration, []notice, error) {
+func (r *masterKeyReconciler) reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, client.Object, []notice, error) {
 	key := &v1alpha1.MasterKey{}
 	if err := r.client.Get(ctx, req.NamespacedName, key); err != nil {
 		return ctrl.Result{}, nil, nil, client.IgnoreNotFound(err) // gone: done, its material is the materialReconciler's
@@ -95,7 +93,7 @@ func (r *masterKeyReconciler) reconcile(ctx context.Context, req ctrl.Request) (
 		told = append(told, newNotice(key, corev1.EventTypeNormal, rewrapped.Reason, "%s", rewrapped.Message))
 	}
 	if err == nil {
-		err = view.failed // apply patch, requeue with back-off
+		err = view.failed // write status, requeue with back-off
 	}
 	result := ctrl.Result{RequeueAfter: pause(r.clocks.Now(), status.NextRotationTime.Time, looksAgain(r.clocks.Now(), view.info))}
 	if err != nil {
@@ -104,7 +102,8 @@ func (r *masterKeyReconciler) reconcile(ctx context.Context, req ctrl.Request) (
 	if equality.Semantic.DeepEqual(status, key.Status) {
 		return result, nil, told, err // nothing changed: done
 	}
-	return result, applyMasterKeyStatus(key, status), told, err // apply patch, done or as explain says
+	key.Status = status
+	return result, key, told, err // write status, done or as explain says
 }
 
 // bring finds or makes the material of a MasterKey, and brings it to where the spec and the time want it.
@@ -241,38 +240,6 @@ func (v masterKeyView) versions() []v1alpha1.MasterKeyVersion {
 
 func readyMasterKey(info MasterKeyInfo) string {
 	return fmt.Sprintf("version %d is the primary version", info.PrimaryVersion)
-}
-
-// applyMasterKeyStatus is the whole status as an apply configuration: a field that is left out would be removed.
-func applyMasterKeyStatus(key *v1alpha1.MasterKey, status v1alpha1.MasterKeyStatus) *v1alpha1ac.MasterKeyApplyConfiguration {
-	apply := v1alpha1ac.MasterKeyStatus().
-		WithConditions(applyConditions(status.Conditions)...).
-		WithObservedGeneration(*status.ObservedGeneration).
-		WithState(status.State).
-		WithAliases(status.Aliases...)
-	apply.KeyID, apply.ARN, apply.RotateRequestedAt = nonZero(status.KeyID), nonZero(status.ARN), nonZero(status.RotateRequestedAt)
-	apply.PrimaryVersion, apply.VersionCount = status.PrimaryVersion, status.VersionCount
-	apply.DataKeys, apply.DataKeysBehind = status.DataKeys, status.DataKeysBehind
-	apply.LastRotationTime, apply.NextRotationTime = nonZero(status.LastRotationTime), nonZero(status.NextRotationTime)
-	apply.DeletionTime = nonZero(status.DeletionTime)
-	for _, version := range status.Versions {
-		v := v1alpha1ac.MasterKeyVersion().WithVersion(version.Version).WithCreatedAt(version.CreatedAt).WithState(version.State)
-		v.DataKeys = version.DataKeys
-		apply.WithVersions(v)
-	}
-	return v1alpha1ac.MasterKey(key.Name, key.Namespace).
-		WithUID(key.UID).
-		WithResourceVersion(key.ResourceVersion).
-		WithStatus(apply)
-}
-
-// nonZero is a pointer to a value, nil for the zero value: a field that is left out of an apply configuration.
-func nonZero[T comparable](value T) *T {
-	var zero T
-	if value == zero {
-		return nil
-	}
-	return &value
 }
 
 // timeOf is a moment as a status has it, to the second.

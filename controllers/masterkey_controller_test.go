@@ -11,15 +11,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
-	v1alpha1ac "github.com/datakeys/datakeys/api/v1alpha1/applyconfiguration/api/v1alpha1"
 	"github.com/datakeys/datakeys/controllers"
 	"github.com/datakeys/datakeys/controllers/controllerstest"
 )
@@ -37,18 +34,31 @@ func TestMasterKey(t *testing.T) {
 		strippedMessage = "the annotation datakeys.io/key-id is gone, but this was master key " + otherUID + ": set the annotation to that key ID"
 		unavailable     = "the key service cannot read its material now; it is tried again"
 	)
-	condition := func(status metav1.ConditionStatus, reason, message string) *v1alpha1ac.MasterKeyStatusApplyConfiguration {
-		return v1alpha1ac.MasterKeyStatus().WithObservedGeneration(1).WithState("Enabled").WithConditions(metav1ac.Condition().WithType("Ready").
-			WithStatus(status).WithReason(reason).WithMessage(message).WithObservedGeneration(1).WithLastTransitionTime(now))
+	condition := func(status metav1.ConditionStatus, reason, message string) v1alpha1.MasterKeyStatus {
+		return v1alpha1.MasterKeyStatus{ObservedGeneration: new(int64(1)), State: "Enabled", Conditions: []metav1.Condition{{
+			Type: "Ready", Status: status, Reason: reason, Message: message, ObservedGeneration: 1, LastTransitionTime: now,
+		}}}
 	}
-	withKey := func(status *v1alpha1ac.MasterKeyStatusApplyConfiguration, keyID string) *v1alpha1ac.MasterKeyStatusApplyConfiguration {
-		return status.WithKeyID(keyID).WithARN("arn:datakeys:kms:fake:team-a:key/" + keyID).WithPrimaryVersion(1).WithVersionCount(1).
-			WithDataKeys(0).WithDataKeysBehind(0).WithLastRotationTime(metav1.NewTime(controllerstest.MadeAt)).
-			WithVersions(v1alpha1ac.MasterKeyVersion().WithVersion(1).WithCreatedAt(metav1.NewTime(controllerstest.MadeAt)).
-				WithState("Primary").WithDataKeys(0))
+	withKey := func(status v1alpha1.MasterKeyStatus, keyID string) v1alpha1.MasterKeyStatus {
+		status.KeyID, status.ARN = keyID, "arn:datakeys:kms:fake:team-a:key/"+keyID
+		status.PrimaryVersion, status.VersionCount = new(int32(1)), new(int32(1))
+		status.DataKeys, status.DataKeysBehind = new(int32(0)), new(int32(0))
+		status.LastRotationTime = metav1.NewTime(controllerstest.MadeAt)
+		status.Versions = []v1alpha1.MasterKeyVersion{{
+			Version: 1, CreatedAt: metav1.NewTime(controllerstest.MadeAt), State: "Primary", DataKeys: new(int32(0)),
+		}}
+		return status
 	}
-	patchOf := func(resourceVersion string, status *v1alpha1ac.MasterKeyStatusApplyConfiguration) *v1alpha1ac.MasterKeyApplyConfiguration {
-		return v1alpha1ac.MasterKey("orders-key", namespace).WithUID(keyUID).WithResourceVersion(resourceVersion).WithStatus(status)
+	since := func(t metav1.Time, status v1alpha1.MasterKeyStatus) v1alpha1.MasterKeyStatus {
+		status.Conditions[0].LastTransitionTime = t
+		return status
+	}
+	ofKey := func(status v1alpha1.MasterKeyStatus, keyID string) v1alpha1.MasterKeyStatus {
+		status.KeyID = keyID
+		return status
+	}
+	writes := func(resourceVersion string, status v1alpha1.MasterKeyStatus) *written {
+		return &written{"orders-key", keyUID, resourceVersion, status}
 	}
 	broken := material(otherUID, namespace, "orders-key")
 	broken.Data = nil
@@ -58,7 +68,7 @@ func TestMasterKey(t *testing.T) {
 		stale   []client.Object
 		keyErr  error
 
-		wantPatch    runtime.ApplyConfiguration
+		wantStatus   *written
 		wantEvents   []string
 		wantErr      string
 		wantTerminal bool
@@ -79,7 +89,7 @@ func TestMasterKey(t *testing.T) {
 		},
 		"a new MasterKey gets material, then its annotation, then its status": {
 			objects:      []client.Object{masterKey()},
-			wantPatch:    patchOf("8", withKey(condition("True", "Ready", readyMessage), keyUID)),
+			wantStatus:   writes("8", withKey(condition("True", "Ready", readyMessage), keyUID)),
 			wantEvents:   []string{createdMessage},
 			wantWrites:   []string{"patch MasterKey"},
 			wantKeyID:    keyUID,
@@ -87,7 +97,7 @@ func TestMasterKey(t *testing.T) {
 		},
 		"material that was made before a crash is found again": {
 			objects:      []client.Object{masterKey(), material(keyUID, namespace, "orders-key")},
-			wantPatch:    patchOf("8", withKey(condition("True", "Ready", readyMessage), keyUID)),
+			wantStatus:   writes("8", withKey(condition("True", "Ready", readyMessage), keyUID)),
 			wantEvents:   []string{"Normal Ready " + readyMessage},
 			wantWrites:   []string{"patch MasterKey"},
 			wantKeyID:    keyUID,
@@ -95,7 +105,7 @@ func TestMasterKey(t *testing.T) {
 		},
 		"a restored MasterKey, without a status and with another UID, finds its material": {
 			objects:      []client.Object{masterKey(withKeyID(otherUID)), material(otherUID, namespace, "orders-key")},
-			wantPatch:    patchOf("7", withKey(condition("True", "Ready", readyMessage), otherUID)),
+			wantStatus:   writes("7", withKey(condition("True", "Ready", readyMessage), otherUID)),
 			wantEvents:   []string{"Normal Ready " + readyMessage},
 			wantKeyID:    otherUID,
 			wantMaterial: []string{otherUID},
@@ -103,7 +113,7 @@ func TestMasterKey(t *testing.T) {
 		"a cache that does not know the annotation yet makes no second material": {
 			objects:      []client.Object{masterKey(withKeyID(otherUID)), material(otherUID, namespace, "orders-key")},
 			stale:        []client.Object{masterKey()},
-			wantPatch:    patchOf("7", withKey(condition("True", "Ready", readyMessage), otherUID)),
+			wantStatus:   writes("7", withKey(condition("True", "Ready", readyMessage), otherUID)),
 			wantEvents:   []string{"Normal Ready " + readyMessage},
 			wantKeyID:    otherUID,
 			wantMaterial: []string{otherUID},
@@ -113,14 +123,14 @@ func TestMasterKey(t *testing.T) {
 		},
 		"an annotation without material never makes a new key": {
 			objects:      []client.Object{masterKey(withKeyID(otherUID))},
-			wantPatch:    patchOf("7", condition("False", "MaterialMissing", missingMessage).WithKeyID(otherUID)),
+			wantStatus:   writes("7", ofKey(condition("False", "MaterialMissing", missingMessage), otherUID)),
 			wantEvents:   []string{"Warning MaterialMissing " + missingMessage},
 			wantTerminal: true,
 			wantKeyID:    otherUID,
 		},
 		"material of another namespace is not inherited": {
 			objects:      []client.Object{masterKey(withKeyID(otherUID)), material(otherUID, "team-b", "orders-key")},
-			wantPatch:    patchOf("7", condition("False", "MaterialConflict", conflictMessage).WithKeyID(otherUID)),
+			wantStatus:   writes("7", ofKey(condition("False", "MaterialConflict", conflictMessage), otherUID)),
 			wantEvents:   []string{"Warning MaterialConflict " + conflictMessage},
 			wantTerminal: true,
 			wantKeyID:    otherUID,
@@ -128,7 +138,7 @@ func TestMasterKey(t *testing.T) {
 		},
 		"material that does not open is told of loudly and left alone": {
 			objects:      []client.Object{masterKey(withKeyID(otherUID)), broken},
-			wantPatch:    patchOf("7", condition("False", "MaterialBroken", brokenMessage).WithKeyID(otherUID)),
+			wantStatus:   writes("7", ofKey(condition("False", "MaterialBroken", brokenMessage), otherUID)),
 			wantEvents:   []string{"Warning MaterialBroken " + brokenMessage},
 			wantTerminal: true,
 			wantKeyID:    otherUID,
@@ -136,21 +146,21 @@ func TestMasterKey(t *testing.T) {
 		},
 		"what was known of a key stays in the status when its material goes": {
 			objects:      []client.Object{masterKey(withKeyID(otherUID), readyKey)},
-			wantPatch:    patchOf("7", withKey(condition("False", "MaterialMissing", missingMessage), otherUID)),
+			wantStatus:   writes("7", withKey(condition("False", "MaterialMissing", missingMessage), otherUID)),
 			wantEvents:   []string{"Warning MaterialMissing " + missingMessage},
 			wantTerminal: true,
 			wantKeyID:    otherUID,
 		},
 		"an annotation that is no canonical UUID names no key": {
 			objects:      []client.Object{masterKey(withKeyID("11111111-1111-4111-8111-11111111111A"))},
-			wantPatch:    patchOf("7", condition("False", "InvalidKeyID", invalidMessage)),
+			wantStatus:   writes("7", condition("False", "InvalidKeyID", invalidMessage)),
 			wantEvents:   []string{"Warning InvalidKeyID " + invalidMessage},
 			wantTerminal: true,
 			wantKeyID:    "11111111-1111-4111-8111-11111111111A",
 		},
 		"an empty annotation names no key": {
 			objects:      []client.Object{masterKey(withKeyID(""))},
-			wantPatch:    patchOf("7", condition("False", "InvalidKeyID", strings.Replace(invalidMessage, "11111111-1111-4111-8111-11111111111A", "", 1))),
+			wantStatus:   writes("7", condition("False", "InvalidKeyID", strings.Replace(invalidMessage, "11111111-1111-4111-8111-11111111111A", "", 1))),
 			wantEvents:   []string{"Warning InvalidKeyID " + strings.Replace(invalidMessage, "11111111-1111-4111-8111-11111111111A", "", 1)},
 			wantTerminal: true,
 		},
@@ -159,7 +169,7 @@ func TestMasterKey(t *testing.T) {
 				masterKey(withKeyID(otherUID), readyKey, func(k *v1alpha1.MasterKey) { k.Annotations = nil }),
 				material(otherUID, namespace, "orders-key"),
 			},
-			wantPatch:    patchOf("7", withKey(condition("False", "InvalidKeyID", strippedMessage), otherUID)),
+			wantStatus:   writes("7", withKey(condition("False", "InvalidKeyID", strippedMessage), otherUID)),
 			wantEvents:   []string{"Warning InvalidKeyID " + strippedMessage},
 			wantTerminal: true,
 			wantMaterial: []string{otherUID},
@@ -174,20 +184,16 @@ func TestMasterKey(t *testing.T) {
 				masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Status.ARN, k.Status.PrimaryVersion = "arn:wrong", new(int32(9)) }),
 				material(keyUID, namespace, "orders-key"),
 			},
-			wantPatch: func() runtime.ApplyConfiguration {
-				patch := patchOf("7", withKey(condition("True", "Ready", readyMessage), keyUID))
-				patch.Status.Conditions[0].WithLastTransitionTime(earlier)
-				return patch
-			}(),
+			wantStatus:   writes("7", since(earlier, withKey(condition("True", "Ready", readyMessage), keyUID))),
 			wantKeyID:    keyUID,
 			wantMaterial: []string{keyUID},
 		},
 		"a new description moves the observed generation and nothing else": {
 			objects: []client.Object{masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Generation = 2 }), material(keyUID, namespace, "orders-key")},
-			wantPatch: func() runtime.ApplyConfiguration {
-				patch := patchOf("7", withKey(condition("True", "Ready", readyMessage), keyUID).WithObservedGeneration(2))
-				patch.Status.Conditions[0].WithLastTransitionTime(earlier).WithObservedGeneration(2)
-				return patch
+			wantStatus: func() *written {
+				status := since(earlier, withKey(condition("True", "Ready", readyMessage), keyUID))
+				status.ObservedGeneration, status.Conditions[0].ObservedGeneration = new(int64(2)), 2
+				return writes("7", status)
 			}(),
 			wantKeyID:    keyUID,
 			wantMaterial: []string{keyUID},
@@ -195,7 +201,7 @@ func TestMasterKey(t *testing.T) {
 		"a key service that cannot work is tried again, and its error stays in the log": {
 			objects:    []client.Object{masterKey()},
 			keyErr:     errors.New("dial 10.0.0.1: detail"),
-			wantPatch:  patchOf("7", condition("False", "KeyServiceUnavailable", unavailable)),
+			wantStatus: writes("7", condition("False", "KeyServiceUnavailable", unavailable)),
 			wantEvents: []string{"Warning KeyServiceUnavailable " + unavailable},
 			wantErr:    "detail",
 		},
@@ -209,9 +215,9 @@ func TestMasterKey(t *testing.T) {
 			}
 
 			w, reconciler, _ := newReconciler()
-			patch, told, err := reconciler.Inner(t.Context(), masterKeyRequest)
-			if diff := cmp.Diff(tc.wantPatch, patch); diff != "" {
-				t.Errorf("patch (-want +got):\n%s", diff)
+			object, told, err := reconciler.Inner(t.Context(), masterKeyRequest)
+			if diff := cmp.Diff(tc.wantStatus, writtenOf(object)); diff != "" {
+				t.Errorf("status (-want +got):\n%s", diff)
 			}
 			if diff := cmp.Diff(tc.wantEvents, told); diff != "" {
 				t.Errorf("events (-want +got):\n%s", diff)
@@ -254,8 +260,8 @@ func TestMasterKey(t *testing.T) {
 				t.Errorf("Reconcile: got error %v", err)
 			}
 			wantWrites := tc.wantWrites
-			if tc.wantPatch != nil {
-				wantWrites = append(slices.Clip(wantWrites), "patch status MasterKey")
+			if tc.wantStatus != nil {
+				wantWrites = append(slices.Clip(wantWrites), "update status MasterKey")
 			}
 			if diff := cmp.Diff(wantWrites, w.faults.Writes()); diff != "" {
 				t.Errorf("writes of Reconcile (-want +got):\n%s", diff)

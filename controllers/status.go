@@ -1,14 +1,9 @@
 package controllers
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"reflect"
-	"slices"
-	"strings"
 	"unicode/utf8"
 
 	"golang.org/x/time/rate"
@@ -17,15 +12,12 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
-	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
-	v1alpha1ac "github.com/datakeys/datakeys/api/v1alpha1/applyconfiguration/api/v1alpha1"
 )
 
 // fieldOwner owns the fields of a status that the controllers write.
@@ -87,25 +79,6 @@ func findingOf(conditions []metav1.Condition, kind string) finding {
 		return finding{kind: kind}
 	}
 	return finding{kind: kind, holds: c.Status == metav1.ConditionTrue, reason: c.Reason, message: c.Message}
-}
-
-// ourConditions are the conditions that the controllers set.
-var ourConditions = []string{v1alpha1.ConditionReady, v1alpha1.ConditionRotated, v1alpha1.ConditionRewrapped, v1alpha1.ConditionAliasesHeld}
-
-// applyConditions are the conditions as apply configurations, ours first. Those of other types belong to whoever set them, and stay.
-func applyConditions(conditions []metav1.Condition) []*metav1ac.ConditionApplyConfiguration {
-	rank := func(c metav1.Condition) uint { return uint(slices.Index(ourConditions, c.Type)) } // the last for what is not ours
-	var apply []*metav1ac.ConditionApplyConfiguration
-	for _, c := range slices.SortedStableFunc(slices.Values(conditions), func(a, b metav1.Condition) int { return cmp.Compare(rank(a), rank(b)) }) {
-		apply = append(apply, metav1ac.Condition().
-			WithType(c.Type).
-			WithStatus(c.Status).
-			WithObservedGeneration(c.ObservedGeneration).
-			WithLastTransitionTime(c.LastTransitionTime).
-			WithReason(c.Reason).
-			WithMessage(c.Message))
-	}
-	return apply
 }
 
 // A notice is an event to be: what is told of an object once the status that says the same is written.
@@ -178,63 +151,25 @@ func troubles(object runtime.Object, before, after []metav1.Condition) []notice 
 	return told
 }
 
-// finish writes the status, even after an error, and then emits the events. With nil for patch there is no status to write.
-// The resourceVersion in the patch makes a status that was decided from an older reading fail instead of overwriting a newer
-// one.
-func finish(ctx context.Context, c client.Client, recorder events.EventRecorder, patch runtime.ApplyConfiguration, told []notice, err error) error {
-	if patch != nil {
-		switch patchErr := writeStatus(ctx, c, patch); {
-		case apierrors.IsNotFound(patchErr):
+// finish writes the status of the object, even after an error, and then emits the events. With nil for the object there is no status to
+// write. It is written whole, as the object was read but for it: what it leaves out is removed, whoever wrote it, as a backup tool did that
+// restored the object with its status. The resourceVersion makes a status that was decided from an older reading fail instead of overwriting
+// a newer one.
+func finish(ctx context.Context, c client.Client, recorder events.EventRecorder, object client.Object, told []notice, err error) error {
+	if object != nil {
+		switch writeErr := c.Status().Update(ctx, object, fieldOwner); {
+		case apierrors.IsNotFound(writeErr):
 			return nil // deleted meanwhile: done
-		case patchErr != nil && errors.Is(err, reconcile.TerminalError(nil)):
-			return patchErr // requeue with back-off: what is wrong for good is still to be told
-		case patchErr != nil:
-			return errors.Join(err, patchErr) // requeue with back-off
+		case writeErr != nil && errors.Is(err, reconcile.TerminalError(nil)):
+			return writeErr // requeue with back-off: what is wrong for good is still to be told
+		case writeErr != nil:
+			return errors.Join(err, writeErr) // requeue with back-off
 		}
 	}
 	for _, n := range told {
 		recorder.Eventf(n.object, n.related, n.kind, n.reason, "Reconcile", "%s", truncate(n.message))
 	}
 	return err
-}
-
-// writeStatus makes a status all that the configuration says, and nothing else: what it leaves out is removed, whoever wrote it. An apply
-// would leave what another field manager owns too, as a backup tool does that restored the object with its status.
-func writeStatus(ctx context.Context, c client.Client, config runtime.ApplyConfiguration) error {
-	var object client.Object
-	var status reflect.Type
-	var name, namespace *string
-	switch config := config.(type) {
-	case *v1alpha1ac.MasterKeyApplyConfiguration:
-		object, status, name, namespace = &v1alpha1.MasterKey{}, reflect.TypeFor[v1alpha1.MasterKeyStatus](), config.Name, config.Namespace
-	case *v1alpha1ac.DataKeyRequestApplyConfiguration:
-		object, status, name, namespace = &v1alpha1.DataKeyRequest{}, reflect.TypeFor[v1alpha1.DataKeyRequestStatus](), config.Name, config.Namespace
-	default:
-		return errors.New("internal error: a status of an unknown kind")
-	}
-	object.SetName(*name)
-	object.SetNamespace(*namespace)
-	data, err := json.Marshal(config)
-	if err != nil {
-		return fmt.Errorf("write the status: %w", err)
-	}
-	var whole struct {
-		Metadata json.RawMessage            `json:"metadata"`
-		Status   map[string]json.RawMessage `json:"status"`
-	}
-	if err := json.Unmarshal(data, &whole); err != nil {
-		return fmt.Errorf("write the status: %w", err)
-	}
-	for f := range status.Fields() {
-		field, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		if _, said := whole.Status[field]; !said {
-			whole.Status[field] = json.RawMessage("null")
-		}
-	}
-	if data, err = json.Marshal(whole); err != nil {
-		return fmt.Errorf("write the status: %w", err)
-	}
-	return c.Status().Patch(ctx, object, client.RawPatch(types.MergePatchType, data), fieldOwner)
 }
 
 // truncate cuts a message to maxMessage bytes, at the boundary of a character.

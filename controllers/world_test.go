@@ -11,7 +11,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	clientgoapply "k8s.io/client-go/applyconfigurations"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	clocktesting "k8s.io/utils/clock/testing"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -20,7 +19,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
-	"github.com/datakeys/datakeys/api/v1alpha1/applyconfiguration"
 	"github.com/datakeys/datakeys/controllers"
 	"github.com/datakeys/datakeys/controllers/controllerstest"
 )
@@ -53,6 +51,24 @@ func newScheme(t testing.TB) *runtime.Scheme {
 	return scheme
 }
 
+// written is a status that is to be written, and what it is written for.
+type written struct {
+	Name            string
+	UID             types.UID
+	ResourceVersion string
+	Status          any // of the kind
+}
+
+func writtenOf(object client.Object) *written {
+	switch o := object.(type) {
+	case *v1alpha1.MasterKey:
+		return &written{o.Name, o.UID, o.ResourceVersion, o.Status}
+	case *v1alpha1.DataKeyRequest:
+		return &written{o.Name, o.UID, o.ResourceVersion, o.Status}
+	}
+	return nil
+}
+
 // A world is a fake API server, a key service that keeps its material there, and what was written by the one under test.
 type world struct {
 	// direct is the API server; nothing done through it is counted.
@@ -71,7 +87,6 @@ func newWorld(t testing.TB, objects, stale []client.Object) *world {
 	w := &world{faults: controllerstest.NewFaults(0, 0), clock: clocktesting.NewFakePassiveClock(now.Time)}
 	builder := fake.NewClientBuilder().
 		WithScheme(scheme).
-		WithTypeConverters(applyconfiguration.NewTypeConverter(scheme), clientgoapply.NewTypeConverter(scheme)).
 		WithStatusSubresource(&v1alpha1.MasterKey{}, &v1alpha1.DataKeyRequest{}).
 		WithIndex(&corev1.Secret{}, "type", func(o client.Object) []string { return []string{string(o.(*corev1.Secret).Type)} })
 	for _, index := range controllers.Indexes() {

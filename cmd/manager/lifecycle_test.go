@@ -670,7 +670,7 @@ func TestLifecycleFindsTwoWritesTurnedAround(t *testing.T) {
 			"a master key is rotated on demand", controllerstest.DieAfter, "update Secret", primaryFirst,
 		},
 		"generations are dropped from the status before the Secret": {
-			"old generations are dropped", controllerstest.DieAfter, "patch status DataKeyRequest", statusFirst,
+			"old generations are dropped", controllerstest.DieAfter, "update status DataKeyRequest", statusFirst,
 		},
 		"a rotation is done before it counts as done": {
 			"a master key is rotated on demand", controllerstest.DieAfter, "update Secret", servedLast,
@@ -769,8 +769,8 @@ func statusFirst(c client.WithWatch, live client.Reader) client.WithWatch {
 			held[secret.Name] = secret.DeepCopy()
 			return nil
 		},
-		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, object client.Object, patch client.Patch, options ...client.SubResourcePatchOption) error {
-			if err := c.SubResource(sub).Patch(ctx, object, patch, options...); err != nil {
+		SubResourceUpdate: func(ctx context.Context, c client.Client, sub string, object client.Object, options ...client.SubResourceUpdateOption) error {
+			if err := c.SubResource(sub).Update(ctx, object, options...); err != nil {
 				return err
 			}
 			mu.Lock()

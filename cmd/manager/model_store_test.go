@@ -278,19 +278,15 @@ type modelStatus struct {
 	store *modelStore
 }
 
-// Patch merges a patch into a status.
-func (s modelStatus) Patch(_ context.Context, object client.Object, patch client.Patch, _ ...client.SubResourcePatchOption) error {
+// Update writes a status.
+func (s modelStatus) Update(_ context.Context, object client.Object, _ ...client.SubResourceUpdateOption) error {
 	key := keyOf(object)
 	stored := s.store.objects[key]
-	patched, change, err := patchedBy(stored, object, patch)
-	if err != nil {
-		return err
-	}
-	if err := fits(key, stored, change.UID, change.ResourceVersion); err != nil {
+	if err := fits(key, stored, object.GetUID(), object.GetResourceVersion()); err != nil {
 		return err
 	}
 	changed := stored.DeepCopyObject().(client.Object)
-	setStatus(changed, patched)
+	setStatus(changed, object)
 	s.store.replace(key, changed)
-	return nil
+	return s.store.objects.read(key, object)
 }
