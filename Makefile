@@ -155,7 +155,7 @@ test-e2e: test-packages images ## Run the tests of the local Kubernetes, then th
 	go test -tags e2e -v -count=1 -p 1 -timeout 40m ./hack/cluster ./test/e2e
 
 .PHONY: bench
-bench: ## Measure what applications get of a sidecar beside the least that it could cost; about 3 minutes. ARGS are for hack/bench.
+bench: ## Measure what applications get of a sidecar beside the least that it could cost, and its memory; about 5 minutes. ARGS are for hack/bench.
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o dist/sidecar-bench ./cmd/sidecar
 	CGO_ENABLED=0 go build -o dist/bench ./hack/bench
 	dist/bench -sidecar dist/sidecar-bench $(ARGS)

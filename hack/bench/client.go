@@ -21,8 +21,9 @@ type target struct {
 	request     []byte
 }
 
-// ask sends a target's request over so many connections for a while. The client is as thin as can be, so as not to hide the difference.
-func ask(ctx context.Context, t target, conns int, turn time.Duration) (*sample, error) {
+// ask sends a target's request over so many connections for a while, and at most so many times over each. The client is as thin as can be,
+// so as not to hide the difference.
+func ask(ctx context.Context, t target, conns int, turn time.Duration, most int) (*sample, error) {
 	var (
 		mu    sync.Mutex
 		all   = &sample{}
@@ -32,7 +33,7 @@ func ask(ctx context.Context, t target, conns int, turn time.Duration) (*sample,
 	start := time.Now()
 	for range conns {
 		group.Go(func() {
-			took, err := askOne(ctx, t, start.Add(turn))
+			took, err := askOne(ctx, t, start.Add(turn), most)
 			mu.Lock()
 			defer mu.Unlock()
 			all.latencies, errs = append(all.latencies, took...), errors.Join(errs, err)
@@ -46,7 +47,7 @@ func ask(ctx context.Context, t target, conns int, turn time.Duration) (*sample,
 	return all, errs
 }
 
-func askOne(ctx context.Context, t target, until time.Time) (took []time.Duration, err error) {
+func askOne(ctx context.Context, t target, until time.Time, most int) (took []time.Duration, err error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", t.socket)
 	if err != nil {
 		return nil, err
@@ -56,7 +57,7 @@ func askOne(ctx context.Context, t target, until time.Time) (took []time.Duratio
 		return nil, err
 	}
 	buffer := make([]byte, 64<<10)
-	for now := time.Now(); now.Before(until); {
+	for now := time.Now(); now.Before(until) && len(took) < most; {
 		if _, err := conn.Write(t.request); err != nil {
 			return nil, err
 		}

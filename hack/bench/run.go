@@ -127,18 +127,24 @@ func (r *run) stop() {
 	}
 }
 
-// resident says how much memory the sidecar has.
-func (r *run) resident() error {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.sidecar.Process.Pid))
+// resident returns how much memory a process has now, and had at most, in MB.
+func resident(pid int) (now, peak float64, err error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
 	for line := range strings.Lines(string(status)) {
-		if strings.HasPrefix(line, "VmRSS:") || strings.HasPrefix(line, "VmHWM:") {
-			fmt.Printf("\nsidecar %s", line)
+		var kibibytes float64
+		if _, err := fmt.Sscanf(line, "VmRSS: %f kB", &kibibytes); err == nil {
+			now = kibibytes * 1024 / 1e6
+		} else if _, err := fmt.Sscanf(line, "VmHWM: %f kB", &kibibytes); err == nil {
+			peak = kibibytes * 1024 / 1e6
 		}
 	}
-	return nil
+	if now == 0 || peak == 0 {
+		return 0, 0, fmt.Errorf("/proc/%d/status says nothing of memory", pid)
+	}
+	return now, peak, nil
 }
 
 // message is how much is encrypted at once.
@@ -170,7 +176,7 @@ func (r *run) targets(ctx context.Context) ([]target, error) {
 	return []target{
 		{bare, "", floor, get("/a")},
 		{empty, "", floor, get("/b")},
-		{"get", bare, sidecar, get(keys)},
+		{native, bare, sidecar, get(keys)},
 		{"encrypt 1 KiB", bare, sidecar, post(keys+"/encrypt", make([]byte, message), octets)},
 		{"decrypt 1 KiB", bare, sidecar, post(keys+"/decrypt", sealed, octets)},
 		{"AWS Decrypt", empty, sidecar, aws("Decrypt", `{"CiphertextBlob":"`+awsBlob+`"}`)},
