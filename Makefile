@@ -78,8 +78,8 @@ images-fips: ## Build the images with Go's FIPS 140-3 module, on by default, as 
 ##@ Change
 
 .PHONY: generate
-generate: ## Generate Go code: deep copies, apply configurations, protobuf and gRPC.
-	$(CONTROLLER_GEN) object applyconfiguration paths=./api/v1alpha1
+generate: ## Generate Go code: deep copies, protobuf and gRPC.
+	$(CONTROLLER_GEN) object paths=./api/v1alpha1
 	$(BUF) generate --config hack/tools/buf/buf.yaml --template hack/tools/buf/buf.gen.yaml
 
 .PHONY: manifests

@@ -1,7 +1,5 @@
 // Package v1alpha1 holds the kinds of the group datakeys.io: MasterKey and DataKeyRequest.
 //
 // +kubebuilder:object:generate=true
-// +kubebuilder:ac:generate=true
-// +kubebuilder:ac:output:package=applyconfiguration
 // +groupName=datakeys.io
 package v1alpha1

@@ -7,11 +7,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
-	v1alpha1ac "github.com/datakeys/datakeys/api/v1alpha1/applyconfiguration/api/v1alpha1"
 )
 
 // bare is a client that writes what the manager would write, of the same sizes, and does nothing else.
@@ -50,17 +48,18 @@ func (b *bare) rewrap(ctx context.Context, i int) error {
 }
 
 func (b *bare) writeStatus(ctx context.Context, request *v1alpha1.DataKeyRequest, version int32, blob []byte) error {
-	conditions := []*metav1ac.ConditionApplyConfiguration{}
-	for _, kind := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionRewrapped} {
-		conditions = append(conditions, metav1ac.Condition().WithType(kind).WithStatus(metav1.ConditionTrue).WithReason(kind).
-			WithMessage(fmt.Sprintf("generation 1 is wrapped by version %d of master key %s", version, request.UID)).
-			WithObservedGeneration(1).WithLastTransitionTime(metav1.Now()))
+	now := metav1.Now()
+	request.Status = v1alpha1.DataKeyRequestStatus{
+		ObservedGeneration: new(int64(1)), KeyID: string(request.UID), KeyVersion: new(version), Generation: new(int32(1)), LastRotationTime: now,
+		Generations: []v1alpha1.DataKeyGeneration{{Generation: 1, KeyVersion: version, CreatedAt: now, CiphertextBlob: blob}},
 	}
-	apply := v1alpha1ac.DataKeyRequest(request.Name, request.Namespace).WithStatus(v1alpha1ac.DataKeyRequestStatus().
-		WithConditions(conditions...).WithObservedGeneration(1).WithKeyID(string(request.UID)).WithKeyVersion(version).WithGeneration(1).
-		WithLastRotationTime(metav1.Now()).
-		WithGenerations(v1alpha1ac.DataKeyGeneration().WithGeneration(1).WithKeyVersion(version).WithCreatedAt(metav1.Now()).WithCiphertextBlob(blob...)))
-	return b.client.Status().Apply(ctx, apply, client.FieldOwner("bare"), client.ForceOwnership)
+	for _, kind := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionRewrapped} {
+		request.Status.Conditions = append(request.Status.Conditions, metav1.Condition{
+			Type: kind, Status: metav1.ConditionTrue, Reason: kind, ObservedGeneration: 1, LastTransitionTime: now,
+			Message: fmt.Sprintf("generation 1 is wrapped by version %d of master key %s", version, request.UID),
+		})
+	}
+	return b.client.Status().Update(ctx, request, client.FieldOwner("bare"))
 }
 
 // randomBlob is as long as a wrapped data key.
