@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // conn is a connection of an application. It writes answers with plaintext itself: net/http would copy them into
@@ -22,6 +23,8 @@ type conn struct {
 	once sync.Once
 	// expires is the tick of the watchdog at which it closes the connection.
 	expires atomic.Int64
+	// idleSince is when it began to wait for a request, as sinceStart tells; 0 while one is under way.
+	idleSince atomic.Int64
 
 	hold   bool
 	buffer []byte // the header while it is held back, then header and body
@@ -33,6 +36,14 @@ type stream interface {
 	// CloseWrite lets a client that still sends read its answer to the end: net/http looks for it.
 	CloseWrite() error
 }
+
+var start = time.Now()
+
+// sinceStart is the time that has passed since about the start of the process. It is never 0.
+func sinceStart() time.Duration { return time.Since(start) + 1 }
+
+// wait notes that the connection waits for a request from now on.
+func (c *conn) wait() { c.idleSince.Store(int64(sinceStart())) }
 
 // maxKeptBuffer is the largest buffer that a connection keeps for its next answer. Nearly all data keys fit.
 const maxKeptBuffer = 16 << 10

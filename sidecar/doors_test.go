@@ -189,7 +189,6 @@ func serveLoopback(t testing.TB, conns int) (port int) {
 	port = tcp.Addr().(*net.TCPAddr).Port
 	server := newLoopbackServer(testDoors(newWatchdog()), port, slog.New(slog.DiscardHandler))
 	l := newBounded(tcp, conns)
-	l.full = func() { dropIdle(server) }
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(l) }()
 	t.Cleanup(func() { _ = server.Close(); <-done })

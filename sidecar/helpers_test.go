@@ -144,7 +144,6 @@ func serveStore(t testing.TB, s *store, change func(*http.Server, *listener, *wa
 	}
 	dog := newWatchdog()
 	server := newServer(s, slog.New(slog.DiscardHandler), dog)
-	l.full = func() { dropIdle(server) }
 	if change != nil {
 		change(server, l, dog)
 	}

@@ -21,8 +21,9 @@ const (
 	bindName = ".new"
 	// maxConns is the most connections of the socket at a time. Each costs about 20 KiB of a sidecar that is to stay under 20 MiB.
 	maxConns = 256
-	// fullInterval is how long a connection waits before idle ones are closed once more.
-	fullInterval = 50 * time.Millisecond
+	// minIdle is how long a connection may wait for its next request, or for its first to be whole, whoever else waits for a place. A
+	// crowd is let in and out again at the rate of maxConns for each minIdle.
+	minIdle = 20 * time.Millisecond
 )
 
 func checkSocketPath(path string) error {
@@ -40,19 +41,21 @@ func checkSocketPath(path string) error {
 
 func bindPath(path string) string { return filepath.Join(filepath.Dir(path), bindName) }
 
-// bounded is a listener that takes so many connections at a time, and no more.
+// bounded is a listener of so many connections at a time. Where there are as many, the one that waited longest for a request makes way for
+// the next: so no crowd of idle connections, of clients that leave them open or begin a request and do not go on, keeps others out.
 type bounded struct {
 	net.Listener
 
-	slots chan struct{}
-	// full is called, again and again, while a connection waits for another to be closed.
-	full   func()
+	slots chan struct{} // holds one for each of conns
+	mu    sync.Mutex
+	conns map[*conn]struct{}
+
 	closed chan struct{}
 	once   sync.Once
 }
 
 func newBounded(l net.Listener, conns int) *bounded {
-	return &bounded{Listener: l, slots: make(chan struct{}, conns), full: func() {}, closed: make(chan struct{})}
+	return &bounded{Listener: l, slots: make(chan struct{}, conns), conns: map[*conn]struct{}{}, closed: make(chan struct{})}
 }
 
 // listener is the unix socket that issues data keys.
@@ -119,17 +122,29 @@ func checkReplaceable(path string) error {
 	return nil
 }
 
-// Accept implements net.Listener.
+// Accept implements net.Listener. It accepts one connection more than there may be, which waits here for its place.
 func (l *bounded) Accept() (net.Conn, error) {
-	if !l.take() {
-		return nil, net.ErrClosed
-	}
-	c, err := l.Listener.Accept()
+	accepted, err := l.Listener.Accept()
 	if err != nil {
-		<-l.slots
 		return nil, err
 	}
-	return &conn{stream: c.(stream), free: func() { <-l.slots }}, nil //nolint:forcetypeassert // of a unix socket or of TCP
+	if !l.take() {
+		return nil, errors.Join(net.ErrClosed, accepted.Close())
+	}
+	c := &conn{stream: accepted.(stream)} //nolint:forcetypeassert // of a unix socket or of TCP
+	c.free = func() { l.free(c) }
+	c.wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.conns[c] = struct{}{}
+	return c, nil
+}
+
+func (l *bounded) free(c *conn) {
+	l.mu.Lock()
+	delete(l.conns, c)
+	l.mu.Unlock()
+	<-l.slots
 }
 
 // take takes a slot, or returns false when the listener is closed.
@@ -140,15 +155,43 @@ func (l *bounded) take() bool {
 			return true
 		default:
 		}
-		l.full()
+		after := l.makeWay()
+		if after == 0 {
+			continue
+		}
 		select {
 		case l.slots <- struct{}{}:
 			return true
 		case <-l.closed:
 			return false
-		case <-time.After(fullInterval):
+		case <-time.After(after):
 		}
 	}
+}
+
+// makeWay closes the connection that has waited longest for a request. If that is not for minIdle yet, it returns when to try again.
+func (l *bounded) makeWay() (after time.Duration) {
+	oldest, since := l.longestIdle()
+	if oldest == nil {
+		return minIdle
+	}
+	if idle := sinceStart() - since; idle < minIdle {
+		return minIdle - idle
+	}
+	_ = oldest.Close() // what waits for it fails, and the server notes that it is closed
+	return 0
+}
+
+// longestIdle is the connection that has waited longest for a request, and since when; nil where each has one under way.
+func (l *bounded) longestIdle() (oldest *conn, since time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c := range l.conns {
+		if s := time.Duration(c.idleSince.Load()); s != 0 && (oldest == nil || s < since) {
+			oldest, since = c, s
+		}
+	}
+	return oldest, since
 }
 
 // Close implements net.Listener.

@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"bufio"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -129,5 +130,105 @@ func TestListenerLeavesItsSuccessor(t *testing.T) {
 	defer func() { _ = server.Close() }()
 	if response, _ := roundTrip(t, path, get("/healthz")); response.StatusCode != http.StatusOK {
 		t.Errorf("got %s", response.Status)
+	}
+}
+
+// serveBounded serves, on a socket with so many places.
+func serveBounded(t *testing.T, places int, change func(*http.Server)) (path string, l *listener) {
+	t.Helper()
+	path = serveStore(t, testStore(t), func(server *http.Server, made *listener, _ *watchdog) {
+		l = made
+		l.bounded = newBounded(l.Listener, places)
+		if change != nil {
+			change(server)
+		}
+	})
+	return path, l
+}
+
+// TestTheLongestIdleMakesWay: of connections without a whole request, and for nobody before somebody needs the place.
+func TestTheLongestIdleMakesWay(t *testing.T) {
+	for name, c := range map[string]struct {
+		says, rest string
+		answered   bool // what it says, but for the rest
+	}{
+		"connections that say nothing":     {"", get("/healthz"), false},
+		"connections that begin to ask":    {"GET /healthz HTTP/1.1\r\nHo", "st: l\r\n\r\n", false},
+		"connections that have asked":      {get("/healthz"), get("/healthz"), true},
+		"connections that begin once more": {get("/healthz") + "GET ", "/healthz HTTP/1.1\r\nHost: l\r\n\r\n", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const places, more = 3, 4
+			path, _ := serveBounded(t, places, nil)
+			var all []net.Conn
+			for i := range places + more {
+				conn := dialSocket(t, path)
+				all = append(all, conn)
+				write(t, conn, c.says)
+				if c.answered {
+					readReply(t, bufio.NewReader(conn), http.MethodGet)
+				}
+				if i >= places {
+					if n, err := all[i-places].Read(make([]byte, 1)); err == nil {
+						t.Errorf("connection %d: got %d bytes, want its end", i-places, n)
+					}
+				}
+			}
+			for _, conn := range all[more:] {
+				write(t, conn, c.rest)
+				if response, _ := readReply(t, bufio.NewReader(conn), http.MethodGet); response.StatusCode != http.StatusOK {
+					t.Errorf("one of those that are left: got %s", response.Status)
+				}
+			}
+		})
+	}
+}
+
+// TestRequestsDoNotMakeWay: where each connection has one under way, the next waits for its end, or for the end of the listener.
+func TestRequestsDoNotMakeWay(t *testing.T) {
+	started, release := make(chan struct{}), make(chan struct{})
+	path, l := serveBounded(t, 2, func(server *http.Server) {
+		server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/wait" {
+				started <- struct{}{}
+				<-release
+			}
+			w.WriteHeader(http.StatusNoContent)
+		})
+	})
+	first, second := dialSocket(t, path), dialSocket(t, path)
+	for _, c := range []net.Conn{first, second} {
+		write(t, c, get("/wait"))
+		<-started
+	}
+	third := dialSocket(t, path)
+	write(t, third, get("/"))
+	if after := l.makeWay(); after != minIdle {
+		t.Errorf("got %v, want to try again after %v", after, minIdle)
+	}
+	release <- struct{}{} // one of them ends, and is idle for minIdle
+	if response, _ := readReply(t, bufio.NewReader(third), http.MethodGet); response.StatusCode != http.StatusNoContent {
+		t.Errorf("got %s", response.Status)
+	}
+	fourth := dialSocket(t, path)
+	write(t, fourth, get("/wait"))
+	<-started
+	waits := dialSocket(t, path)
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if n, err := waits.Read(make([]byte, 1)); err == nil {
+		t.Errorf("got %d bytes, want its end", n)
+	}
+	close(release)
+	answered := 0
+	for _, c := range []net.Conn{first, second, fourth} {
+		if response, err := http.ReadResponse(bufio.NewReader(c), nil); err == nil {
+			_ = response.Body.Close()
+			answered++
+		}
+	}
+	if answered != 3 {
+		t.Errorf("%d requests that were under way were answered, want 3", answered)
 	}
 }

@@ -60,7 +60,7 @@ func TestRunServesTheFrontDoors(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- run(ctx, p.config, decryptDoors) }()
+	go func() { done <- run(ctx, p.config, decryptDoors, newWatchdog()) }()
 	if err := p.wait(t); err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,7 @@ import (
 // Run issues the data keys until the context ends. It then stops at once, since the applications of the pod are gone:
 // the kubelet ends a native sidecar after them. It returns an error for a configuration that cannot work, and if
 // serving fails.
-func Run(ctx context.Context, c Config) error { return run(ctx, c, newDoors) }
+func Run(ctx context.Context, c Config) error { return run(ctx, c, newDoors, newWatchdog()) }
 
 // newDoors makes the front doors.
 func newDoors(service kmsv1.KeyServiceClient, log *slog.Logger) doors {
@@ -28,7 +28,7 @@ func newDoors(service kmsv1.KeyServiceClient, log *slog.Logger) doors {
 	}
 }
 
-func run(ctx context.Context, c Config, newDoors func(kmsv1.KeyServiceClient, *slog.Logger) doors) (err error) {
+func run(ctx context.Context, c Config, newDoors func(kmsv1.KeyServiceClient, *slog.Logger) doors, dog *watchdog) (err error) {
 	if err := c.validate(); err != nil {
 		return err
 	}
@@ -40,7 +40,6 @@ func run(ctx context.Context, c Config, newDoors func(kmsv1.KeyServiceClient, *s
 
 	s := newStore(c.DataKeys)
 	defer s.close()
-	dog := newWatchdog()
 	front := newDoors(client.doors(), c.Logger)
 	front.dog = dog
 	ends, err := listenAll(ctx, c, s, &front, client.contact)
@@ -92,7 +91,6 @@ func listenAll(ctx context.Context, c Config, s *store, front *doors, contact *c
 			return nil, err
 		}
 		server := newLoopbackServer(front, c.LoopbackPort, c.Logger)
-		l.full = func() { dropIdle(server) }
 		ends = append(ends, end{fmt.Sprintf("loopback port %d", c.LoopbackPort), server, l})
 	}
 	l, err := listen(ctx, c.Socket, maxConns)
@@ -104,7 +102,6 @@ func listenAll(ctx context.Context, c Config, s *store, front *doors, contact *c
 	}
 	server := newServer(s, c.Logger, front.dog, contact.render, front.counts.render)
 	server.Handler = front.beside(server.Handler)
-	l.full = func() { dropIdle(server) }
 	return append(ends, end{fmt.Sprintf("socket %q", c.Socket), server, l}), nil
 }
 
@@ -114,11 +111,4 @@ func (e end) serve() error {
 		return fmt.Errorf("%s: %w", e.name, err)
 	}
 	return nil
-}
-
-// dropIdle closes the connections that wait for their next request, so that applications that keep many open do not
-// keep others out.
-func dropIdle(server *http.Server) {
-	server.SetKeepAlivesEnabled(false)
-	server.SetKeepAlivesEnabled(true)
 }

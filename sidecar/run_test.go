@@ -51,11 +51,14 @@ func (p *pod) put(t testing.TB, name string, generation uint32, plaintext []byte
 	})
 }
 
-func (p *pod) start(t testing.TB) {
+func (p *pod) start(t testing.TB) { t.Helper(); p.startWith(t, newWatchdog()) }
+
+// startWith starts it with a watchdog that the test may hurry.
+func (p *pod) startWith(t testing.TB, dog *watchdog) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	p.stop, p.done = cancel, make(chan error, 1)
-	go func() { p.done <- Run(ctx, p.config) }()
+	go func() { p.done <- run(ctx, p.config, newDoors, dog) }()
 	t.Cleanup(cancel)
 }
 

@@ -40,9 +40,12 @@ func (d *watchdog) noted(nc net.Conn, state http.ConnState) {
 	}
 	limit := maxBusy
 	switch state {
+	case http.StateNew:
 	case http.StateIdle:
 		limit = maxIdle
-	case http.StateNew, http.StateActive:
+		c.wait()
+	case http.StateActive:
+		c.idleSince.Store(0)
 	default:
 		d.mu.Lock()
 		delete(d.conns, c)

@@ -54,6 +54,8 @@ type KeyService struct {
 	outage   error
 	tokens   []string
 	renewed  int
+	held     chan struct{} // nil: calls do not wait
+	release  chan struct{}
 }
 
 // NewKeyService starts a key service that stops with the test.
@@ -125,6 +127,20 @@ func (k *KeyService) Fail(err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.outage = err
+}
+
+// Hold makes every later call for plaintexts wait until release is called, or its caller is gone. Of each that waits held tells.
+func (k *KeyService) Hold() (held <-chan struct{}, release func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	told, open := make(chan struct{}, 1000), make(chan struct{})
+	k.held, k.release = told, open
+	return told, sync.OnceFunc(func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.held = nil
+		close(open)
+	})
 }
 
 // Tokens returns what the calls carried as "authorization", in order.
@@ -199,13 +215,22 @@ func (k *KeyService) BatchDecrypt(ctx context.Context, r *kmsv1.BatchDecryptRequ
 	return response, nil
 }
 
-// called notes a call, and returns the error by which it fails as a whole.
+// called notes a call, lets it wait, and returns the error by which it fails as a whole.
 func (k *KeyService) called(ctx context.Context) error {
 	k.mu.Lock()
-	defer k.mu.Unlock()
 	md, _ := metadata.FromIncomingContext(ctx)
 	k.tokens = append(k.tokens, md.Get("authorization")...)
-	return k.outage
+	outage, held, release := k.outage, k.held, k.release
+	k.mu.Unlock()
+	if held != nil {
+		held <- struct{}{}
+		select {
+		case <-release:
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		}
+	}
+	return outage
 }
 
 func (k *KeyService) refusal(name string) *status.Status {
