@@ -125,7 +125,7 @@ func newHTTPServer(h http.Handler, log *slog.Logger, d *watchdog) *http.Server {
 
 // ServeHTTP implements http.Handler.
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.ContentLength != 0 {
+	if r.ContentLength != 0 || unclearEnd(r) {
 		// Else net/http would first wait for the body. Who has read it takes this back.
 		w.Header().Set("Connection", "close")
 	}

@@ -123,6 +123,7 @@ func TestSlowClientsOfAWholeSidecar(t *testing.T) {
 			"a body, a byte each second":  {x.head("Content-Length: 1000"), x.body + strings.Repeat(" ", 1000), body},
 			"chunks that never come":      {x.head("Transfer-Encoding: chunked"), "", body},
 			"a chunk, a byte each second": {x.head("Transfer-Encoding: chunked") + "fff\r\n", strings.Repeat(" ", 1000), body},
+			"a chunk beyond all memory":   {x.head("Transfer-Encoding: chunked") + "7fffffffffffffff\r\n", strings.Repeat(" ", 1000), body},
 			"a trailer that does not end": {x.head("Transfer-Encoding: chunked") + "0\r\nX: ", strings.Repeat("y", 1000), body},
 		} {
 			all[name+": "+what], dials[name+": "+what] = s, x.dial

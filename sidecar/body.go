@@ -121,6 +121,10 @@ func bodyTooLarge(most int) *problem {
 			maxPlaintext)).ref()
 }
 
+// unclearEnd reports whether somebody else, who passed the request on, may have taken another place for its end (RFC 9112, section 6.1): net/http
+// passes over a length beside chunks, and over chunks in HTTP/1.0, and does not tell. Such a request is the last of its connection.
+func unclearEnd(r *http.Request) bool { return r.ContentLength < 0 || !r.ProtoAtLeast(1, 1) }
+
 // bodyMedia returns the media type of the body, mediaBytes or mediaJSON; "" for any other, and for one that is encoded.
 func bodyMedia(h http.Header) string {
 	if _, encoded := h["Content-Encoding"]; encoded {

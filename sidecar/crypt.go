@@ -55,10 +55,8 @@ func (a *api) crypt(w http.ResponseWriter, r *http.Request, to route, name strin
 		return problem.write(w)
 	}
 	defer body.free()
-	if r.ContentLength >= 0 {
-		// See ServeHTTP. A connection with chunks ends all the same: net/http takes a length beside them and does not tell, and whoever
-		// passed the request on may have gone by that (RFC 9112, section 6.3).
-		delete(w.Header(), "Connection")
+	if !unclearEnd(r) {
+		delete(w.Header(), "Connection") // see ServeHTTP
 	}
 	given := body.bytes()
 	if in == mediaJSON {

@@ -60,7 +60,7 @@ func (d *doors) serve(w http.ResponseWriter, r *http.Request, otherwise string) 
 	if c, ok := r.Context().Value(connKey{}).(*conn); ok {
 		d.dog.allow(c, maxDoor)
 	}
-	if r.ContentLength < 0 { // chunks, beside which net/http passes over a Content-Length that somebody else may have gone by
+	if unclearEnd(r) {
 		w.Header().Set("Connection", "close")
 	}
 	body := &doorRequest{ReadCloser: r.Body, ended: r.ContentLength == 0}
@@ -74,7 +74,7 @@ func (d *doors) serve(w http.ResponseWriter, r *http.Request, otherwise string) 
 
 // refuse answers in no door's words, before the request was read to its end: net/http would first wait for the rest.
 func (d *doors) refuse(w http.ResponseWriter, r *http.Request, p problem) {
-	if r.ContentLength != 0 {
+	if r.ContentLength != 0 || unclearEnd(r) {
 		w.Header().Set("Connection", "close")
 	}
 	p.write(w)
