@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"math/big"
 	"net"
 	"testing"
@@ -39,6 +40,7 @@ type world struct {
 	rbac    *kmstest.Authorizer
 	address string
 	roots   *x509.CertPool
+	root    []byte // the one of roots, in PEM
 }
 
 // Tokens of pods of team-a: one may do everything with all of its keys, the other nothing.
@@ -59,6 +61,7 @@ func newWorld(t *testing.T) *world {
 	w.Service, err = kms.New(kms.Config{
 		Seal: ring, Keys: store, MasterKeys: w.objects, Authenticator: tokens, Authorizer: w.rbac, Auditor: &kmstest.Auditor{},
 		Events: &kmstest.Events{}, Registerer: prometheus.NewRegistry(), Logger: logr.Discard(),
+		Limits: kms.LimitsOf(1_000_000, 1_000_000), // they are not what is tested
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -119,6 +122,7 @@ func (w *world) serve(t *testing.T) {
 	}
 	w.roots = x509.NewCertPool()
 	w.roots.AddCert(root)
+	w.root = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	server := kms.NewGRPCServer(w.Service, &tls.Config{
 		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS13,
 	}, logr.Discard())
