@@ -3,6 +3,7 @@ package aws
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -134,6 +135,58 @@ func TestLargeRequestsAreNotHeldWithoutEnd(t *testing.T) {
 	d.large.Store(0)
 	if w := ask(t, d, "Encrypt", large); w.Code != http.StatusOK {
 		t.Errorf("when they are gone: status %d: %s", w.Code, w.Body)
+	}
+}
+
+// TestASlowBodyHoldsWhatHasCome, and not what it was announced as.
+func TestASlowBodyHoldsWhatHasCome(t *testing.T) {
+	for name, length := range map[string]int64{"with its length": maxBody, "without its length": -1} {
+		t.Run(name, func(t *testing.T) {
+			d := newDoor(&fakeService{})
+			come, most := 0, int64(0)
+			body := readerFunc(func(p []byte) (int, error) {
+				if held := d.large.Load(); come < usualBody && held > 0 || held > int64(2*come) {
+					t.Errorf("%d bytes are held when %d have come", held, come)
+				}
+				most = max(most, d.large.Load())
+				n := min(len(p), 1000, maxBody-come)
+				if come += n; come == maxBody {
+					return n, io.EOF
+				}
+				return n, nil
+			})
+			do(t, d, http.MethodPost, body, func(r *http.Request) { r.ContentLength = length })
+			if most < maxBody/2 || d.large.Load() != 0 {
+				t.Errorf("%d bytes were held at most, and %d are", most, d.large.Load())
+			}
+		})
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// TestAClientThatLeavesLeavesNothing of the plaintext that it had sent, while its call waited.
+func TestAClientThatLeavesLeavesNothing(t *testing.T) {
+	ctx, leave := context.WithCancel(t.Context())
+	f := &fakeService{hang: true}
+	d := newDoor(f)
+	x := newExchange()
+	r := httptest.NewRequestWithContext(ctx, http.MethodPost, "/", strings.NewReader(strings.Replace(usual["Encrypt"], "c2Vj", `c2\u0056j`, 1)))
+	r.Header.Set("X-Amz-Target", targetPrefix+"Encrypt")
+	leave()
+	e := d.serve(x, r)
+	if e == nil || f.last == nil {
+		t.Fatalf("got %+v; asked was %v", e, f.last)
+	}
+	d.answer(httptest.NewRecorder(), r, x, e)
+	held := [][]byte{x.body, x.out, x.parser.unescaped, x.request.plaintext}
+	x.release()
+	for i, b := range held {
+		if b = b[:cap(b)]; len(b) == 0 || !bytes.Equal(b, make([]byte, len(b))) {
+			t.Errorf("buffer %d still holds %q", i, b)
+		}
 	}
 }
 

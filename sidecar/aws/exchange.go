@@ -52,33 +52,48 @@ func (x *exchange) release() {
 	}
 }
 
-// readBody reads the body of a request, and no more than there may be of it.
+// readBody reads the body of a request, and no more than there may be of it. It gets memory as it comes: who sends it slowly holds little
+// more than he has sent.
 func (d *Door) readBody(x *exchange, r *http.Request) *exception {
-	size := int64(maxBody) + 1 // not said: as much as comes
-	if r.ContentLength >= 0 {
-		size = r.ContentLength
-	}
+	size := maxBody + 1 // not said: as much as comes
 	x.unread = true
-	if r.ContentLength > maxBody {
-		return tooLarge()
-	}
-	if size > usualBody {
-		x.door, x.large = d, size
-		if d.large.Add(size) > maxLarge {
-			return newException(throttling, "too many large requests at once: try again")
-		}
-		x.body = make([]byte, 0, size)
-	}
-	n, err := io.ReadFull(r.Body, x.body[:size])
-	x.body = x.body[:n]
 	switch {
-	case r.ContentLength < 0 && n > maxBody:
+	case r.ContentLength > maxBody:
 		return tooLarge()
-	case r.ContentLength < 0 && (errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)), err == nil:
-		x.unread = false
-		return nil
+	case r.ContentLength >= 0:
+		size = int(r.ContentLength)
 	}
-	return newException(serialization, "the body of the request ended early")
+	for {
+		n, err := io.ReadFull(r.Body, x.body[len(x.body):min(size, cap(x.body))])
+		x.body = x.body[:len(x.body)+n]
+		switch {
+		case len(x.body) > maxBody:
+			return tooLarge()
+		case err == nil && len(x.body) < size:
+			if !d.grow(x, min(size, 2*cap(x.body))) {
+				return newException(throttling, "too many large requests at once: try again")
+			}
+		case err == nil, r.ContentLength < 0 && (errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)):
+			x.unread = false
+			return nil
+		default:
+			return newException(serialization, "the body of the request ended early")
+		}
+	}
+}
+
+// grow makes the body's memory so large, if there may be as much.
+func (d *Door) grow(x *exchange, size int) bool {
+	more := int64(size) - x.large
+	x.door, x.large = d, int64(size)
+	if d.large.Add(more) > maxLarge {
+		return false
+	}
+	grown := make([]byte, len(x.body), size)
+	copy(grown, x.body)
+	clear(x.body)
+	x.body = grown
+	return true
 }
 
 func tooLarge() *exception {
