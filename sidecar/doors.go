@@ -67,7 +67,8 @@ func (d *doors) serve(w http.ResponseWriter, r *http.Request, otherwise string) 
 	r.Body = body
 	answer := &doorAnswer{ResponseWriter: w, request: r, body: body}
 	door.ServeHTTP(answer, r)
-	r.Body = body.ReadCloser // by which net/http knows that it was not read to its end: it lets the client read the answer, and then closes
+	// By it net/http knows that it was not read to its end: it lets the client read the answer before it closes.
+	r.Body = body.ReadCloser
 	if !answer.begun { // net/http would say 200 with nothing in it, which clients take for success
 		d.refuse(w, r, newProblem(http.StatusInternalServerError, reasonInternalError, "internal error: the front door has no answer"))
 	}
