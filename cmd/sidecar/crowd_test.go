@@ -103,7 +103,7 @@ func startServing(t *testing.T, binary string) *serving {
 	_ = l.Close()
 	_, port, _ := net.SplitHostPort(s.port.String())
 	s.askDoor = "POST / HTTP/1.1\r\nHost: localhost:" + port + "\r\nX-Amz-Target: TrentService.Decrypt\r\nContent-Length: 2\r\n\r\n{}"
-	s.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), binary, "--data-keys=orders", "--keys-dir="+mount.Dir, //nolint:gosec // ours
+	s.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), binary, "--data-keys=orders", "--keys-dir="+mount.Dir,
 		"--token-file="+token, "--socket="+s.socket.String(), "--loopback-port="+port, "--key-service="+service.Address)
 	s.cmd.Env = []string{"DATAKEYS_ROOTS=" + string(service.Roots)}
 	s.cmd.Stderr = os.Stderr
