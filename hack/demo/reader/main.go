@@ -3,7 +3,7 @@
 //
 //	reader sha256 NAME                        print the SHA-256 of a data key, never the key
 //	reader serve NAME                         the same once for each change, until told to end
-//	reader work [-keep] NAME                    encrypt and decrypt with a data key until told to end; print the ciphertexts
+//	reader work [-keep] [-last TIME] NAME       encrypt and decrypt with a data key until told to end; print the ciphertexts
 //	reader open NAME                            decrypt what work printed, from the standard input
 //	reader get [-accept TYPE] [-method M] PATH  print status, content type and body of any answer: this prints keys
 //	reader sleep                                do nothing until told to end
@@ -36,7 +36,7 @@ const (
 	maxAnswer = 1 << 20
 )
 
-const usage = `usage: reader sha256 NAME | serve NAME | work [-keep] NAME | open NAME | get [-accept TYPE] [-method METHOD] PATH | sleep`
+const usage = `usage: reader sha256 NAME | serve NAME | work [-keep] [-last TIME] NAME | open NAME | get [-accept TYPE] [-method METHOD] PATH | sleep`
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)

@@ -26,17 +26,27 @@ import (
 // work encrypts a random message with the newest generation of a data key and decrypts one of the earlier ones, again and again,
 // until the context ends. It is how an application goes over to new generations by itself: it keeps the number of the generation
 // beside each ciphertext, and asks for the key of that number. What was encrypted it prints, for open; the first thing that goes
-// wrong ends it.
-func (r *reader) work(ctx context.Context, arguments []string) error {
+// wrong ends it. As one that finishes what it has begun, it goes on for a while after it was told to end, if it is to.
+func (r *reader) work(told context.Context, arguments []string) error {
 	flags := flag.NewFlagSet("work", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	keep := flags.Bool("keep", false, "")
+	last := flags.Duration("last", 0, "")
 	if err := flags.Parse(arguments); err != nil || flags.NArg() != 1 {
 		return errors.New(usage)
 	}
+	ctx, end := context.WithCancel(context.WithoutCancel(told))
+	defer end()
+	defer context.AfterFunc(told, func() { time.AfterFunc(*last, end) })()
 	keys := dataKeys{reader: r, name: flags.Arg(0), kept: map[int32]cipher.AEAD{}, keep: *keep}
 	var records []record
-	for {
+	for said := *last == 0; ; {
+		if !said && told.Err() != nil {
+			said = true
+			if _, err := fmt.Fprintln(r.out, "# told to end"); err != nil {
+				return err
+			}
+		}
 		one, err := keys.encrypt(ctx)
 		if err == nil {
 			if _, err = fmt.Fprintln(r.out, one); err == nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -84,6 +85,17 @@ func TestWork(t *testing.T) {
 				t.Errorf("it did not say how many messages there were: %q", out)
 			}
 		})
+	}
+}
+
+func TestWorkGoesOnAfterItWasToldToEnd(t *testing.T) {
+	out, err := worked(t, 3, []string{"-last=10ms", "orders"}, dataKey(1))
+	if err != nil || !strings.Contains(out, "\n# told to end\n") || !strings.Contains(out, "\n# told to end after ") {
+		t.Errorf("got %q, error %v, want both that it was told and that it ended", out, err)
+	}
+	answers := append(slices.Repeat([]fake{dataKey(1)}, 20), denied)
+	if out, err := worked(t, 3, []string{"-last=1h", "orders"}, answers...); err == nil || !strings.Contains(out, "\n# told to end\n1 ") {
+		t.Errorf("got %q, error %v, want messages after it was told, and the refusal", out, err)
 	}
 }
 
