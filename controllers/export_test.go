@@ -9,6 +9,7 @@ import (
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
 )
 
 // Reconciler is the two functions of a controller.
@@ -48,6 +49,9 @@ func NewPodReconciler(c client.Client, recorder events.EventRecorder) Reconciler
 
 // UnmarkedLabels selects the pods that asked for the sidecar and were not marked with it.
 const UnmarkedLabels = unmarkedLabels
+
+// PendingPods wakes pods that are Pending.
+func PendingPods(delay time.Duration) handler.EventHandler { return pendingPods(delay) }
 
 // An InjectionReconciler tells of pods without a sidecar, and counts them.
 type InjectionReconciler interface {

@@ -202,14 +202,19 @@ func setupInjection(mgr ctrl.Manager, config Config, options controller.Options)
 			return fmt.Errorf("metrics: %w", err)
 		}
 	}
-	itself := func(_ context.Context, pod client.Object) []ctrl.Request {
-		return []ctrl.Request{{NamespacedName: client.ObjectKeyFromObject(pod)}}
-	}
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("injection").
 		WatchesRawSource(source.Kind(unmarked, client.Object(newPodMetadata()), &handler.EnqueueRequestForObject{})).
-		// Most pods are Pending for a moment only.
-		WatchesMetadata(&corev1.Pod{}, later(config.PendingDelay, itself)).
+		WatchesMetadata(&corev1.Pod{}, pendingPods(config.PendingDelay)).
 		WithOptions(options).
 		Complete(r)
+}
+
+// pendingPods wakes a pod that has been Pending for a while, since most pods are so for a moment only; and at once when it is so no more, or
+// gone, so that it is not counted for longer.
+func pendingPods(delay time.Duration) handler.EventHandler {
+	pending := later(delay, func(_ context.Context, pod client.Object) []ctrl.Request {
+		return []ctrl.Request{{NamespacedName: client.ObjectKeyFromObject(pod)}}
+	})
+	return handler.Funcs{CreateFunc: pending.Create, UpdateFunc: pending.Update, DeleteFunc: (&handler.EnqueueRequestForObject{}).Delete}
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,8 +15,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 
 	"github.com/datakeys/datakeys/controllers"
 	"github.com/datakeys/datakeys/controllers/controllerstest"
@@ -232,6 +236,42 @@ func TestPodsWithoutSidecar(t *testing.T) {
 	if diff := cmp.Diff(map[string]float64{"SidecarMissing": 2, "SidecarBlocks": 1}, got); diff != "" {
 		t.Errorf("pods without a sidecar (-want +got):\n%s", diff)
 	}
+}
+
+// TestPendingPods: a pod is looked at when it has been Pending for a while, and at once when it is so no more.
+func TestPendingPods(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		queue := workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[ctrl.Request]())
+		defer queue.ShutDown()
+		woken := func() int {
+			t.Helper()
+			synctest.Wait()
+			n := queue.Len()
+			for range n {
+				one, _ := queue.Get()
+				if one != podRequest {
+					t.Errorf("got %v, want %v", one, podRequest)
+				}
+				queue.Done(one)
+			}
+			return n
+		}
+		pods := controllers.PendingPods(time.Minute)
+		pods.Create(t.Context(), event.CreateEvent{Object: pod("1", "orders")}, queue)
+		time.Sleep(time.Minute - time.Nanosecond)
+		pods.Update(t.Context(), event.UpdateEvent{ObjectNew: pod("1", "orders")}, queue)
+		if n := woken(); n != 0 {
+			t.Errorf("%d were woken within the minute", n)
+		}
+		time.Sleep(time.Nanosecond)
+		if n := woken(); n != 1 {
+			t.Errorf("%d were woken after the minute, want the pod", n)
+		}
+		pods.Delete(t.Context(), event.DeleteEvent{Object: pod("1", "orders")}, queue)
+		if n := woken(); n != 1 {
+			t.Errorf("%d were woken when the pod was gone, want it", n)
+		}
+	})
 }
 
 // TestUnmarkedPods: what the API server is to select is what the webhook is asked about, less what it has marked.
