@@ -169,9 +169,9 @@ func (c *clients) declared(t *testing.T) {
 	c.wantRefused(t, "InvalidCiphertextException", "decrypt", "--ciphertext-blob", blob, "--encryption-context", "app=other")
 }
 
-func (c *clients) sdk(t *testing.T) {
-	socket := fmt.Sprintf("/proc/%d/root%s", c.process, v1alpha1.SocketPath)
-	service := awskms.New(awskms.Options{
+// awsOn is the SDK for Go on a pod's socket.
+func awsOn(socket string) *awskms.Client {
+	return awskms.New(awskms.Options{
 		Region: "eu-central-1", BaseEndpoint: aws.String("http://datakeys"), RetryMaxAttempts: 1,
 		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 			return aws.Credentials{AccessKeyID: "any", SecretAccessKey: "any"}, nil
@@ -180,6 +180,10 @@ func (c *clients) sdk(t *testing.T) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		}}},
 	})
+}
+
+func (c *clients) sdk(t *testing.T) {
+	service := awsOn(c.socket())
 	pairs := map[string]string{"tenant": "ä", "app": "b"}
 	made, err := service.GenerateDataKey(t.Context(), &awskms.GenerateDataKeyInput{
 		KeyId: aws.String("alias/orders-prod"), KeySpec: awstypes.DataKeySpecAes256, EncryptionContext: pairs,

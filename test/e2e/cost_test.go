@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"regexp"
@@ -14,12 +15,14 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/datakeys/datakeys/api/v1alpha1"
 )
 
 // sidecarCost measures and reports; it asserts no time. It starts the same pod in rounds: plain, with a native sidecar that does
 // nothing, and with ours, whose data key is there. The second is the floor: what Kubernetes itself takes for any native sidecar.
 // The pods have the ServiceAccount token that pods have by default; a pod without any volume is measured besides. Then it looks at
-// the memory of sidecar and manager.
+// the memory of sidecar and manager, and at the processor time of a sidecar that nobody has asked meanwhile, which alone has a bound.
 func sidecarCost(t *testing.T) {
 	const rounds = 7
 	namespace := tenant(t, "restricted", "orders")
@@ -41,6 +44,11 @@ func sidecarCost(t *testing.T) {
 	}
 	noVolume := func(s *corev1.PodSpec) { s.AutomountServiceAccountToken = new(false) }
 
+	idle := build("idle", true, nil)
+	untilReady(t, idle)
+	idleProcess := processOf(t, namespace, idle.Name, v1alpha1.SidecarName)
+	idleSince, idleUsed := time.Now(), processorTime(t, idleProcess)
+
 	took := map[string][]time.Duration{}
 	for i := range rounds {
 		for name, p := range map[string]*corev1.Pod{
@@ -59,6 +67,12 @@ func sidecarCost(t *testing.T) {
 		}
 		t.Logf("Ready after %v (median of %d, %v to %v): %s; datakeys takes %v more (median of %d pairs)",
 			median(times), rounds, slices.Min(times), slices.Max(times), name, median(differences), rounds)
+	}
+
+	rest, used := time.Since(idleSince), processorTime(t, idleProcess)-idleUsed
+	t.Logf("processor: a sidecar at rest used %v in %v", used, rest)
+	if used > rest/100 {
+		t.Errorf("a sidecar at rest used %v of the processor in %v, want less than 1 %%", used, rest)
 	}
 
 	last := fmt.Sprintf("datakeys-%d", rounds-1)
@@ -104,4 +118,23 @@ func residentKiB(t *testing.T, pid int) int {
 		t.Fatal(err)
 	}
 	return kib
+}
+
+// processorTime is what a process has used of the processors (proc_pid_stat(5): utime and stime, in hundredths of a second).
+func processorTime(t *testing.T, pid int) time.Duration {
+	t.Helper()
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])) // the third and those after it
+	ticks := 0
+	for _, field := range fields[14-3 : 16-3] {
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
 }

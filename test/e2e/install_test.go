@@ -14,6 +14,15 @@ func TestHelmInstall(t *testing.T) {
 		for name, test := range map[string]func(*testing.T){
 			"a Deployment reads its data key":     deploymentReadsItsDataKey,
 			"a Job completes":                     jobCompletes,
+			"a Job fails":                         jobFails,
+			"a CronJob's Job completes":           cronJobCompletes,
+			"a Deployment is rolled":              deploymentIsRolled,
+			"a StatefulSet is rolled":             statefulSetIsRolled,
+			"keys are there to the end":           keysAreThereToTheEnd,
+			"a sidecar is killed":                 sidecarIsKilled,
+			"generations come and go":             generationsComeAndGo,
+			"others strip the sidecar":            othersStripTheSidecar,
+			"others strip the sidecar last":       othersStripTheSidecarLast,
 			"an init container reads a data key":  initContainerReadsADataKey,
 			"pods of any user":                    podsOfAnyUser,
 			"a key pair and an aad are read":      keyPairAndAADAreRead,
@@ -30,6 +39,7 @@ func TestHelmInstall(t *testing.T) {
 			})
 		}
 	})
+	t.Run("the webhook is away", webhookIsAway)
 	t.Run("the leader is killed while requests are made", leaderIsKilledWhileRequestsAreMade)
 	t.Run("the root key is changed", rootKeyIsChanged)
 	t.Run("what a sidecar costs", sidecarCost)

@@ -147,6 +147,15 @@ func (c *cluster) waitFor(t *testing.T, list client.ObjectList, namespace, what 
 	return nil
 }
 
+// poll asks again and again until something holds that no watch tells of.
+func (*cluster) poll(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, patience, true, func(context.Context) (bool, error) { return holds(), nil })
+	if err != nil {
+		t.Fatalf("%s: waited for in vain: %v", what, err)
+	}
+}
+
 // waitGone watches until the object is gone.
 func (c *cluster) waitGone(t *testing.T, list client.ObjectList, o client.Object) {
 	t.Helper()

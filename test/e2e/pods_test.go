@@ -93,6 +93,7 @@ func jobCompletes(t *testing.T) {
 	if err := kube.client.List(t.Context(), pods, client.InNamespace(namespace)); err != nil || len(pods.Items) != 1 {
 		t.Fatalf("the job has %d pods, error %v", len(pods.Items), err)
 	}
+	wantEndedInOrder(t, &pods.Items[0], 0)
 	if got, want := hexSHA256.FindString(kube.logs(t, namespace, pods.Items[0].Name, "app")), plaintextSHA256(t, namespace, "orders"); got != want {
 		t.Errorf("the job read a data key with SHA-256 %q, want %s", got, want)
 	}
