@@ -151,8 +151,8 @@ test-fips: test-packages build-fips ## Start the commands of a FIPS build, and r
 		GOFIPS140=$(FIPS) GODEBUG=fips140=only go test $(FIPS_TESTED)
 
 .PHONY: test-e2e
-test-e2e: test-packages images ## Run the tests of the local Kubernetes, then the end-to-end tests on one.
-	go test -tags e2e -v -count=1 -p 1 -timeout 40m ./hack/cluster ./test/e2e
+test-e2e: test-packages images ## Run the tests of the local Kubernetes, then the end-to-end tests on one; these wait more than they work.
+	go test -tags e2e -v -count=1 -p 1 -parallel 8 -timeout 40m ./hack/cluster ./test/e2e
 
 .PHONY: bench
 bench: ## Measure what applications get of a sidecar beside the least that it could cost, and its memory; about 5 minutes. ARGS are for hack/bench.

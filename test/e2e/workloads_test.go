@@ -49,7 +49,9 @@ func wantEndedInOrder(t *testing.T, p *corev1.Pod, code int32) {
 	if app.ExitCode != code || sidecar.ExitCode != 0 {
 		t.Errorf("of pod %s the application ended with %d, the sidecar with %d: want %d and 0", p.Name, app.ExitCode, sidecar.ExitCode, code)
 	}
-	if after := sidecar.FinishedAt.Sub(app.FinishedAt.Time); after < 0 || after > 10*time.Second {
+	after := sidecar.FinishedAt.Sub(app.FinishedAt.Time)
+	t.Logf("the sidecar of pod %s ended %v after the application", p.Name, after)
+	if after < 0 || after > 10*time.Second {
 		t.Errorf("the sidecar of pod %s ended %v after the application, want soon after", p.Name, after)
 	}
 }
