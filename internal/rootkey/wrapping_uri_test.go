@@ -9,7 +9,11 @@ import (
 	"github.com/datakeys/datakeys/internal/rootkey"
 )
 
-const arnOne = "arn:aws:kms:eu-west-1:111122223333:key/" + keyOne
+const (
+	arnOne = "arn:aws:kms:eu-west-1:111122223333:key/" + keyOne
+	// arnElsewhere is of another installation of Datakeys, whose name stands where the region does.
+	arnElsewhere = "arn:datakeys:kms:0123456789ab:team-a:key/" + keyOne
+)
 
 func TestWrappingURIs(t *testing.T) {
 	for name, test := range map[string]struct{ uri, id string }{
@@ -27,6 +31,8 @@ func TestWrappingURIs(t *testing.T) {
 		"AWS of many regions":          {"awskms://eu-west-1/mrk-1234567890abcdef1234567890abcdef", "awskms://eu-west-1/mrk-1234567890abcdef1234567890abcdef"},
 		"AWS at an endpoint":           {"awskms://eu-west-1/" + keyOne + "?endpoint=https://kms.example.com:8443&ca-file=/etc/ca.pem", "awskms://eu-west-1/" + keyOne},
 		"AWS at a loopback endpoint":   {"awskms://eu-west-1/" + keyOne + "?endpoint=http://127.0.0.1:4566", "awskms://eu-west-1/" + keyOne},
+		"a MasterKey elsewhere":        {"awskms://0123456789ab/" + arnElsewhere + "?endpoint=http://127.0.0.1:8200", "awskms://0123456789ab/" + arnElsewhere},
+		"by its alias":                 {"awskms://0123456789ab/alias/root?endpoint=http://127.0.0.1:8200", "awskms://0123456789ab/alias/root"},
 		"Alibaba by ID":                {"alicloudkms://cn-hangzhou/key-hzz62f1cb66fa42qo", "alicloudkms://cn-hangzhou/key-hzz62f1cb66fa42qo"},
 		"Alibaba by alias":             {"alicloudkms://cn-hangzhou/alias/root?domain=kms-vpc.cn-hangzhou.aliyuncs.com", "alicloudkms://cn-hangzhou/alias/root"},
 	} {
@@ -71,6 +77,10 @@ func TestWrappingURIsThatAreRefused(t *testing.T) {
 		"a namespace that climbs":          {"transit://vault/transit/root?namespace=..", `parameter "namespace" must be words`},
 		"no region":                        {"awskms:///" + keyOne, "must name the region"},
 		"a host for a region":              {"awskms://kms.eu-west-1.amazonaws.com/" + keyOne, "must name the region"},
+		"a region in capitals":             {"awskms://EU_WEST/" + keyOne, "must name the region"},
+		"a region that begins with -":      {"awskms://-west/" + keyOne, "must name the region"},
+		"a region that is too long":        {"awskms://0123456789abcdef0/" + keyOne, "must name the region"},
+		"another installation's key":       {"awskms://0123456789ac/" + arnElsewhere, "names the region 0123456789ac, and a key of 0123456789ab"},
 		"no key of AWS":                    {"awskms://eu-west-1/", "must name the key"},
 		"a key of another region":          {"awskms://eu-west-2/" + arnOne, "names the region eu-west-2, and a key of eu-west-1"},
 		"an endpoint without TLS":          {"awskms://eu-west-1/" + keyOne + "?endpoint=http://kms.example.com", "must begin with https://"},
