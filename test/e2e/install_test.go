@@ -31,7 +31,6 @@ func TestHelmInstall(t *testing.T) {
 			"a data key that comes late":          dataKeyThatComesLate,
 			"a key is disabled for a while":       keyIsDisabledForAWhile,
 			"clients of the clouds":               clientsOfTheClouds,
-			"clients of other languages":          clientsOfOtherLanguages,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()

@@ -27,8 +27,9 @@ import (
 
 func main() {
 	endpoint := flag.String("endpoint", "", "host:port, without TLS")
+	once := flag.Bool("once", false, "never try again")
 	flag.Parse()
-	if err := run(*endpoint, os.Stdin, os.Stdout); err != nil {
+	if err := run(*endpoint, *once, os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "client:", err)
 		os.Exit(1)
 	}
@@ -44,12 +45,13 @@ type failure struct {
 	Other string `json:"other,omitempty"`
 }
 
-func run(endpoint string, in io.Reader, out io.Writer) error {
+func run(endpoint string, once bool, in io.Reader, out io.Writer) error {
 	client, err := connect(endpoint)
 	if err != nil {
 		return err
 	}
-	methods := methodsOf(client)
+	// The SDK tries again as always, but at once.
+	methods := methodsOf(client, &openapiutil.RuntimeOptions{BackoffPolicy: tea.String("no"), Autoretry: tea.Bool(!once)})
 	requests, answers := json.NewDecoder(in), json.NewEncoder(out)
 	for {
 		var asked struct {
@@ -91,27 +93,29 @@ func connect(endpoint string) (*sdk.Client, error) {
 }
 
 // methodsOf are the operations that the SDK has.
-func methodsOf(c *sdk.Client) map[string]func([]byte) (any, error) {
+func methodsOf(c *sdk.Client, options *openapiutil.RuntimeOptions) map[string]func([]byte) (any, error) {
 	return map[string]func([]byte) (any, error){
-		"GenerateDataKey":                            method(c.GenerateDataKeyWithOptions),
-		"AdvanceGenerateDataKey":                     method(c.AdvanceGenerateDataKeyWithOptions),
-		"Encrypt":                                    method(c.EncryptWithOptions),
-		"AdvanceEncrypt":                             method(c.AdvanceEncryptWithOptions),
-		"Decrypt":                                    method(c.DecryptWithOptions),
-		"AdvanceDecrypt":                             method(c.AdvanceDecryptWithOptions),
-		"GenerateDataKeyPair":                        method(c.GenerateDataKeyPairWithOptions),
-		"GenerateDataKeyPairWithoutPlaintext":        method(c.GenerateDataKeyPairWithoutPlaintextWithOptions),
-		"AdvanceGenerateDataKeyPair":                 method(c.AdvanceGenerateDataKeyPairWithOptions),
-		"AdvanceGenerateDataKeyPairWithoutPlaintext": method(c.AdvanceGenerateDataKeyPairWithoutPlaintextWithOptions),
-		"GenerateRandom":                             method(c.GenerateRandomWithOptions),
-		"Sign":                                       method(c.SignWithOptions),
-		"Verify":                                     method(c.VerifyWithOptions),
-		"GetPublicKey":                               method(c.GetPublicKeyWithOptions),
-		"GetSecretValue":                             method(c.GetSecretValueWithOptions),
+		"GenerateDataKey":                            method(c.GenerateDataKeyWithOptions, options),
+		"AdvanceGenerateDataKey":                     method(c.AdvanceGenerateDataKeyWithOptions, options),
+		"Encrypt":                                    method(c.EncryptWithOptions, options),
+		"AdvanceEncrypt":                             method(c.AdvanceEncryptWithOptions, options),
+		"Decrypt":                                    method(c.DecryptWithOptions, options),
+		"AdvanceDecrypt":                             method(c.AdvanceDecryptWithOptions, options),
+		"GenerateDataKeyPair":                        method(c.GenerateDataKeyPairWithOptions, options),
+		"GenerateDataKeyPairWithoutPlaintext":        method(c.GenerateDataKeyPairWithoutPlaintextWithOptions, options),
+		"AdvanceGenerateDataKeyPair":                 method(c.AdvanceGenerateDataKeyPairWithOptions, options),
+		"AdvanceGenerateDataKeyPairWithoutPlaintext": method(c.AdvanceGenerateDataKeyPairWithoutPlaintextWithOptions, options),
+		"GenerateRandom":                             method(c.GenerateRandomWithOptions, options),
+		"Sign":                                       method(c.SignWithOptions, options),
+		"Verify":                                     method(c.VerifyWithOptions, options),
+		"GetPublicKey":                               method(c.GetPublicKeyWithOptions, options),
+		"GetSecretValue":                             method(c.GetSecretValueWithOptions, options),
 	}
 }
 
-func method[Request, Response any](call func(*Request, *openapiutil.RuntimeOptions) (*Response, error)) func([]byte) (any, error) {
+func method[Request, Response any](
+	call func(*Request, *openapiutil.RuntimeOptions) (*Response, error), options *openapiutil.RuntimeOptions,
+) func([]byte) (any, error) {
 	return func(text []byte) (any, error) {
 		var request Request
 		d := json.NewDecoder(bytes.NewReader(text))
@@ -119,8 +123,7 @@ func method[Request, Response any](call func(*Request, *openapiutil.RuntimeOptio
 		if err := d.Decode(&request); err != nil {
 			return nil, err
 		}
-		// The SDK tries again as always, but at once.
-		return call(&request, &openapiutil.RuntimeOptions{BackoffPolicy: tea.String("no")})
+		return call(&request, options)
 	}
 }
 
