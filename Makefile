@@ -169,6 +169,10 @@ scale: ## Measure the manager with 10,000 DataKeyRequests beside a bare client, 
 	CGO_ENABLED=0 go build -o dist/manager-scale ./cmd/manager
 	KUBEBUILDER_ASSETS="$$($(CLUSTER) assets)" go run ./hack/scale -manager dist/manager-scale $(ARGS)
 
+.PHONY: measured
+measured: images ## Measure revocation and coast on a local cluster, 50 pods side by side; about 25 minutes.
+	go test -tags e2e,measured -v -count=1 -timeout 1h ./test/e2e -run '^(TestRevocation|TestCoast)$$'
+
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME.
 	hack/fuzz.sh $(FUZZTIME)

@@ -17,7 +17,7 @@ done
 go mod verify
 
 step vet
-go vet -tags e2e ./...
+go vet -tags e2e,measured ./...
 
 step linters
 make --no-print-directory lint
