@@ -173,6 +173,10 @@ scale: ## Measure the manager with 10,000 DataKeyRequests beside a bare client, 
 measured: images ## Measure revocation and coast on a local cluster, 50 pods side by side; about 25 minutes.
 	go test -tags e2e,measured -v -count=1 -timeout 1h ./test/e2e -run '^(TestRevocation|TestCoast)$$'
 
+.PHONY: soak
+soak: images ## Use sidecars for an hour under mixed load with rotations; ARGS are for the test, such as "-soak 10m".
+	go test -tags e2e,measured -v -count=1 -timeout 2h ./test/e2e -run '^TestSoak$$' $(ARGS)
+
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME.
 	hack/fuzz.sh $(FUZZTIME)

@@ -17,7 +17,6 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -94,7 +93,7 @@ type door struct {
 func doorOf(t *testing.T, namespace, pod string) door {
 	t.Helper()
 	process := processOf(t, namespace, pod, "app")
-	return door{process, "http://127.0.0.1:" + strconv.Itoa(loopbackPort), fmt.Sprintf("/proc/%d/root%s", process, v1alpha1.SocketPath)}
+	return door{process, endpoint, fmt.Sprintf("/proc/%d/root%s", process, v1alpha1.SocketPath)}
 }
 
 // command is a program in the network of the door, with nothing of this environment.

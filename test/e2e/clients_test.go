@@ -37,6 +37,8 @@ type clients struct {
 
 const loopbackPort = 8200
 
+var endpoint = "http://127.0.0.1:" + strconv.Itoa(loopbackPort)
+
 // user uses a client as a program would.
 type user interface {
 	// usesKeys does all that the client can do, and all that it can do wrong, while the keys are Enabled.
