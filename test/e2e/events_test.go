@@ -62,10 +62,12 @@ func sidecarIsKilled(t *testing.T) {
 		return after.Status.InitContainerStatuses[0].RestartCount == 1
 	})
 	t.Logf("the sidecar was there again after %v", time.Since(asked))
-	if last := after.Status.InitContainerStatuses[0].LastTerminationState.Terminated; last == nil || last.ExitCode != 128+int32(syscall.SIGKILL) {
+	last := after.Status.InitContainerStatuses[0].LastTerminationState.Terminated
+	if last == nil || last.ExitCode != 128+int32(syscall.SIGKILL) {
 		t.Errorf("the sidecar ended with %+v, want the signal", last)
 	}
-	if was, is := p.Status.ContainerStatuses[0], after.Status.ContainerStatuses[0]; is.RestartCount != 0 || is.ContainerID != was.ContainerID || !podReady(after) {
+	was, is := p.Status.ContainerStatuses[0], after.Status.ContainerStatuses[0]
+	if is.RestartCount != 0 || is.ContainerID != was.ContainerID || !podReady(after) {
 		t.Errorf("the application was %+v and is %+v, want it left alone", was, is)
 	}
 

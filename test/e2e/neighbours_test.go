@@ -172,9 +172,10 @@ func otherParty(t *testing.T, name, namespace string, changes ...func(*corev1.Po
 			}
 			return admission.PatchResponseFromRaw(r.Object.Raw, changed)
 		})})
+		address := url.URL{Scheme: "https", Host: host, Path: path}
 		configuration.Webhooks = append(configuration.Webhooks, admissionregistrationv1.MutatingWebhook{
 			Name:                    "webhook-" + strconv.Itoa(i) + ".other.example",
-			ClientConfig:            admissionregistrationv1.WebhookClientConfig{URL: new((&url.URL{Scheme: "https", Host: host, Path: path}).String()), CABundle: ca},
+			ClientConfig:            admissionregistrationv1.WebhookClientConfig{URL: new(address.String()), CABundle: ca},
 			AdmissionReviewVersions: []string{"v1"},
 			SideEffects:             new(admissionregistrationv1.SideEffectClassNone),
 			ReinvocationPolicy:      new(admissionregistrationv1.IfNeededReinvocationPolicy),

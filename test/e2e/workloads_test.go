@@ -60,7 +60,8 @@ func wantEndedInOrder(t *testing.T, p *corev1.Pod, code int32) {
 func podsOf(t *testing.T, job *batchv1.Job) []corev1.Pod {
 	t.Helper()
 	pods := &corev1.PodList{}
-	if err := kube.client.List(t.Context(), pods, client.InNamespace(job.Namespace), client.MatchingLabels{batchv1.JobNameLabel: job.Name}); err != nil {
+	ofJob := client.MatchingLabels{batchv1.JobNameLabel: job.Name}
+	if err := kube.client.List(t.Context(), pods, client.InNamespace(job.Namespace), ofJob); err != nil {
 		t.Fatal(err)
 	}
 	return pods.Items
@@ -98,7 +99,8 @@ func jobFails(t *testing.T) {
 	for i := range pods {
 		p := &pods[i]
 		wantEndedInOrder(t, p, 1)
-		if said := kube.logs(t, namespace, p.Name, "app"); p.Status.Phase != corev1.PodFailed || !strings.Contains(said, "HTTP 404 Not Found: UnknownDataKey") {
+		said := kube.logs(t, namespace, p.Name, "app")
+		if p.Status.Phase != corev1.PodFailed || !strings.Contains(said, "HTTP 404 Not Found: UnknownDataKey") {
 			t.Errorf("pod %s is %s, and said %q", p.Name, p.Status.Phase, said)
 		}
 	}
@@ -140,7 +142,8 @@ func deploymentIsRolled(t *testing.T) {
 	})
 	rolled := func(o client.Object) bool {
 		d := o.(*appsv1.Deployment)
-		return d.Status.ObservedGeneration == d.Generation && d.Status.UpdatedReplicas == 2 && d.Status.AvailableReplicas == 2 && d.Status.Replicas == 2
+		return d.Status.ObservedGeneration == d.Generation &&
+			d.Status.UpdatedReplicas == 2 && d.Status.AvailableReplicas == 2 && d.Status.Replicas == 2
 	}
 	kube.waitFor(t, &appsv1.DeploymentList{}, namespace, "Deployment works available", rolled)
 	for _, p := range kube.untilGone(t, namespace, 2, func() { rollOut(t, &appsv1.Deployment{}, namespace, "works") }) {
