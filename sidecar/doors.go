@@ -45,16 +45,16 @@ func (d *doors) serve(w http.ResponseWriter, r *http.Request, otherwise string) 
 	switch {
 	case r.Method != http.MethodPost:
 		w.Header().Set("Allow", http.MethodPost)
-		d.refuse(w, r, newProblem(http.StatusMethodNotAllowed, reasonMethodNotAllowed, fmt.Sprintf("%s is not a method of this path: AWS KMS and "+
-			"Alibaba Cloud KMS are asked with POST%s", quote(r.Method), otherwise)))
+		d.refuse(w, r, newProblem(http.StatusMethodNotAllowed, reasonMethodNotAllowed, fmt.Sprintf("%s is not a method of this path: AWS KMS "+
+			"and Alibaba Cloud KMS are asked with POST%s", quote(r.Method), otherwise)))
 		return
 	case r.Header[headerAWS] != nil:
 		door = d.aws
 	case r.Header[headerAlibaba] != nil:
 		door = d.alibaba
 	default:
-		d.refuse(w, r, newProblem(http.StatusBadRequest, reasonUnknownProtocol, fmt.Sprintf("the request has neither the header %s of AWS KMS nor "+
-			"the header x-kms-apiname of an instance of Alibaba Cloud KMS%s", headerAWS, otherwise)))
+		d.refuse(w, r, newProblem(http.StatusBadRequest, reasonUnknownProtocol, fmt.Sprintf("the request has neither the header %s of AWS KMS "+
+			"nor the header x-kms-apiname of an instance of Alibaba Cloud KMS%s", headerAWS, otherwise)))
 		return
 	}
 	if c, ok := r.Context().Value(connKey{}).(*conn); ok {

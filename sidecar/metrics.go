@@ -23,7 +23,7 @@ var metricsType = []string{"text/plain; version=0.0.4; charset=utf-8"} // Promet
 
 // help says what each metric is, as docs/native-api.md does at more length.
 var help = map[string]string{
-	"datakeys_sidecar_connections":                               "Open connections, by network: unix for the socket, tcp for the loopback port.",
+	"datakeys_sidecar_connections":                               "Open connections: unix at the socket, tcp at the loopback port.",
 	"datakeys_sidecar_data_keys":                                 "Data keys, by state.",
 	"datakeys_sidecar_door_requests_total":                       "Requests answered by the front doors, by door, operation and error code.",
 	"datakeys_sidecar_event_streams":                             "Open streams of events.",
