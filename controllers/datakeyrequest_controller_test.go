@@ -204,7 +204,7 @@ func TestDataKeyRequest(t *testing.T) {
 			wantTerminal: true,
 		},
 		"with the policy Delete, the finalizer comes before the Secret": {
-			objects:    []client.Object{request(withPolicy("Delete")), masterKey(readyKey), ownMaterial},
+			objects: []client.Object{request(withPolicy("Delete")), masterKey(readyKey), ownMaterial},
 			wantStatus: func() *written {
 				w := ready(now, now, first)
 				w.ResourceVersion = "6"
