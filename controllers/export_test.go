@@ -10,6 +10,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 )
 
 // Reconciler is the two functions of a controller.
@@ -36,6 +37,11 @@ func newReconcilers(c client.Client, reader client.Reader, keyService KeyService
 		KeyService: keyService, ServerTime: ServerTime(clock), Clock: clock, Recorder: recorder, RewrapRate: DefaultRewrapRate,
 	})
 }
+
+func Again(r reconcile.Reconciler) reconcile.Reconciler { return again(r) }
+
+// KeyServiceError is an error of the key service for that reason.
+func KeyServiceError(err error) error { return keyServiceError{Err: err} }
 
 func NewRecent(reader client.Reader, clock clock.PassiveClock) client.Reader {
 	return newRecent(reader, clock)

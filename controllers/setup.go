@@ -202,7 +202,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, config Config) error {
 		// Material that was deleted or restored changes what the MasterKey may say of itself.
 		WatchesMetadata(&corev1.Secret{}, handler.EnqueueRequestsFromMapFunc(watched.masterKeysOfMaterial), builder.WithPredicates(notInInitialList)).
 		WithOptions(options).
-		Complete(reconcilers.MasterKey); err != nil {
+		Complete(again(reconcilers.MasterKey)); err != nil {
 		return fmt.Errorf("controllers: masterkey: %w", err)
 	}
 	if err := ctrl.NewControllerManagedBy(mgr).
@@ -221,7 +221,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, config Config) error {
 		// A Secret that was deleted or edited is repaired, and one that was in the way may be gone.
 		WatchesMetadata(&corev1.Secret{}, handler.EnqueueRequestsFromMapFunc(watched.requestOfSecret), builder.WithPredicates(notInInitialList)).
 		WithOptions(options).
-		Complete(reconcilers.DataKeyRequest); err != nil {
+		Complete(again(reconcilers.DataKeyRequest)); err != nil {
 		return fmt.Errorf("controllers: datakeyrequest: %w", err)
 	}
 	if err := ctrl.NewControllerManagedBy(mgr).
