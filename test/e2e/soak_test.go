@@ -324,7 +324,7 @@ func (s *soak) wait(t *testing.T, what string, so func() bool) {
 // alarming are lines that no log should have. An audit record says what was decided.
 var alarming = regexp.MustCompile(`(?i)"level":"(warn|error|dpanic|panic|fatal)"|^(panic|fatal error|runtime):|^{.*"decision":"[^"]*"`)
 
-var said = regexp.MustCompile(`"(msg|reason|error|decision)":"[^"]*"`)
+var said = regexp.MustCompile(`"(msg|reason|error|decision)":"([^"\\]|\\.)*"`)
 
 // stopping is what controller-runtime says where a leader is told to stop, and gives its Lease back.
 const stopping = `"msg":"error received after stop sequence was engaged" "error":"leader election lost"`
@@ -395,8 +395,9 @@ func (s *soak) sample() {
 			}
 			now, err := sampleOf(p.pid)
 			if err == nil && p.metrics != nil {
-				if now.goroutines = goroutinesOf(p.metrics); now.goroutines == 0 && len(p.life) > 0 {
-					now.goroutines = p.life[len(p.life)-1].goroutines // it is busy
+				if now.goroutines, now.live = heapOf(p.metrics); now.goroutines == 0 && len(p.life) > 0 {
+					last := p.life[len(p.life)-1] // it is busy, or on its way out
+					now.goroutines, now.live = last.goroutines, last.live
 				}
 			}
 			switch {
@@ -419,22 +420,24 @@ func (s *soak) sample() {
 	}
 }
 
-var goroutinesLine = regexp.MustCompile(`(?m)^go_goroutines (\d+)$`)
+var heapLine = regexp.MustCompile(`(?m)^(go_goroutines|go_memstats_next_gc_bytes) (\S+)$`)
 
-// goroutinesOf asks a manager, which may be on its way out.
-func goroutinesOf(c *http.Client) int {
+// heapOf asks a manager how many goroutines it has, and how many KiB its heap had in use at the last collection, give or take a part that
+// is always the same: the next one comes at so many times as much.
+func heapOf(c *http.Client) (goroutines, live int) {
 	answer, err := c.Get("http://localhost/metrics")
 	if err != nil {
-		return 0
+		return 0, 0
 	}
 	defer answer.Body.Close()
 	body, err := io.ReadAll(answer.Body)
-	match := goroutinesLine.FindSubmatch(body)
-	if err != nil || match == nil {
-		return 0
+	told := map[string]float64{}
+	for _, match := range heapLine.FindAllStringSubmatch(string(body), -1) {
+		if told[match[1]], err = strconv.ParseFloat(match[2], 64); err != nil {
+			return 0, 0
+		}
 	}
-	n, _ := strconv.Atoi(string(match[1]))
-	return n
+	return int(told["go_goroutines"]), int(told["go_memstats_next_gc_bytes"]) >> 11
 }
 
 var statusLine = regexp.MustCompile(`(?m)^(VmRSS|RssAnon|VmHWM|Threads):\s+(\d+)`)
@@ -519,10 +522,10 @@ func (s *soak) report(t *testing.T, lasted time.Duration) {
 		}
 		before, after := p.life.settled(), p.life.late()
 		t.Logf("%s: sampled for %v, %.2f %% of a processor; settled and late: resident %d and %d KiB, %d at most; anonymous %d and %d KiB; "+
-			"descriptors %d and %d; threads %d and %d; goroutines %d and %d", name, p.life.lasted().Round(time.Second), 100*p.life.busy(),
+			"descriptors %d and %d; threads %d and %d; goroutines %d and %d; live %d and %d KiB", name, p.life.lasted().Round(time.Second), 100*p.life.busy(),
 			before.middle(resident), after.middle(resident), p.life[len(p.life)-1].peaks, before.middle(anonymous), after.middle(anonymous),
 			before.least(descriptors), after.least(descriptors), before.least(threads), after.least(threads),
-			before.least(goroutines), after.least(goroutines))
+			before.least(goroutines), after.least(goroutines), before.least(live), after.least(live))
 	}
 }
 

@@ -226,7 +226,8 @@ func (u *podUser) end() {
 
 // every is the load's, in the background, with what this user was answered counted.
 func (u *podUser) every(ctx context.Context, pace time.Duration, kind string, ask func(context.Context) error) {
-	u.working.Go(func() { u.load.every(ctx, pace, kind+" at "+u.pod, u.counted(ask)) })
+	where, _, _ := strings.Cut(u.pod, "-") // those that pass are counted together
+	u.working.Go(func() { u.load.every(ctx, pace, kind+" at "+where, u.counted(ask)) })
 }
 
 func (u *podUser) counted(ask func(context.Context) error) func(context.Context) error {
