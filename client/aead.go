@@ -140,8 +140,8 @@ func (a *AEAD) key(ctx context.Context, generation uint32) (*held, error) {
 		a.mu.Unlock()
 		return nil, refusal(ReasonClosed, "the AEAD of the data key %s is closed", a.name)
 	}
-	if k := a.keys[0]; k != nil && k.Generation == generation {
-		generation = 0
+	if k := a.keys[0]; k != nil && k.Generation == generation && now.Before(k.ends) {
+		generation = 0 // what is newest later may be another
 	}
 	k := a.keys[generation]
 	if k != nil && !now.Before(k.ends) { // its timer is late

@@ -364,3 +364,24 @@ func TestUnderLoad(t *testing.T) {
 		busy.Wait()
 	})
 }
+
+// TestALateTimerMixesUpNoGenerations: where the process slept, the newest key is over and its timer has not run yet. What was made with it
+// is opened with its generation, not with what is the newest by now.
+func TestALateTimerMixesUpNoGenerations(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeSidecar(t, Options{}, first)
+		a := newAEAD(t, f)
+		ciphertext, err := a.Seal(t.Context(), []byte("data"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.mu.Lock()
+		a.keys[0].expiry.Stop()
+		a.mu.Unlock()
+		f.set(func() { f.generations = []string{first, second} })
+		time.Sleep(DefaultKeyAge)
+		if got, err := a.Open(t.Context(), ciphertext, nil); err != nil || string(got) != "data" {
+			t.Errorf("got %q, %v", got, err)
+		}
+	})
+}
