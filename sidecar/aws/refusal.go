@@ -28,7 +28,7 @@ func (x *exchange) refused(err error) *exception {
 	info := infoOf(s)
 	switch info.GetReason() {
 	case kmsv1.ReasonInvalidKeyName:
-		return x.unknownName()
+		return x.unknownName(s.Message())
 	case kmsv1.ReasonInvalidMarker:
 		return newException(invalidMarker, "Could not deserialize marker: it must be the NextMarker of the answer before")
 	case kmsv1.ReasonInvalidCiphertext:
@@ -110,8 +110,11 @@ func (r *request) named() string {
 }
 
 // unknownName is for a name that can be none of a key. Where AWS KMS does not know of InvalidArnException, it is a key that is not there.
-func (x *exchange) unknownName() *exception {
+func (x *exchange) unknownName(message string) *exception {
 	name := shorten(x.request.named())
+	if strings.HasPrefix(message, "source_key_id:") {
+		name = shorten(x.request.sourceKeyID)
+	}
 	isARN := strings.HasPrefix(name, "arn:")
 	switch {
 	case isARN && x.operation.invalidArn:

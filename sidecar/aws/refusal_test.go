@@ -226,6 +226,19 @@ func TestHowAKeyIsNamedThatIsNotThere(t *testing.T) {
 	}
 }
 
+// TestWhichKeyOfReEncryptIsNoName: the one of the field that the key service names.
+func TestWhichKeyOfReEncryptIsNoName(t *testing.T) {
+	const body = `{"CiphertextBlob":"c2VjcmV0","SourceKeyId":"Orders!","DestinationKeyId":"Payments!"}`
+	for field, want := range map[string]string{
+		"source_key_id": "Invalid keyId 'Orders!'", "destination_key_id": "Invalid keyId 'Payments!'",
+	} {
+		got := saidBy(t, ask(t, newDoor(&fakeService{err: refusal(kmsv1.ReasonInvalidKeyName, field+": must be")}), "ReEncrypt", body))
+		if want := (said{http.StatusBadRequest, notFound, want}); got != want {
+			t.Errorf("%s: got %+v, want %+v", field, got, want)
+		}
+	}
+}
+
 // TestAnAnswerWithoutWhatItIsForIsNoSuccess: clients take an empty member for an empty key.
 func TestAnAnswerWithoutWhatItIsForIsNoSuccess(t *testing.T) {
 	for operation, members := range map[string][]string{
