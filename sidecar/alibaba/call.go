@@ -2,6 +2,7 @@ package alibaba
 
 import (
 	"encoding/hex"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -89,6 +90,15 @@ func checkMode(asked, padding string) error {
 	}
 	if padding != "" {
 		return invalid("PaddingMode must be empty, not %s: %s has none.", quote(padding), algorithm)
+	}
+	return nil
+}
+
+// whole refuses an answer of the key service that would look like success and is none: clients take what is not there for empty. Its parts
+// are given by their lengths.
+func whole(parts ...int) error {
+	if slices.Contains(parts, 0) {
+		return internal("The answer of the key service is not whole.")
 	}
 	return nil
 }

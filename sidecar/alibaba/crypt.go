@@ -27,6 +27,9 @@ func encrypt(ctx context.Context, c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := whole(len(made.GetKeyId()), len(made.GetCiphertextBlob()), len(made.GetIv())); err != nil {
+		return nil, err
+	}
 	return &dkms.EncryptResponse{
 		KeyId:          keyID(made),
 		CiphertextBlob: made.GetCiphertextBlob(),
@@ -68,9 +71,13 @@ func decrypt(ctx context.Context, c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
+	plaintext := c.secret(opened.GetPlaintext())
+	if err := whole(len(opened.GetKeyId()), len(plaintext)); err != nil {
+		return nil, err
+	}
 	return &dkms.DecryptResponse{
 		KeyId:        keyID(opened),
-		Plaintext:    c.secret(opened.GetPlaintext()),
+		Plaintext:    plaintext,
 		RequestId:    c.requestID,
 		Algorithm:    algorithm,
 		KeyVersionId: c.versionID(opened),

@@ -43,10 +43,14 @@ func newDataKey(ctx context.Context, c *call, key string, length int32, aad []by
 	if err != nil {
 		return nil, err
 	}
+	plaintext := c.secret(made.GetPlaintext())
+	if err := whole(len(made.GetKeyId()), len(made.GetIv()), len(plaintext), len(made.GetCiphertextBlob())); err != nil {
+		return nil, err
+	}
 	return &dkms.GenerateDataKeyResponse{
 		KeyId:          keyID(made),
 		Iv:             made.GetIv(),
-		Plaintext:      c.secret(made.GetPlaintext()),
+		Plaintext:      plaintext,
 		CiphertextBlob: made.GetCiphertextBlob(),
 		RequestId:      c.requestID,
 		Algorithm:      algorithm,
@@ -66,6 +70,9 @@ func generateRandom(ctx context.Context, c *call) (proto.Message, error) {
 	defer cancel()
 	made, err := c.kms.GenerateRandom(ctx, &kmsv1.GenerateRandomRequest{NumberOfBytes: in.GetLength()})
 	if err != nil {
+		return nil, err
+	}
+	if err := whole(len(made.GetPlaintext())); err != nil {
 		return nil, err
 	}
 	return &dkms.GenerateRandomResponse{Random: c.secret(made.GetPlaintext()), RequestId: c.requestID}, nil

@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/sidecar/alibaba/internal/dkms"
@@ -26,8 +27,9 @@ type fakeKeyService struct {
 	arn      string // of the key; empty: testARN
 	material []byte
 	refuse   error
-	wait     bool // until the caller's patience is at its end
-	forget   bool // what it was asked and gave away
+	wait     bool   // until the caller's patience is at its end
+	forget   bool   // what it was asked and gave away
+	lacks    string // the field that no answer has
 
 	mu    sync.Mutex
 	asked []proto.Message
@@ -76,9 +78,9 @@ func (f *fakeKeyService) GenerateDataKey(
 	if err := f.ask(ctx, in); err != nil {
 		return nil, err
 	}
-	return &kmsv1.GenerateDataKeyResponse{
+	return without(f.lacks, &kmsv1.GenerateDataKeyResponse{
 		KeyId: f.arn, KeyVersion: 2, CiphertextBlob: []byte("blob"), Plaintext: f.give(), Iv: testIV, MaterialId: f.material,
-	}, nil
+	}), nil
 }
 
 func (f *fakeKeyService) GenerateDataKeyPair(
@@ -87,10 +89,10 @@ func (f *fakeKeyService) GenerateDataKeyPair(
 	if err := f.ask(ctx, in); err != nil {
 		return nil, err
 	}
-	return &kmsv1.GenerateDataKeyPairResponse{
+	return without(f.lacks, &kmsv1.GenerateDataKeyPairResponse{
 		KeyId: f.arn, KeyVersion: 2, KeyPairSpec: in.GetKeyPairSpec(), PublicKey: []byte("public"),
 		PrivateKeyCiphertextBlob: []byte("blob"), PrivateKeyPlaintext: f.give(), Iv: testIV, MaterialId: f.material,
-	}, nil
+	}), nil
 }
 
 func (f *fakeKeyService) GenerateDataKeyPairWithoutPlaintext(
@@ -99,10 +101,10 @@ func (f *fakeKeyService) GenerateDataKeyPairWithoutPlaintext(
 	if err := f.ask(ctx, in); err != nil {
 		return nil, err
 	}
-	return &kmsv1.GenerateDataKeyPairWithoutPlaintextResponse{
+	return without(f.lacks, &kmsv1.GenerateDataKeyPairWithoutPlaintextResponse{
 		KeyId: f.arn, KeyVersion: 2, KeyPairSpec: in.GetKeyPairSpec(), PublicKey: []byte("public"),
 		PrivateKeyCiphertextBlob: []byte("blob"), Iv: testIV, MaterialId: f.material,
-	}, nil
+	}), nil
 }
 
 func (f *fakeKeyService) Encrypt(ctx context.Context, in *kmsv1.EncryptRequest, _ ...grpc.CallOption) (*kmsv1.EncryptResponse, error) {
@@ -112,14 +114,14 @@ func (f *fakeKeyService) Encrypt(ctx context.Context, in *kmsv1.EncryptRequest, 
 	if err := f.ask(ctx, in); err != nil {
 		return nil, err
 	}
-	return &kmsv1.EncryptResponse{KeyId: f.arn, KeyVersion: 2, CiphertextBlob: []byte("blob"), Iv: testIV, MaterialId: f.material}, nil
+	return without(f.lacks, &kmsv1.EncryptResponse{KeyId: f.arn, KeyVersion: 2, CiphertextBlob: []byte("blob"), Iv: testIV, MaterialId: f.material}), nil
 }
 
 func (f *fakeKeyService) Decrypt(ctx context.Context, in *kmsv1.DecryptRequest, _ ...grpc.CallOption) (*kmsv1.DecryptResponse, error) {
 	if err := f.ask(ctx, in); err != nil {
 		return nil, err
 	}
-	return &kmsv1.DecryptResponse{KeyId: f.arn, KeyVersion: 2, Plaintext: f.give(), MaterialId: f.material}, nil
+	return without(f.lacks, &kmsv1.DecryptResponse{KeyId: f.arn, KeyVersion: 2, Plaintext: f.give(), MaterialId: f.material}), nil
 }
 
 func (f *fakeKeyService) GenerateRandom(
@@ -128,7 +130,16 @@ func (f *fakeKeyService) GenerateRandom(
 	if err := f.ask(ctx, in); err != nil {
 		return nil, err
 	}
-	return &kmsv1.GenerateRandomResponse{Plaintext: f.give()}, nil
+	return without(f.lacks, &kmsv1.GenerateRandomResponse{Plaintext: f.give()}), nil
+}
+
+// without returns the answer less a field, if it has that.
+func without[M proto.Message](field string, answer M) M {
+	m := answer.ProtoReflect()
+	if f := m.Descriptor().Fields().ByName(protoreflect.Name(field)); f != nil {
+		m.Clear(f)
+	}
+	return answer
 }
 
 // newFake returns a key service with one key, whose version 2 does everything.

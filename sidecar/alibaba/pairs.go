@@ -74,12 +74,16 @@ func generateDataKeyPair(ctx context.Context, c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
+	plaintext, blob := c.secret(made.GetPrivateKeyPlaintext()), made.GetPrivateKeyCiphertextBlob()
+	if err := whole(len(made.GetKeyId()), len(made.GetIv()), len(plaintext), len(blob), len(made.GetPublicKey())); err != nil {
+		return nil, err
+	}
 	return &dkms.GenerateDataKeyPairResponse{
 		KeyId:                    keyID(made),
 		Iv:                       made.GetIv(),
 		KeyPairSpec:              in.GetKeyPairSpec(),
-		PrivateKeyPlaintext:      c.secret(made.GetPrivateKeyPlaintext()),
-		PrivateKeyCiphertextBlob: made.GetPrivateKeyCiphertextBlob(),
+		PrivateKeyPlaintext:      plaintext,
+		PrivateKeyCiphertextBlob: blob,
 		PublicKey:                made.GetPublicKey(),
 		RequestId:                c.requestID,
 		Algorithm:                algorithm,
@@ -100,11 +104,15 @@ func generateDataKeyPairWithoutPlaintext(ctx context.Context, c *call) (proto.Me
 	if err != nil {
 		return nil, err
 	}
+	blob := made.GetPrivateKeyCiphertextBlob()
+	if err := whole(len(made.GetKeyId()), len(made.GetIv()), len(blob), len(made.GetPublicKey())); err != nil {
+		return nil, err
+	}
 	return &dkms.GenerateDataKeyPairWithoutPlaintextResponse{
 		KeyId:                    keyID(made),
 		Iv:                       made.GetIv(),
 		KeyPairSpec:              in.GetKeyPairSpec(),
-		PrivateKeyCiphertextBlob: made.GetPrivateKeyCiphertextBlob(),
+		PrivateKeyCiphertextBlob: blob,
 		PublicKey:                made.GetPublicKey(),
 		RequestId:                c.requestID,
 		Algorithm:                algorithm,

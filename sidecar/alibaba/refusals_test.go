@@ -500,6 +500,44 @@ func TestNothingOfAPlaintextIsLeft(t *testing.T) {
 	}
 }
 
+// TestAnAnswerWithoutWhatItIsForIsNoSuccess: the SDK takes a field that is not there for an empty one.
+func TestAnAnswerWithoutWhatItIsForIsNoSuccess(t *testing.T) {
+	pair := &dkms.GenerateDataKeyPairRequest{KeyId: "orders", KeyPairSpec: "EC_P256", KeyFormat: "DER"}
+	for name, c := range map[string]struct {
+		body  proto.Message
+		lacks []string
+	}{
+		"GenerateDataKey": {
+			&dkms.GenerateDataKeyRequest{KeyId: "orders", NumberOfBytes: 32}, []string{"key_id", "iv", "plaintext", "ciphertext_blob"},
+		},
+		"Encrypt": {&dkms.EncryptRequest{KeyId: "orders", Plaintext: []byte("p")}, []string{"key_id", "iv", "ciphertext_blob"}},
+		"Decrypt": {
+			&dkms.DecryptRequest{CiphertextBlob: []byte("c"), KeyId: "orders", Iv: testIV}, []string{"key_id", "plaintext"},
+		},
+		"GenerateDataKeyPair": {
+			pair, []string{"key_id", "iv", "private_key_plaintext", "private_key_ciphertext_blob", "public_key"},
+		},
+		"GenerateDataKeyPairWithoutPlaintext": {pair, []string{"key_id", "iv", "private_key_ciphertext_blob", "public_key"}},
+		"GenerateRandom":                      {&dkms.GenerateRandomRequest{Length: 34}, []string{"plaintext"}},
+	} {
+		for _, field := range c.lacks {
+			t.Run(name+" without "+field, func(t *testing.T) {
+				f := newFake()
+				f.lacks = field
+				got := do(t, newDoor(f), request(name, encode(t, c.body)))
+				if got.Status != http.StatusInternalServerError || failed(t, got).GetErrorCode() != "InternalFailure" {
+					t.Errorf("got %d %x", got.Status, got.Body)
+				}
+				for _, plaintext := range f.given {
+					if !strings.HasSuffix(field, "plaintext") && !bytes.Equal(plaintext, make([]byte, len(plaintext))) {
+						t.Error("a plaintext is left")
+					}
+				}
+			})
+		}
+	}
+}
+
 func TestRequestsHaveNamesOfTheirOwn(t *testing.T) {
 	d := New(Config{KeyService: newFake(), Logger: slog.New(slog.DiscardHandler)})
 	uuid := regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`)
