@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -16,6 +17,14 @@ import (
 
 // decryptFlights is how many calls for plaintexts are under way at once before others wait for them. See BenchmarkDecrypt.
 const decryptFlights = 2
+
+const (
+	// slowFlight is how long a Decrypt waits for those that are under way before another flight is begun for it. What holds one up, such as
+	// a key that has to be looked for, need not hold up others. It is many times what a flight takes.
+	slowFlight = 100 * time.Millisecond
+	// mostFlights is how many there are at most by that. It leaves turns for calls of other kinds.
+	mostFlights = doorCalls - 2
+)
 
 // together is a client of the key service with which Decrypts that wait together travel together: while decryptFlights calls are
 // under way, those that come gather, and the next call takes them all along as a BatchDecrypt. Where no more than that come at once,
@@ -101,11 +110,28 @@ func (t *together) queueLocked(r *kmsv1.DecryptRequest) *decryption {
 
 // wait waits for the answer, which every flight gives in doorTimeout.
 func (t *together) wait(ctx context.Context, d *decryption) (*kmsv1.DecryptResponse, error) {
-	select {
-	case <-d.answered:
-		return d.response, d.err
-	case <-ctx.Done():
-		return t.leave(ctx, d)
+	late := time.NewTimer(slowFlight)
+	defer late.Stop()
+	for {
+		select {
+		case <-d.answered:
+			return d.response, d.err
+		case <-ctx.Done():
+			return t.leave(ctx, d)
+		case <-late.C:
+			t.overtake(ctx, d)
+			late.Reset(slowFlight)
+		}
+	}
+}
+
+// overtake begins another flight, where there is none for d yet.
+func (t *together) overtake(ctx context.Context, d *decryption) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.flights < mostFlights && slices.Contains(t.waiting, d) {
+		t.flights++
+		t.begin(ctx, t.boardLocked())
 	}
 }
 
@@ -126,13 +152,18 @@ func (t *together) leave(ctx context.Context, d *decryption) (*kmsv1.DecryptResp
 // land ends a flight. If others wait, the next one starts; whoever has landed does not wait for it, and does not end it when he leaves.
 func (t *together) land(ctx context.Context) {
 	if batch := t.board(); batch != nil {
-		go func() {
-			ctx := context.WithoutCancel(ctx)
-			for ; batch != nil; batch = t.board() {
-				t.fly(ctx, batch)
-			}
-		}()
+		t.begin(ctx, batch)
 	}
+}
+
+// begin has a flight start, and those that follow it.
+func (t *together) begin(ctx context.Context, batch []*decryption) {
+	go func() {
+		ctx := context.WithoutCancel(ctx)
+		for ; batch != nil; batch = t.board() {
+			t.fly(ctx, batch)
+		}
+	}()
 }
 
 // board returns what the next flight of one that has landed takes along, nil where nobody waits: then there is none.
@@ -143,6 +174,10 @@ func (t *together) board() []*decryption {
 		t.flights-- // the other one takes along who waits
 		return nil
 	}
+	return t.boardLocked()
+}
+
+func (t *together) boardLocked() []*decryption {
 	n, size := 0, 0
 	for n < min(len(t.waiting), maxBatch) && (n == 0 || size+t.waiting[n].size <= maxBatchSize) {
 		size += t.waiting[n].size

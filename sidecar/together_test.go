@@ -24,7 +24,10 @@ import (
 	"github.com/datakeys/datakeys/sidecar/sidecartest"
 )
 
-// slowService is a key service whose calls take a second. The plaintext of a blob is its bytes in upper case.
+// flightTime is no time after which others do not wait any more.
+const flightTime = slowFlight / 2
+
+// slowService is a key service whose calls take flightTime. The plaintext of a blob is its bytes in upper case.
 type slowService struct {
 	kmsv1.KeyServiceClient
 
@@ -42,7 +45,7 @@ func (s *slowService) call(ctx context.Context, what string) error {
 	s.calls = append(s.calls, what)
 	s.mu.Unlock()
 	select {
-	case <-time.After(time.Second):
+	case <-time.After(flightTime):
 		return nil
 	case <-ctx.Done():
 		return status.FromContextError(ctx.Err()).Err()
@@ -105,7 +108,8 @@ func (s *slowService) BatchDecrypt(
 	return response, nil
 }
 
-// decryptAll decrypts each blob, the first before the second and so on, all within the first second, and returns what each got and when.
+// decryptAll decrypts each blob, the first before the second and so on, all before the first flight lands, and returns what each
+// got and when.
 func decryptAll(t *testing.T, service kmsv1.KeyServiceClient, blobs ...string) []string {
 	t.Helper()
 	got := make([]string, len(blobs))
@@ -114,7 +118,7 @@ func decryptAll(t *testing.T, service kmsv1.KeyServiceClient, blobs ...string) [
 	for i, blob := range blobs {
 		all.Go(func() {
 			response, err := service.Decrypt(t.Context(), &kmsv1.DecryptRequest{CiphertextBlob: []byte(blob)})
-			got[i] = fmt.Sprintf("%s %s after %v", response.GetPlaintext(), describe(err), time.Since(start).Truncate(time.Second))
+			got[i] = fmt.Sprintf("%s %s after flight %d", response.GetPlaintext(), describe(err), time.Since(start)/flightTime)
 		})
 		synctest.Wait() // it is under way, or waits
 	}
@@ -145,50 +149,50 @@ func TestDecryptsTravelTogether(t *testing.T) {
 		wantCalls []string
 	}{
 		"one waits for nobody": {
-			blobs: []string{"a"}, want: []string{"A OK after 1s"}, wantCalls: []string{"a"},
+			blobs: []string{"a"}, want: []string{"A OK after flight 1"}, wantCalls: []string{"a"},
 		},
 		"two wait for nobody": {
-			blobs: []string{"a", "b"}, want: []string{"A OK after 1s", "B OK after 1s"}, wantCalls: []string{"a", "b"},
+			blobs: []string{"a", "b"}, want: []string{"A OK after flight 1", "B OK after flight 1"}, wantCalls: []string{"a", "b"},
 		},
 		"the third waits, and travels alone": {
-			blobs: []string{"a", "b", "c"}, want: []string{"A OK after 1s", "B OK after 1s", "C OK after 2s"},
+			blobs: []string{"a", "b", "c"}, want: []string{"A OK after flight 1", "B OK after flight 1", "C OK after flight 2"},
 			wantCalls: []string{"a", "b", "c"},
 		},
 		"all that wait travel together, and each has its own answer": {
 			service: &slowService{fails: map[string]error{"d": denied}},
 			blobs:   []string{"a", "b", "c", "d", "e"},
-			want: []string{"A OK after 1s", "B OK after 1s", "C OK after 2s",
-				" PermissionDenied(datakeys.io/DENIED): not for you after 2s", "E OK after 2s"},
+			want: []string{"A OK after flight 1", "B OK after flight 1", "C OK after flight 2",
+				" PermissionDenied(datakeys.io/DENIED): not for you after flight 2", "E OK after flight 2"},
 			wantCalls: []string{"a", "b", "c+d+e"},
 		},
 		"a key whose state does not allow it is named": {
 			service: &slowService{fails: map[string]error{"c": newRefusal(codes.FailedPrecondition, kmsv1.ReasonKeyDisabled, "Disabled", "arn")}},
 			blobs:   []string{"a", "b", "c", "d"},
-			want: []string{"A OK after 1s", "B OK after 1s", " FailedPrecondition(datakeys.io/KEY_DISABLED arn): Disabled after 2s",
-				"D OK after 2s"},
+			want: []string{"A OK after flight 1", "B OK after flight 1", " FailedPrecondition(datakeys.io/KEY_DISABLED arn): Disabled after flight 2",
+				"D OK after flight 2"},
 			wantCalls: []string{"a", "b", "c+d"},
 		},
 		"an outage is everybody's": {
 			service: &slowService{fails: map[string]error{"c": status.Error(codes.Unavailable, "no connection")}},
 			blobs:   []string{"a", "b", "c", "d"},
-			want: []string{"A OK after 1s", "B OK after 1s", " Unavailable: no connection after 2s",
-				" Unavailable: no connection after 2s"},
+			want: []string{"A OK after flight 1", "B OK after flight 1", " Unavailable: no connection after flight 2",
+				" Unavailable: no connection after flight 2"},
 			wantCalls: []string{"a", "b", "c+d"},
 		},
 		"an error of the key service is no reason to ask again": {
 			service:   &slowService{fails: map[string]error{"odd": newRefusal(codes.Internal, kmsv1.ReasonInternal, "internal error", "")}},
 			blobs:     []string{"a", "b", "odd", "d"},
-			want:      []string{"A OK after 1s", "B OK after 1s", " Internal(datakeys.io/INTERNAL): internal error after 2s", "D OK after 2s"},
+			want:      []string{"A OK after flight 1", "B OK after flight 1", " Internal(datakeys.io/INTERNAL): internal error after flight 2", "D OK after flight 2"},
 			wantCalls: []string{"a", "b", "odd+d"},
 		},
 		"one that cannot be sent spoils it for nobody else": {
 			service: &slowService{fails: map[string]error{"c": status.Error(codes.Internal, "invalid UTF-8")}},
 			blobs:   []string{"a", "b", "c", "d"},
-			want:    []string{"A OK after 1s", "B OK after 1s", " Internal: invalid UTF-8 after 3s", "D OK after 3s"},
+			want:    []string{"A OK after flight 1", "B OK after flight 1", " Internal: invalid UTF-8 after flight 3", "D OK after flight 3"},
 		},
 		"an answer with nothing in it is an error": {
 			blobs:     []string{"a", "b", "empty", "d"},
-			want:      []string{"A OK after 1s", "B OK after 1s", " Internal: the key service gave an empty answer after 2s", "D OK after 2s"},
+			want:      []string{"A OK after flight 1", "B OK after flight 1", " Internal: the key service gave an empty answer after flight 2", "D OK after flight 2"},
 			wantCalls: []string{"a", "b", "empty+d"},
 		},
 	} {
@@ -219,8 +223,8 @@ func TestAnswersToOthersAreDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		service := &slowService{short: true} // what it leaves out is the answer to c
 		got := decryptAll(t, newTogether(service), "a", "b", "c", "d")
-		const want = " Internal: the key service gave 1 answers to 2 requests after 2s"
-		if diff := cmp.Diff([]string{"A OK after 1s", "B OK after 1s", want, want}, got); diff != "" {
+		const want = " Internal: the key service gave 1 answers to 2 requests after flight 2"
+		if diff := cmp.Diff([]string{"A OK after flight 1", "B OK after flight 1", want, want}, got); diff != "" {
 			t.Errorf("answers (-want +got):\n%s", diff)
 		}
 		if slices.ContainsFunc(service.plaintexts, func(p []byte) bool { return string(p) == "D" }) {
@@ -487,4 +491,65 @@ func TestDecryptThroughTheConnection(t *testing.T) {
 	for err := range errs {
 		t.Error(err)
 	}
+}
+
+// stuckService answers in a millisecond, but never to a call with the blob "stuck" in it.
+type stuckService struct{ kmsv1.KeyServiceClient }
+
+func (stuckService) open(ctx context.Context, r *kmsv1.DecryptRequest) (*kmsv1.DecryptResponse, error) {
+	if string(r.GetCiphertextBlob()) == "stuck" {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	time.Sleep(time.Millisecond)
+	return &kmsv1.DecryptResponse{KeyId: "arn", Plaintext: []byte("p")}, nil
+}
+
+func (s stuckService) Decrypt(ctx context.Context, r *kmsv1.DecryptRequest, _ ...grpc.CallOption) (*kmsv1.DecryptResponse, error) {
+	return s.open(ctx, r)
+}
+
+func (s stuckService) BatchDecrypt(ctx context.Context, r *kmsv1.BatchDecryptRequest, _ ...grpc.CallOption) (*kmsv1.BatchDecryptResponse, error) {
+	out := &kmsv1.BatchDecryptResponse{}
+	for _, one := range r.GetRequests() {
+		a, err := s.open(ctx, one)
+		if err != nil {
+			return nil, err
+		}
+		out.Results = append(out.Results, &kmsv1.BatchDecryptResult{Result: &kmsv1.BatchDecryptResult_Response{Response: a}})
+	}
+	return out, nil
+}
+
+// TestOneStuckDecryptHoldsUpNobodyElse: those that come while it waits are answered meanwhile.
+func TestOneStuckDecryptHoldsUpNobodyElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		together := newTogether(stuckService{})
+		var all sync.WaitGroup
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		all.Go(func() { _, _ = together.Decrypt(ctx, &kmsv1.DecryptRequest{CiphertextBlob: []byte("stuck")}) })
+		synctest.Wait()
+		var mu sync.Mutex
+		worst, failed := time.Duration(0), 0
+		for range 8 {
+			all.Go(func() {
+				for range 20 {
+					start := time.Now()
+					ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+					_, err := together.Decrypt(ctx, &kmsv1.DecryptRequest{CiphertextBlob: []byte("fine")})
+					cancel()
+					mu.Lock()
+					if worst = max(worst, time.Since(start)); err != nil {
+						failed++
+					}
+					mu.Unlock()
+				}
+			})
+		}
+		all.Wait()
+		if worst > time.Second || failed > 0 {
+			t.Errorf("%d of 160 failed, and the slowest took %v, while one waited for its own", failed, worst)
+		}
+	})
 }
