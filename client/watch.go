@@ -55,7 +55,11 @@ func (c *Client) Watch(ctx context.Context, name string) iter.Seq2[Event, error]
 		}
 		w := watcher{client: c, path: "/v1/data-keys/" + name + "/events", first: firstWait}
 		for {
+			start := time.Now()
 			err := w.stream(ctx, func(e Event) bool { return yield(e, nil) })
+			if time.Since(start) > silence { // it lived, though there was nothing to tell
+				w.failures = 0
+			}
 			if errors.Is(err, errLeft) {
 				return
 			}
@@ -79,7 +83,7 @@ type watcher struct {
 	path     string
 	last     string        // ID of the last event
 	first    time.Duration // the first pause
-	failures int           // since the last event
+	failures int           // since the last event, or stream that lived
 }
 
 // stream yields events until the stream ends, with a nil error where the sidecar ended it.

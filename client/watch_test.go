@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -184,6 +185,38 @@ func TestHeartbeatsAreNoSilence(t *testing.T) {
 		}
 		if calls := f.took(); len(calls) != 1 || !errors.Is(end, context.DeadlineExceeded) {
 			t.Errorf("got %d streams and %v", len(calls), end)
+		}
+	})
+}
+
+// TestAStreamThatLivedIsNoFailure: a sidecar that restarts once an hour, with nothing to tell, is asked again as soon each time.
+func TestAStreamThatLivedIsNoFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeSidecar(t, Options{})
+		var ended time.Time
+		var pauses []time.Duration
+		f.stream = func(w http.ResponseWriter, r *http.Request) {
+			if !ended.IsZero() {
+				pauses = append(pauses, time.Since(ended))
+			}
+			w.Header().Set("Content-Type", mediaEvents)
+			for range 240 {
+				_, _ = io.WriteString(w, ":\n\n")
+				_ = http.NewResponseController(w).Flush()
+				select {
+				case <-time.After(15 * time.Second):
+				case <-r.Context().Done():
+					return
+				}
+			}
+			ended = time.Now()
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 8*time.Hour)
+		defer cancel()
+		for range f.client.Watch(ctx, "orders") {
+		}
+		if len(pauses) < 7 || slices.Max(pauses) > firstWait {
+			t.Errorf("paused for %v", pauses)
 		}
 	})
 }
