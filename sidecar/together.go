@@ -49,6 +49,13 @@ type decryption struct {
 	err      error
 	answered chan struct{} // closed once there is an answer
 	left     bool          // nobody waits any more
+	flight   *flight       // nil before there is one
+}
+
+// flight is a call that takes decryptions along. Under together's mutex too.
+type flight struct {
+	aboard int // those who wait
+	end    context.CancelFunc
 }
 
 func newTogether(service kmsv1.KeyServiceClient) *together {
@@ -145,6 +152,11 @@ func (t *together) leave(ctx context.Context, d *decryption) (*kmsv1.DecryptResp
 	default:
 	}
 	d.left = true
+	if f := d.flight; f != nil {
+		if f.aboard--; f.aboard == 0 {
+			f.end() // as a call of his own would
+		}
+	}
 	t.waiting = slices.DeleteFunc(t.waiting, func(other *decryption) bool { return other == d })
 	return nil, status.FromContextError(ctx.Err()).Err()
 }
@@ -197,6 +209,7 @@ func (t *together) boardLocked() []*decryption {
 func (t *together) fly(ctx context.Context, batch []*decryption) {
 	ctx, cancel := context.WithTimeout(ctx, doorTimeout)
 	defer cancel()
+	t.take(batch, cancel)
 	if len(batch) == 1 {
 		response, err := t.KeyServiceClient.Decrypt(ctx, batch[0].request)
 		t.answer(batch[0], response, err)
@@ -232,6 +245,22 @@ func (t *together) fly(ctx context.Context, batch []*decryption) {
 		default:
 			t.answer(d, results[i].GetResponse(), nil)
 		}
+	}
+}
+
+// take notes who is aboard of a flight.
+func (t *together) take(batch []*decryption, end context.CancelFunc) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f := &flight{end: end}
+	for _, d := range batch {
+		if !d.left {
+			d.flight = f
+			f.aboard++
+		}
+	}
+	if f.aboard == 0 {
+		end()
 	}
 }
 

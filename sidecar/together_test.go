@@ -553,3 +553,25 @@ func TestOneStuckDecryptHoldsUpNobodyElse(t *testing.T) {
 		}
 	})
 }
+
+// TestAFlightThatNobodyWaitsForEnds: it holds no place for as long as the key service takes.
+func TestAFlightThatNobodyWaitsForEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		together := newTogether(stuckService{})
+		ctx, leave := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		for range 10 {
+			all.Go(func() { _, _ = together.Decrypt(ctx, &kmsv1.DecryptRequest{CiphertextBlob: []byte("stuck")}) })
+			synctest.Wait()
+		}
+		time.Sleep(2 * slowFlight) // and now there are batches of them
+		leave()
+		all.Wait()
+		synctest.Wait()
+		together.mu.Lock()
+		defer together.mu.Unlock()
+		if together.flights != 0 {
+			t.Errorf("%d flights are left", together.flights)
+		}
+	})
+}
