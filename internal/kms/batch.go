@@ -25,7 +25,7 @@ type BatchDecryptResult struct {
 func (s *Service) BatchDecrypt(ctx context.Context, caller Caller, reqs []DecryptRequest) (results []BatchDecryptResult, err error) {
 	start := s.now()
 	defer func() { s.done(ctx, OperationBatchDecrypt, start, caller, err) }()
-	if err := s.checkBatch(caller, "requests", len(reqs)); err != nil {
+	if err := s.checkBatch(OperationBatchDecrypt, caller, "requests", len(reqs)); err != nil {
 		return nil, err
 	}
 	review := s.batchReviewer(caller)
@@ -35,11 +35,11 @@ func (s *Service) BatchDecrypt(ctx context.Context, caller Caller, reqs []Decryp
 }
 
 // checkBatch checks how many items the field of a batch has, and charges for them.
-func (s *Service) checkBatch(caller Caller, field string, n int) error {
+func (s *Service) checkBatch(operation string, caller Caller, field string, n int) error {
 	if n < 1 || n > maxBatch {
 		return invalid(field, fmt.Errorf("must be 1 to %d, not %d", maxBatch, n))
 	}
-	s.charge(caller, n-1)
+	s.charge(operation, caller, n-1)
 	return nil
 }
 

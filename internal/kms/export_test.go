@@ -45,10 +45,10 @@ func Guarded(s *Service, desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 }
 
 // Enter tells who calls and counts the call, as the server does.
-func (s *Service) Enter(ctx context.Context, token string) (Caller, error) {
+func (s *Service) Enter(ctx context.Context, operation, token string) (Caller, error) {
 	c, err := s.Authenticate(ctx, token)
 	if err == nil {
-		err = s.admit(ctx, c)
+		err = s.admit(ctx, operation, c)
 	}
 	return c, err
 }

@@ -87,7 +87,7 @@ func (g *gate) enter(ctx context.Context, name string) (c Caller, leave func(), 
 		return Caller{}, nil, err
 	}
 	// Only now, when those before it are counted as what became of them.
-	if err = g.service.admit(ctx, c); err != nil {
+	if err = g.service.admit(ctx, name, c); err != nil {
 		leave()
 		return Caller{}, nil, err
 	}

@@ -495,7 +495,7 @@ func TestARequestThatCannotBeReadCounts(t *testing.T) {
 			t.Fatalf("got %v", refusal)
 		}
 	}
-	if _, err := w.Enter(t.Context(), app); kms.CodeOf(err) != kms.CodeThrottled {
+	if _, err := w.Enter(t.Context(), "", app); kms.CodeOf(err) != kms.CodeThrottled {
 		t.Errorf("after two of two that are allowed: got %v, want Throttled", err)
 	}
 }

@@ -86,15 +86,25 @@ func newLimits(l Limits) *limits {
 	}
 }
 
+// payer is whose budgets an operation takes from. Renewals have budgets of their own: what applications ask for through the front doors, and
+// are refused, does not end the leases of their pod.
+func (c *Caller) payer(operation string) string {
+	if operation == OperationRenew || operation == OperationRenewDataKey {
+		return c.PodUID + "/" + OperationRenew
+	}
+	return c.PodUID
+}
+
 // admit counts a call of a pod, and returns an error where it has made too many, or had too many refused.
-func (s *Service) admit(ctx context.Context, c Caller) error {
+func (s *Service) admit(ctx context.Context, operation string, c Caller) error {
 	now := s.now()
 	l := s.limits
+	payer := c.payer(operation)
 	var message string
 	switch {
-	case !l.refusals.left(c.PodUID, now):
+	case !l.refusals.left(payer, now):
 		message = fmt.Sprintf("too many requests of this pod were refused: %.0f a second are answered, so ask for less that is not allowed or not there", l.refusals.rate)
-	case !l.calls.spend(c.PodUID, 1, now):
+	case !l.calls.spend(payer, 1, now):
 		message = s.tooManyCalls()
 	default:
 		return nil
@@ -124,9 +134,9 @@ func (s *Service) tooManyCalls() string {
 }
 
 // charge counts what a call costs beyond one.
-func (s *Service) charge(c Caller, calls int) {
+func (s *Service) charge(operation string, c Caller, calls int) {
 	if calls > 0 {
-		s.limits.calls.take(c.PodUID, float64(calls), s.now())
+		s.limits.calls.take(c.payer(operation), float64(calls), s.now())
 	}
 }
 
@@ -147,5 +157,5 @@ func (s *Service) done(ctx context.Context, operation string, start time.Time, c
 			return
 		}
 	}
-	s.limits.refusals.take(c.PodUID, 1, s.now())
+	s.limits.refusals.take(c.payer(operation), 1, s.now())
 }

@@ -164,7 +164,7 @@ func TestOnlyRefusalsThatAPodBroughtUponItselfCount(t *testing.T) {
 				w.rbac.Err = context.Canceled
 			},
 			call: func(w *world) error {
-				caller, err := w.Enter(t.Context(), app)
+				caller, err := w.Enter(t.Context(), "", app)
 				if err != nil {
 					return err
 				}
@@ -320,7 +320,7 @@ func TestDearCallsAtOnceAreNotAllLetIn(t *testing.T) {
 	var caller kms.Caller
 	for range 3 {
 		var err error
-		if caller, err = l.Enter(t.Context(), allKeys); err != nil {
+		if caller, err = l.Enter(t.Context(), "", allKeys); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -159,7 +159,7 @@ func (s *Service) list(
 		if err != nil {
 			return unavailable(err, "the MasterKeys could not be read")
 		}
-		s.charge(caller, len(objects)/costObjects)
+		s.charge(operation, caller, len(objects)/costObjects)
 		if err := read(objects, &record); err != nil {
 			return err
 		}

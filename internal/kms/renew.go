@@ -25,7 +25,7 @@ type RenewRequest struct {
 func (s *Service) Renew(ctx context.Context, caller Caller, reqs []RenewRequest) (refusals []error, err error) {
 	start := s.now()
 	defer func() { s.done(ctx, OperationRenew, start, caller, err) }()
-	if err := s.checkBatch(caller, "data_keys", len(reqs)); err != nil {
+	if err := s.checkBatch(OperationRenew, caller, "data_keys", len(reqs)); err != nil {
 		return nil, err
 	}
 	review := s.batchReviewer(caller)

@@ -8,7 +8,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/kms"
 	"github.com/datakeys/datakeys/internal/seal"
@@ -236,5 +239,34 @@ func TestRenewalsCountAgainstTheLimitsOfAPod(t *testing.T) {
 	}
 	if got := l.until(batch(nobody, kms.CodeDenied)); got != 1 {
 		t.Errorf("%d refused batches of 50 were answered, want 1", got)
+	}
+}
+
+// TestWhatApplicationsAskForEndsNoLease: one that asks for too much, or for too much that it is refused, is throttled. The data keys of its
+// pod, which others may use, go on to be renewed.
+func TestWhatApplicationsAskForEndsNoLease(t *testing.T) {
+	limits := kms.Limits{Calls: 10, CallsBurst: 200, Refusals: 1, RefusalsBurst: 50}
+	for name, blob := range map[string][]byte{"too many calls": nil, "too many refusals": []byte("no blob")} {
+		t.Run(name, func(t *testing.T) {
+			l := newLimited(t, limits)
+			client := kmsv1.NewKeyServiceClient(serve(t, l.world))
+			request := &kmsv1.DecryptRequest{CiphertextBlob: l.blob, EncryptionContext: orders().EncryptionContext, Door: kmsv1.Door_DOOR_AWS}
+			if blob != nil {
+				request.CiphertextBlob = blob
+			}
+			for range limits.CallsBurst + 1 {
+				if _, err := client.Decrypt(as(t, app), request); status.Code(err) == codes.ResourceExhausted {
+					break
+				}
+			}
+			if _, err := client.Decrypt(as(t, app), request); status.Code(err) != codes.ResourceExhausted {
+				t.Fatalf("got %v, want ResourceExhausted", err)
+			}
+			renewals := &kmsv1.RenewRequest{DataKeys: []*kmsv1.RenewDataKey{renewMessage(t, l.blob)}}
+			got, err := client.Renew(as(t, app), renewals)
+			if err != nil || got.GetResults()[0].GetRenewal() == nil {
+				t.Errorf("got %v, %v", got, err)
+			}
+		})
 	}
 }

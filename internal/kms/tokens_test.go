@@ -10,7 +10,7 @@ import (
 // The operations of a world take a token, as those of the gRPC server do.
 
 func withToken[Req, Resp any](ctx context.Context, w *world, token string, do func(context.Context, kms.Caller, Req) (Resp, error), req Req) (resp Resp, err error) {
-	caller, err := w.Enter(ctx, token)
+	caller, err := w.Enter(ctx, "", token)
 	if err != nil {
 		return resp, err
 	}
@@ -38,7 +38,11 @@ func (w *world) BatchDecrypt(ctx context.Context, token string, reqs []kms.Decry
 }
 
 func (w *world) Renew(ctx context.Context, token string, reqs []kms.RenewRequest) ([]error, error) {
-	return withToken(ctx, w, token, w.Service.Renew, reqs)
+	caller, err := w.Enter(ctx, kms.OperationRenew, token)
+	if err != nil {
+		return nil, err
+	}
+	return w.Service.Renew(ctx, caller, reqs)
 }
 
 func (w *world) ReEncrypt(ctx context.Context, token string, req kms.ReEncryptRequest) (kms.ReEncryptResponse, error) {
@@ -54,7 +58,7 @@ func (w *world) DescribeKey(ctx context.Context, token, keyID string) (kms.KeyMe
 }
 
 func (w *world) ListKeys(ctx context.Context, token string, limit int, marker string) ([]kms.KeyEntry, string, error) {
-	caller, err := w.Enter(ctx, token)
+	caller, err := w.Enter(ctx, "", token)
 	if err != nil {
 		return nil, "", err
 	}
@@ -62,7 +66,7 @@ func (w *world) ListKeys(ctx context.Context, token string, limit int, marker st
 }
 
 func (w *world) ListAliases(ctx context.Context, token, keyID string, limit int, marker string) ([]kms.AliasEntry, string, error) {
-	caller, err := w.Enter(ctx, token)
+	caller, err := w.Enter(ctx, "", token)
 	if err != nil {
 		return nil, "", err
 	}
