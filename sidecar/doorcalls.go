@@ -45,10 +45,19 @@ type connection interface {
 	WaitForStateChange(ctx context.Context, from connectivity.State) bool
 }
 
-// Invoke implements grpc.ClientConnInterface. A call whose turn it is has no deadline but its caller's: that would cost a tenth of its
-// time, and the key service has one, as the pings of the connection have for the key service. One whose connection is lost is tried
-// once more where there is another connection soon: asking twice changes nothing.
+// Invoke implements grpc.ClientConnInterface. A call whose connection is lost is tried once more where there is another connection soon,
+// which it waits for without a turn: asking twice changes nothing.
 func (c *doorConn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	err := c.call(ctx, method, args, reply, opts...)
+	if status.Code(err) == codes.Unavailable && !hasReason(err) && c.reconnected(ctx) {
+		err = c.call(ctx, method, args, reply, opts...)
+	}
+	return err
+}
+
+// call makes a call when it is its turn. It has no deadline then but its caller's: that would cost a tenth of its time, and the key service
+// has one, as the pings of the connection have for the key service.
+func (c *doorConn) call(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
 	select {
 	case c.turns <- struct{}{}:
 	default:
@@ -57,11 +66,7 @@ func (c *doorConn) Invoke(ctx context.Context, method string, args, reply any, o
 		}
 	}
 	defer func() { <-c.turns }()
-	err := c.connection.Invoke(ctx, method, args, reply, opts...)
-	if status.Code(err) == codes.Unavailable && !hasReason(err) && c.reconnected(ctx) {
-		err = c.connection.Invoke(ctx, method, args, reply, opts...)
-	}
-	return err
+	return c.connection.Invoke(ctx, method, args, reply, opts...)
 }
 
 // reconnected waits for a connection, and reports whether there is one.

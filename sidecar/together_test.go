@@ -428,6 +428,43 @@ func TestDoorCallsOutliveTheirConnection(t *testing.T) {
 	}
 }
 
+// TestWhoWaitsForAConnectionHasNoTurn: an outage is told to all who call at once, and not to six a second.
+func TestWhoWaitsForAConnectionHasNoTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const callers = 10 * doorCalls
+		lost := status.Error(codes.Unavailable, "connection refused")
+		c := &doorConn{connection: &lostConn{err: lost}, turns: make(chan struct{}, doorCalls)}
+		start := time.Now()
+		var all sync.WaitGroup
+		for range callers {
+			all.Go(func() {
+				if err := c.Invoke(t.Context(), "name", nil, nil); !errors.Is(err, lost) {
+					t.Errorf("got %v", err)
+				}
+			})
+		}
+		all.Wait()
+		if took := time.Since(start); took > reconnectWait {
+			t.Errorf("the last of %d was told after %v", callers, took)
+		}
+	})
+}
+
+// lostConn is no connection any more.
+type lostConn struct {
+	connection
+	err error
+}
+
+func (c *lostConn) Invoke(context.Context, string, any, any, ...grpc.CallOption) error { return c.err }
+
+func (*lostConn) GetState() connectivity.State { return connectivity.TransientFailure }
+
+func (*lostConn) WaitForStateChange(ctx context.Context, _ connectivity.State) bool {
+	<-ctx.Done()
+	return false
+}
+
 // brokenConn is a connection with an answer for each call. If it is idle, it takes a while to be ready.
 type brokenConn struct {
 	connection
