@@ -16,8 +16,12 @@ import (
 	"github.com/datakeys/datakeys/sidecar/internal/requestid"
 )
 
-// callTimeout is the most that the key service may take to answer. Clients wait longer, and try again.
-const callTimeout = 5 * time.Second
+const (
+	// callTimeout is the most that the key service may take to answer. Clients wait longer, and try again.
+	callTimeout = 5 * time.Second
+	// pairTimeout is the same for a key pair, of which one of RSA takes seconds, and at times many: what the key service takes at most.
+	pairTimeout = 15 * time.Second
+)
 
 // KeyService is what the door has done. kmsv1.KeyServiceClient is one; the pod's token is its business. A request is not to be used after
 // its call has returned, since its plaintext is cleared then.
@@ -110,7 +114,7 @@ func (d *Door) serve(x *exchange, r *http.Request) *exception {
 	if e := x.request.checkTogether(o); e != nil {
 		return e
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
+	ctx, cancel := context.WithTimeout(r.Context(), o.timeout())
 	defer cancel()
 	return o.call(ctx, d, x)
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"slices"
+	"time"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 )
@@ -20,6 +21,14 @@ type operation struct {
 	// invalidArn says that the model has InvalidArnException for it.
 	invalidArn bool
 	call       func(ctx context.Context, d *Door, x *exchange) *exception
+}
+
+// timeout is how long the key service may take for it.
+func (o *operation) timeout() time.Duration {
+	if slices.Contains(o.members, memberKeyPairSpec) {
+		return pairTimeout
+	}
+	return callTimeout
 }
 
 func (o *operation) requires(m member) bool { return slices.Contains(o.members[:o.required], m) }

@@ -70,7 +70,7 @@ func (x *exchange) refusedByCode(s *status.Status) *exception {
 	case codes.Unimplemented:
 		return newException(unsupportedOperation, "%s is not offered by this key service, which is older than the sidecar", x.operation.name)
 	case codes.DeadlineExceeded:
-		return newException(dependencyTimeout, "the key service did not answer in %v: try again", callTimeout)
+		return newException(dependencyTimeout, "the key service did not answer in %v: try again", x.operation.timeout())
 	case codes.Unavailable, codes.Canceled, codes.Aborted:
 		return newException(x.operation.unavailable, "the key service cannot be reached or cannot answer now: try again")
 	default:

@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -94,7 +96,10 @@ func TestEachRefusalOfTheKeyServiceByOperation(t *testing.T) {
 	telling := slices.Concat(listing, []string{"GenerateRandom", "DescribeKey"})
 	const bad, retry, later = http.StatusBadRequest, http.StatusInternalServerError, http.StatusServiceUnavailable
 	const gone = "MasterKey team-a/orders is Destroyed: use another key"
+	pairs := allKeys[2:4]
+	others := except(slices.Concat(using, telling), pairs)
 	const failed, tooLate = "the key service failed: try again", "the key service did not answer in 5s: try again"
+	const pairTooLate = "the key service did not answer in 15s: try again"
 	const unreachable = "the key service cannot be reached or cannot answer now: try again"
 	for name, c := range map[string]refused{
 		"a field breaks a rule of the key service": {
@@ -159,8 +164,9 @@ func TestEachRefusalOfTheKeyServiceByOperation(t *testing.T) {
 		"a reason that is new":        {refusal("NEW", "new"), said{retry, kmsInternal, failed}, nil},
 		"no connection, using a key":  {status.Error(codes.Unavailable, "dial tcp"), said{retry, keyUnavailable, unreachable}, using},
 		"no connection, telling":      {status.Error(codes.Unavailable, "dial tcp"), said{later, dependencyTimeout, unreachable}, telling},
-		"no answer in time":           {status.Error(codes.DeadlineExceeded, "context"), said{later, dependencyTimeout, tooLate}, nil},
-		"no answer in time, no gRPC":  {context.DeadlineExceeded, said{later, dependencyTimeout, tooLate}, nil},
+		"no answer in time":           {status.Error(codes.DeadlineExceeded, "context"), said{later, dependencyTimeout, tooLate}, others},
+		"no answer in time, no gRPC":  {context.DeadlineExceeded, said{later, dependencyTimeout, tooLate}, others},
+		"no key pair in time":         {status.Error(codes.DeadlineExceeded, "context"), said{later, dependencyTimeout, pairTooLate}, pairs},
 		"no gRPC at all":              {errors.New("secret details"), said{retry, kmsInternal, failed}, nil},
 		"a code alone, of a field":    {status.Error(codes.InvalidArgument, "a rule"), said{bad, validation, "a rule"}, nil},
 		"a code alone, of permission": {status.Error(codes.PermissionDenied, "a verb"), said{bad, accessDenied, "a verb"}, nil},
@@ -296,13 +302,18 @@ func TestADryRunNeverSucceeds(t *testing.T) {
 	}
 }
 
-// TestAKeyServiceThatDoesNotAnswerIsLeftAfterFiveSeconds and the client is told to try again.
-func TestAKeyServiceThatDoesNotAnswerIsLeftAfterFiveSeconds(t *testing.T) {
+// TestAKeyServiceThatDoesNotAnswerIsLeft after 5 s, or 15 s for a key pair, and the client is told to try again.
+func TestAKeyServiceThatDoesNotAnswerIsLeft(t *testing.T) {
 	for operation := range operations {
 		synctest.Test(t, func(t *testing.T) {
+			patience, start := 5*time.Second, time.Now()
+			if strings.HasPrefix(operation, "GenerateDataKeyPair") {
+				patience = 15 * time.Second
+			}
 			got := saidBy(t, ask(t, newDoor(&fakeService{hang: true}), operation, usual[operation]))
-			if want := (said{http.StatusServiceUnavailable, dependencyTimeout, "the key service did not answer in 5s: try again"}); got != want {
-				t.Errorf("%s: got %+v, want %+v", operation, got, want)
+			text := fmt.Sprintf("the key service did not answer in %v: try again", patience)
+			if want := (said{http.StatusServiceUnavailable, dependencyTimeout, text}); got != want || time.Since(start) != patience {
+				t.Errorf("%s: got %+v after %v, want %+v", operation, got, time.Since(start), want)
 			}
 		})
 	}
