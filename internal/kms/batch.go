@@ -2,9 +2,11 @@ package kms
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 const (
@@ -28,6 +30,8 @@ func (s *Service) BatchDecrypt(ctx context.Context, caller Caller, reqs []Decryp
 	if err := s.checkBatch(OperationBatchDecrypt, caller, "requests", len(reqs)); err != nil {
 		return nil, err
 	}
+	ctx, cancel := inTime(ctx)
+	defer cancel()
 	review := s.batchReviewer(caller)
 	results = make([]BatchDecryptResult, len(reqs))
 	inBatch(len(reqs), func(i int) { results[i] = s.decryptItem(ctx, review, reqs[i]) })
@@ -42,6 +46,19 @@ func (s *Service) checkBatch(operation string, caller Caller, field string, n in
 	s.charge(operation, caller, n-1)
 	return nil
 }
+
+// inTime bounds the work on the items of a batch to three quarters of the time that its caller waits. An item whose turn at the API server
+// does not come can be tried again then, and the answers about the others are not lost with it.
+func inTime(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, time.Until(deadline)*3/4, errOutOfTime)
+}
+
+// errOutOfTime is why an item of a batch ends whose caller still waits.
+var errOutOfTime = errors.New("an item of a batch took too long")
 
 // inBatch works on n items, in goroutines: a panic of work would end the process. Each takes one item after the other: what opens a blob
 // first has to have its stack grow.

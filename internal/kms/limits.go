@@ -2,6 +2,7 @@ package kms
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -153,7 +154,7 @@ func (s *Service) done(ctx context.Context, operation string, start time.Time, c
 			return
 		}
 	default: // an outage, or a fault of ours
-		if ctx.Err() == nil {
+		if ctx.Err() == nil || errors.Is(context.Cause(ctx), errOutOfTime) {
 			return
 		}
 	}

@@ -28,6 +28,8 @@ func (s *Service) Renew(ctx context.Context, caller Caller, reqs []RenewRequest)
 	if err := s.checkBatch(OperationRenew, caller, "data_keys", len(reqs)); err != nil {
 		return nil, err
 	}
+	ctx, cancel := inTime(ctx)
+	defer cancel()
 	review := s.batchReviewer(caller)
 	refusals = make([]error, len(reqs))
 	inBatch(len(reqs), func(i int) { refusals[i] = s.renewItem(ctx, review, &reqs[i]) })

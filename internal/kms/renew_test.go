@@ -1,6 +1,7 @@
 package kms_test
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -14,7 +15,9 @@ import (
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/kms/kmstest"
 	"github.com/datakeys/datakeys/internal/seal"
+	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
 
 // renewOf is what a sidecar asks of the data key in a blob.
@@ -268,5 +271,59 @@ func TestWhatApplicationsAskForEndsNoLease(t *testing.T) {
 				t.Errorf("got %v, %v", got, err)
 			}
 		})
+	}
+}
+
+// TestAnItemOfABatchThatHangsLeavesTheOthers: a data key that is revoked is not issued on because another one's material cannot be
+// read now, which a sidecar would take for an outage; nor does a Decrypt fail with another one.
+func TestAnItemOfABatchThatHangsLeavesTheOthers(t *testing.T) {
+	w := settled(t)
+	hanging := orders()
+	hanging.MasterKey = otherKey
+	blob, other := w.sealed(t, orders()), w.sealed(t, hanging)
+	w.limits = kms.Limits{Calls: 100, CallsBurst: 100, Refusals: 1, RefusalsBurst: 2}
+	w = replica(t, w)
+	release := make(chan struct{})
+	defer close(release)
+	w.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+		if c.Name == otherKey.KeyID {
+			<-release
+		}
+		return sealtest.None
+	}
+	disabled := object(ordersKey)
+	disabled.State = kms.KeyStateDisabled
+	w.objects.Put(disabled)
+	caller := kmstest.Caller("team-a", app, app+"-pod")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	want := []kms.Code{kms.CodeFailedPrecondition, kms.CodeUnavailable}
+
+	refusals, err := w.Service.Renew(ctx, caller, []kms.RenewRequest{renewOf(t, blob), renewOf(t, other)})
+	if err != nil || ctx.Err() != nil {
+		t.Fatalf("got %v, %v", err, ctx.Err())
+	}
+	for i, err := range refusals {
+		if kms.CodeOf(err) != want[i] {
+			t.Errorf("renewal %d: got %v, want %v", i, err, want[i])
+		}
+	}
+	ctx, cancel = context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	results, err := w.Service.BatchDecrypt(ctx, caller, []kms.DecryptRequest{
+		{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext}, {CiphertextBlob: other, EncryptionContext: orders().EncryptionContext},
+	})
+	if err != nil || ctx.Err() != nil {
+		t.Fatalf("got %v, %v", err, ctx.Err())
+	}
+	for i, r := range results {
+		if kms.CodeOf(r.Err) != want[i] {
+			t.Errorf("blob %d: got %v, want %v", i, r.Err, want[i])
+		}
+	}
+	for _, operation := range []string{kms.OperationRenew, kms.OperationDecrypt} {
+		if _, err := w.Enter(t.Context(), operation, app); err != nil {
+			t.Errorf("what took too long counts as refused: %v", err)
+		}
 	}
 }
