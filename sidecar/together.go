@@ -115,7 +115,7 @@ func (t *together) queueLocked(r *kmsv1.DecryptRequest) *decryption {
 	return d
 }
 
-// wait waits for the answer, which every flight gives in doorTimeout.
+// wait waits for the answer, which every flight gives in callTimeout.
 func (t *together) wait(ctx context.Context, d *decryption) (*kmsv1.DecryptResponse, error) {
 	late := time.NewTimer(slowFlight)
 	defer late.Stop()
@@ -207,7 +207,8 @@ func (t *together) boardLocked() []*decryption {
 
 // fly asks for the plaintexts of a batch and hands them out.
 func (t *together) fly(ctx context.Context, batch []*decryption) {
-	ctx, cancel := context.WithTimeout(ctx, doorTimeout)
+	// The doors wait for callTimeout. The key service, which is told, answers before about what it can.
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	t.take(batch, cancel)
 	if len(batch) == 1 {

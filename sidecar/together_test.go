@@ -612,3 +612,31 @@ func TestAFlightThatNobodyWaitsForEnds(t *testing.T) {
 		}
 	})
 }
+
+// TestAFlightIsBounded, so that the key service knows for how long its answers to the others are waited for.
+func TestAFlightIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		together := newTogether(stuckService{})
+		ctx, leave := context.WithCancel(t.Context())
+		var first, all sync.WaitGroup
+		for range decryptFlights {
+			first.Go(func() { _, _ = together.Decrypt(ctx, &kmsv1.DecryptRequest{CiphertextBlob: []byte("stuck")}) })
+			synctest.Wait()
+		}
+		start := time.Now()
+		for _, blob := range []string{"stuck", "fine"} {
+			all.Go(func() {
+				if _, err := together.Decrypt(t.Context(), &kmsv1.DecryptRequest{CiphertextBlob: []byte(blob)}); err == nil {
+					t.Errorf("%s: got an answer", blob)
+				}
+			})
+			synctest.Wait()
+		}
+		all.Wait()
+		if took := time.Since(start); took != slowFlight+callTimeout {
+			t.Errorf("it took %v", took)
+		}
+		leave()
+		first.Wait()
+	})
+}
