@@ -109,7 +109,7 @@ func (s *slowService) BatchDecrypt(
 }
 
 // decryptAll decrypts each blob, the first before the second and so on, all before the first flight lands, and returns what each
-// got and when.
+// got and when, in flightTimes.
 func decryptAll(t *testing.T, service kmsv1.KeyServiceClient, blobs ...string) []string {
 	t.Helper()
 	got := make([]string, len(blobs))
@@ -118,7 +118,7 @@ func decryptAll(t *testing.T, service kmsv1.KeyServiceClient, blobs ...string) [
 	for i, blob := range blobs {
 		all.Go(func() {
 			response, err := service.Decrypt(t.Context(), &kmsv1.DecryptRequest{CiphertextBlob: []byte(blob)})
-			got[i] = fmt.Sprintf("%s %s after flight %d", response.GetPlaintext(), describe(err), time.Since(start)/flightTime)
+			got[i] = fmt.Sprintf("%s %s at %d", response.GetPlaintext(), describe(err), time.Since(start)/flightTime)
 		})
 		synctest.Wait() // it is under way, or waits
 	}
@@ -149,50 +149,50 @@ func TestDecryptsTravelTogether(t *testing.T) {
 		wantCalls []string
 	}{
 		"one waits for nobody": {
-			blobs: []string{"a"}, want: []string{"A OK after flight 1"}, wantCalls: []string{"a"},
+			blobs: []string{"a"}, want: []string{"A OK at 1"}, wantCalls: []string{"a"},
 		},
 		"two wait for nobody": {
-			blobs: []string{"a", "b"}, want: []string{"A OK after flight 1", "B OK after flight 1"}, wantCalls: []string{"a", "b"},
+			blobs: []string{"a", "b"}, want: []string{"A OK at 1", "B OK at 1"}, wantCalls: []string{"a", "b"},
 		},
 		"the third waits, and travels alone": {
-			blobs: []string{"a", "b", "c"}, want: []string{"A OK after flight 1", "B OK after flight 1", "C OK after flight 2"},
+			blobs: []string{"a", "b", "c"}, want: []string{"A OK at 1", "B OK at 1", "C OK at 2"},
 			wantCalls: []string{"a", "b", "c"},
 		},
 		"all that wait travel together, and each has its own answer": {
 			service: &slowService{fails: map[string]error{"d": denied}},
 			blobs:   []string{"a", "b", "c", "d", "e"},
-			want: []string{"A OK after flight 1", "B OK after flight 1", "C OK after flight 2",
-				" PermissionDenied(datakeys.io/DENIED): not for you after flight 2", "E OK after flight 2"},
+			want: []string{"A OK at 1", "B OK at 1", "C OK at 2",
+				" PermissionDenied(datakeys.io/DENIED): not for you at 2", "E OK at 2"},
 			wantCalls: []string{"a", "b", "c+d+e"},
 		},
 		"a key whose state does not allow it is named": {
 			service: &slowService{fails: map[string]error{"c": newRefusal(codes.FailedPrecondition, kmsv1.ReasonKeyDisabled, "Disabled", "arn")}},
 			blobs:   []string{"a", "b", "c", "d"},
-			want: []string{"A OK after flight 1", "B OK after flight 1", " FailedPrecondition(datakeys.io/KEY_DISABLED arn): Disabled after flight 2",
-				"D OK after flight 2"},
+			want: []string{"A OK at 1", "B OK at 1", " FailedPrecondition(datakeys.io/KEY_DISABLED arn): Disabled at 2",
+				"D OK at 2"},
 			wantCalls: []string{"a", "b", "c+d"},
 		},
 		"an outage is everybody's": {
 			service: &slowService{fails: map[string]error{"c": status.Error(codes.Unavailable, "no connection")}},
 			blobs:   []string{"a", "b", "c", "d"},
-			want: []string{"A OK after flight 1", "B OK after flight 1", " Unavailable: no connection after flight 2",
-				" Unavailable: no connection after flight 2"},
+			want: []string{"A OK at 1", "B OK at 1", " Unavailable: no connection at 2",
+				" Unavailable: no connection at 2"},
 			wantCalls: []string{"a", "b", "c+d"},
 		},
 		"an error of the key service is no reason to ask again": {
 			service:   &slowService{fails: map[string]error{"odd": newRefusal(codes.Internal, kmsv1.ReasonInternal, "internal error", "")}},
 			blobs:     []string{"a", "b", "odd", "d"},
-			want:      []string{"A OK after flight 1", "B OK after flight 1", " Internal(datakeys.io/INTERNAL): internal error after flight 2", "D OK after flight 2"},
+			want:      []string{"A OK at 1", "B OK at 1", " Internal(datakeys.io/INTERNAL): internal error at 2", "D OK at 2"},
 			wantCalls: []string{"a", "b", "odd+d"},
 		},
 		"one that cannot be sent spoils it for nobody else": {
 			service: &slowService{fails: map[string]error{"c": status.Error(codes.Internal, "invalid UTF-8")}},
 			blobs:   []string{"a", "b", "c", "d"},
-			want:    []string{"A OK after flight 1", "B OK after flight 1", " Internal: invalid UTF-8 after flight 3", "D OK after flight 3"},
+			want:    []string{"A OK at 1", "B OK at 1", " Internal: invalid UTF-8 at 3", "D OK at 3"},
 		},
 		"an answer with nothing in it is an error": {
 			blobs:     []string{"a", "b", "empty", "d"},
-			want:      []string{"A OK after flight 1", "B OK after flight 1", " Internal: the key service gave an empty answer after flight 2", "D OK after flight 2"},
+			want:      []string{"A OK at 1", "B OK at 1", " Internal: the key service gave an empty answer at 2", "D OK at 2"},
 			wantCalls: []string{"a", "b", "empty+d"},
 		},
 	} {
@@ -223,8 +223,8 @@ func TestAnswersToOthersAreDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		service := &slowService{short: true} // what it leaves out is the answer to c
 		got := decryptAll(t, newTogether(service), "a", "b", "c", "d")
-		const want = " Internal: the key service gave 1 answers to 2 requests after flight 2"
-		if diff := cmp.Diff([]string{"A OK after flight 1", "B OK after flight 1", want, want}, got); diff != "" {
+		const want = " Internal: the key service gave 1 answers to 2 requests at 2"
+		if diff := cmp.Diff([]string{"A OK at 1", "B OK at 1", want, want}, got); diff != "" {
 			t.Errorf("answers (-want +got):\n%s", diff)
 		}
 		if slices.ContainsFunc(service.plaintexts, func(p []byte) bool { return string(p) == "D" }) {
@@ -546,7 +546,9 @@ func (s stuckService) Decrypt(ctx context.Context, r *kmsv1.DecryptRequest, _ ..
 	return s.open(ctx, r)
 }
 
-func (s stuckService) BatchDecrypt(ctx context.Context, r *kmsv1.BatchDecryptRequest, _ ...grpc.CallOption) (*kmsv1.BatchDecryptResponse, error) {
+func (s stuckService) BatchDecrypt(
+	ctx context.Context, r *kmsv1.BatchDecryptRequest, _ ...grpc.CallOption,
+) (*kmsv1.BatchDecryptResponse, error) {
 	out := &kmsv1.BatchDecryptResponse{}
 	for _, one := range r.GetRequests() {
 		a, err := s.open(ctx, one)

@@ -311,7 +311,8 @@ func TestAnItemOfABatchThatHangsLeavesTheOthers(t *testing.T) {
 	ctx, cancel = context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	results, err := w.Service.BatchDecrypt(ctx, caller, []kms.DecryptRequest{
-		{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext}, {CiphertextBlob: other, EncryptionContext: orders().EncryptionContext},
+		{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext},
+		{CiphertextBlob: other, EncryptionContext: orders().EncryptionContext},
 	})
 	if err != nil || ctx.Err() != nil {
 		t.Fatalf("got %v, %v", err, ctx.Err())

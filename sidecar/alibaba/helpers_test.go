@@ -114,7 +114,9 @@ func (f *fakeKeyService) Encrypt(ctx context.Context, in *kmsv1.EncryptRequest, 
 	if err := f.ask(ctx, in); err != nil {
 		return nil, err
 	}
-	return without(f.lacks, &kmsv1.EncryptResponse{KeyId: f.arn, KeyVersion: 2, CiphertextBlob: []byte("blob"), Iv: testIV, MaterialId: f.material}), nil
+	return without(f.lacks, &kmsv1.EncryptResponse{
+		KeyId: f.arn, KeyVersion: 2, CiphertextBlob: []byte("blob"), Iv: testIV, MaterialId: f.material,
+	}), nil
 }
 
 func (f *fakeKeyService) Decrypt(ctx context.Context, in *kmsv1.DecryptRequest, _ ...grpc.CallOption) (*kmsv1.DecryptResponse, error) {
