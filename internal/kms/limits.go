@@ -89,7 +89,7 @@ func newLimits(l Limits) *limits {
 
 // payer is whose budgets an operation takes from. Renewals have budgets of their own: what applications ask for through the front doors,
 // and are refused, does not end the leases of their pod.
-func (c *Caller) payer(operation string) string {
+func (c Caller) payer(operation string) string {
 	if operation == OperationRenew || operation == OperationRenewDataKey {
 		return c.PodUID + "/" + OperationRenew
 	}

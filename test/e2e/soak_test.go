@@ -431,6 +431,9 @@ func heapOf(c *http.Client) (goroutines, live int) {
 	}
 	defer answer.Body.Close()
 	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return 0, 0
+	}
 	told := map[string]float64{}
 	for _, match := range heapLine.FindAllStringSubmatch(string(body), -1) {
 		if told[match[1]], err = strconv.ParseFloat(match[2], 64); err != nil {
