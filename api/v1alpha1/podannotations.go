@@ -2,6 +2,7 @@ package v1alpha1
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,8 +18,30 @@ const MaxDataKeys = 100
 // MinLoopbackPort is the first port that needs no privilege.
 const MinLoopbackPort = 1024
 
+// annotationPrefix begins the name of every annotation of this project.
+const annotationPrefix = "datakeys.io/"
+
 // maxQuoted is how many bytes of a bad value an error repeats.
 const maxQuoted = 64
+
+// PodAnnotations are all annotations of this project that a pod may have. None of them is set but by who makes the pod.
+func PodAnnotations() []string {
+	return []string{
+		AnnotationDataKeys, AnnotationContainers, AnnotationWait, AnnotationLoopbackPort, AnnotationLeaseDuration, AnnotationCoastTime,
+	}
+}
+
+// UnknownAnnotations says of each annotation of a pod that is named like one of this project's, and is none, that it has no effect.
+func UnknownAnnotations(pod metav1.Object) []string {
+	known := PodAnnotations()
+	var problems []string
+	for _, name := range slices.Sorted(maps.Keys(pod.GetAnnotations())) {
+		if strings.HasPrefix(name, annotationPrefix) && !slices.Contains(known, name) {
+			problems = append(problems, fmt.Sprintf("%v: not known; the annotations are %s", annotationPath(quoted(name)), strings.Join(known, ", ")))
+		}
+	}
+	return problems
+}
 
 // Injected reads the label LabelInject of a pod: whether it asks for the sidecar. One that has the label with any value but "false"
 // asks.

@@ -10,12 +10,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/json"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"github.com/datakeys/datakeys/api/v1alpha1"
 )
 
 // Path is where the webhook server serves the Handler.
 const Path = "/inject-pod"
 
-// maxWarnings bounds what the answer says of data keys that are not ready; the API server cuts off more than 4096 bytes.
+// maxWarnings bounds what the answer says of data keys that are not ready, and of annotations that are not known; the API server cuts off more than 4096 bytes.
 const maxWarnings = 10
 
 // DataKeyRequests looks DataKeyRequests up in a cache: admission waits for no network.
@@ -55,11 +57,13 @@ func (h *Handler) Handle(ctx context.Context, req admission.Request) admission.R
 		return admission.Errored(http.StatusBadRequest, fmt.Errorf("the pod does not decode: %w", err))
 	}
 	request, asked, errs := ParseRequest(pod)
-	switch {
-	case !asked:
+	if !asked {
 		return admission.Allowed("the pod does not ask for data keys")
-	case len(errs) > 0:
-		return admission.Denied(errs.ToAggregate().Error())
+	}
+	// An annotation that is misspelt may be why the pod is refused.
+	unknown := bounded(v1alpha1.UnknownAnnotations(pod), "annotations that are not known")
+	if len(errs) > 0 {
+		return admission.Denied(errs.ToAggregate().Error()).WithWarnings(unknown...)
 	}
 	roots := h.roots()
 	if len(roots) == 0 {
@@ -71,9 +75,9 @@ func (h *Handler) Handle(ctx context.Context, req admission.Request) admission.R
 	notReady := h.notReady(ctx, req.Namespace, request.DataKeys)
 	patch, errs := Patch(pod, request, Sidecar{Config: h.config, Roots: roots, Ready: len(notReady) == 0})
 	if len(errs) > 0 {
-		return admission.Denied(errs.ToAggregate().Error())
+		return admission.Denied(errs.ToAggregate().Error()).WithWarnings(unknown...)
 	}
-	return admission.Patched("", patch...).WithWarnings(warnings(notReady, request.Wait)...)
+	return admission.Patched("", patch...).WithWarnings(append(unknown, warnings(notReady, request.Wait)...)...)
 }
 
 // notReady says of each data key that cannot be issued now, why.
@@ -98,11 +102,16 @@ func warnings(notReady []string, wait bool) []string {
 		consequence = "; the application starts without that data key"
 	}
 	var list []string
-	for i, reason := range notReady {
-		if i == maxWarnings {
-			return append(list, fmt.Sprintf("and %d more data keys that are not ready", len(notReady)-i))
-		}
+	for _, reason := range notReady {
 		list = append(list, reason+consequence)
+	}
+	return bounded(list, "data keys that are not ready")
+}
+
+// bounded returns the first maxWarnings of a list, and how many more there are of what it tells.
+func bounded(list []string, what string) []string {
+	if more := len(list) - maxWarnings; more > 0 {
+		return append(list[:maxWarnings], fmt.Sprintf("and %d more %s", more, what))
 	}
 	return list
 }

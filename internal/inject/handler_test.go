@@ -3,6 +3,8 @@ package inject
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -34,6 +36,8 @@ func TestHandle(t *testing.T) {
 		}
 		return encode(t, p)
 	}
+	const unknown = ": not known; the annotations are datakeys.io/data-keys, datakeys.io/containers, datakeys.io/wait, " +
+		"datakeys.io/loopback-port, datakeys.io/lease-duration, datakeys.io/coast-time"
 	ready := fakeRequests{"team-a/orders": "Ready", "team-a/payments": "Ready"}
 	for name, test := range map[string]struct {
 		requests fakeRequests
@@ -80,6 +84,52 @@ func TestHandle(t *testing.T) {
 					list = append(list, "DataKeyRequest team-a/"+name+" does not exist; the pod waits until it is Ready")
 				}
 				return append(list, "and 90 more data keys that are not ready")
+			}(),
+		},
+		"annotations that are not known are warned of": {
+			requests: ready, patched: true, hook: true,
+			raw: pod(func(p *corev1.Pod) {
+				p.Annotations["datakeys.io/inject"] = "true"
+				p.Annotations["datakeys.io/coast"] = "10m"
+				p.Annotations["other.datakeys.io/coast"] = "10m"
+			}),
+			warnings: []string{"metadata.annotations[datakeys.io/coast]" + unknown, "metadata.annotations[datakeys.io/inject]" + unknown},
+		},
+		"all that are known are not": {
+			requests: ready, patched: true, hook: true,
+			raw: pod(func(p *corev1.Pod) {
+				maps.Copy(p.Annotations, map[string]string{
+					"datakeys.io/containers": "app", "datakeys.io/wait": "true", "datakeys.io/loopback-port": "8080",
+					"datakeys.io/lease-duration": "10s", "datakeys.io/coast-time": "1m",
+				})
+			}),
+		},
+		"an annotation that is not known is told before a data key that is not ready": {
+			requests: fakeRequests{"team-a/orders": "Ready"}, patched: true, probe: true,
+			raw: pod(func(p *corev1.Pod) { p.Annotations["datakeys.io/coast"] = "10m" }),
+			warnings: []string{
+				"metadata.annotations[datakeys.io/coast]" + unknown,
+				"DataKeyRequest team-a/payments does not exist; the pod waits until it is Ready",
+			},
+		},
+		"a misspelt annotation is told with the refusal": {
+			raw:    pod(func(p *corev1.Pod) { p.Annotations = map[string]string{"datakeys.io/data-key": "orders"} }),
+			denied: "metadata.annotations[datakeys.io/data-keys]: Required value", code: http.StatusForbidden,
+			warnings: []string{"metadata.annotations[datakeys.io/data-key]" + unknown},
+		},
+		"the warnings of annotations have a bound": {
+			requests: ready, patched: true, hook: true,
+			raw: pod(func(p *corev1.Pod) {
+				for i := range 25 {
+					p.Annotations[fmt.Sprintf("datakeys.io/%02d", i)] = ""
+				}
+			}),
+			warnings: func() []string {
+				var list []string
+				for i := range maxWarnings {
+					list = append(list, fmt.Sprintf("metadata.annotations[datakeys.io/%02d]%s", i, unknown))
+				}
+				return append(list, "and 15 more annotations that are not known")
 			}(),
 		},
 		"a pod that does not ask is left alone": {
@@ -129,6 +179,9 @@ func TestHandle(t *testing.T) {
 				test.request(request)
 			}
 			response := serve(t, handler, request)
+			if diff := cmp.Diff(test.warnings, response.Warnings); diff != "" {
+				t.Errorf("warnings (-want +got):\n%s", diff)
+			}
 			if test.denied != "" {
 				if response.Allowed || !strings.Contains(response.Result.Message, test.denied) || response.Result.Code != test.code {
 					t.Errorf("got allowed %v, %+v, want %d %q", response.Allowed, response.Result, test.code, test.denied)
@@ -138,9 +191,6 @@ func TestHandle(t *testing.T) {
 			if !response.Allowed || (len(response.Patch) > 0) != test.patched {
 				t.Fatalf("got allowed %v, %d bytes of patch, %+v, want a patch: %v",
 					response.Allowed, len(response.Patch), response.Result, test.patched)
-			}
-			if diff := cmp.Diff(test.warnings, response.Warnings); diff != "" {
-				t.Errorf("warnings (-want +got):\n%s", diff)
 			}
 			if got := strings.Contains(string(response.Patch), "postStart"); got != test.hook {
 				t.Errorf("a postStart hook: %v, want %v", got, test.hook)
