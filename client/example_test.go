@@ -72,7 +72,7 @@ func ExampleSecret_Use() {
 	}
 	_, err = signer(context.Background(), keys, "signing")
 	fmt.Println(err)
-	// Output: datakeys: UnknownDataKey: this pod has no data key "signing": name it in the pod's annotation datakeys.io/data-keys
+	// Output: datakeys: UnknownDataKey: this pod has no data key "signing": it was created without it; name it in the annotation datakeys.io/data-keys and create the pod again
 }
 
 func ExampleClient_Encrypt() {

@@ -288,8 +288,8 @@ func (a *api) held(w http.ResponseWriter, name string, number uint32) (g *genera
 }
 
 func unknownDataKey(w http.ResponseWriter, name string) int {
-	return newProblem(http.StatusNotFound, reasonUnknownDataKey, fmt.Sprintf("this pod has no data key %s: name it in the pod's "+
-		"annotation datakeys.io/data-keys", quote(name))).write(w)
+	return newProblem(http.StatusNotFound, reasonUnknownDataKey, fmt.Sprintf("this pod has no data key %s: it was created without "+
+		"it; name it in the annotation datakeys.io/data-keys and create the pod again", quote(name))).write(w)
 }
 
 // notIssued answers why there is no plaintext of a generation, of which that number was asked for: 403 for a refusal of the key

@@ -227,7 +227,8 @@ type problemCase struct {
 func problemCases() map[string]problemCase {
 	return map[string]problemCase{
 		"an unknown name": {
-			get("/v1/data-keys/other"), 404, "UnknownDataKey", `no data key "other"`, "",
+			get("/v1/data-keys/other"), 404, "UnknownDataKey", `this pod has no data key "other": it was created without it; ` +
+				`name it in the annotation datakeys.io/data-keys and create the pod again`, "",
 		},
 		"an unknown name that is a path": {
 			get("/v1/data-keys/..%2fetc"), 404, "UnknownPath", "/v1/data-keys/{name}", "",
