@@ -280,7 +280,7 @@ func (a *api) held(w http.ResponseWriter, name string, number uint32) (g *genera
 		return nil, unknownDataKey(w, name)
 	case g == nil:
 		return nil, newProblem(http.StatusNotFound, reasonUnknownGeneration,
-			fmt.Sprintf("the data key %s has no generation %d here", quote(name), number)).write(w)
+			fmt.Sprintf("the data key %s has no generation %d here: GET /v1/data-keys lists those that there are", quote(name), number)).write(w)
 	case g.issued == nil:
 		return nil, notIssued(w, g, number)
 	}

@@ -273,7 +273,8 @@ func problemCases() map[string]problemCase {
 			get("/v1/data-keys", "Accept: application/octet-stream"), 406, "NotAcceptable", "application/json", "",
 		},
 		"another generation": {
-			get("/v1/data-keys/orders?generation=2"), 404, "UnknownGeneration", "no generation 2", "",
+			get("/v1/data-keys/orders?generation=2"), 404, "UnknownGeneration",
+			`the data key "orders" has no generation 2 here: GET /v1/data-keys lists those that there are`, "",
 		},
 		"an unknown generation between others": {
 			get("/v1/data-keys/rotated?generation=6"), 404, "UnknownGeneration", "no generation 6", "",
