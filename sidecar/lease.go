@@ -247,8 +247,9 @@ func (k *keeper) scheduleRenewal(ctx context.Context, start time.Time, failure e
 		return
 	}
 	if k.unrenewed == 0 {
-		k.log.LogAttrs(ctx, slog.LevelWarn, "leases are not renewed", slog.Any("code", status.Code(failure)),
-			slog.String("message", message(failure)), slog.Duration("lease", k.leases.Lease), slog.Duration("coastTime", k.leases.Coast))
+		k.log.LogAttrs(ctx, slog.LevelWarn, "leases are not renewed",
+			slog.String("code", status.Code(failure).String()), slog.String("message", message(failure)),
+			slog.String("lease", k.leases.Lease.String()), slog.String("coastTime", k.leases.Coast.String()))
 	}
 	k.renewAt = time.Now().Add(outageDelay(k.unrenewed))
 	k.unrenewed++

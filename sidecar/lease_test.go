@@ -249,6 +249,10 @@ func TestAnOutageThatEndsIsNotNoticed(t *testing.T) {
 		b.service.all = status.Error(codes.Unavailable, "away")
 		since := time.Since(b.service.started) - slices.Max(b.service.renewedWhen)
 		b.checkBetween("the second outage", b.lasts(k, 2*time.Hour)+since, usual.Coast, usual.Coast+100*time.Millisecond)
+		if want := `"msg":"leases are not renewed","code":"Unavailable","message":"away","lease":"15s","coastTime":"1h0m0s"}`; !strings.Contains(
+			b.logs.String(), want) {
+			b.Errorf("got the log\n%swant %s", b.logs, want)
+		}
 		for _, sentence := range []string{`"msg":"leases are not renewed"`, `"msg":"leases are renewed again"`} {
 			if n := strings.Count(b.logs.String(), sentence); n < 1 || n > 2 {
 				b.Errorf("%s was logged %d times", sentence, n)
