@@ -302,10 +302,11 @@ func (k MasterKey) usable() error {
 	e := &Error{Code: CodeFailedPrecondition, Namespace: k.Namespace, KeyID: k.KeyID}
 	switch k.State {
 	case KeyStateDisabled:
-		e.Reason, e.Message = kmsv1.ReasonKeyDisabled, fmt.Sprintf("MasterKey %s/%s is Disabled: enable it to use it again", k.Namespace, k.Name)
+		e.Reason, e.Message = kmsv1.ReasonKeyDisabled, fmt.Sprintf(
+			"MasterKey %s/%s is Disabled: set its spec.state to Enabled to use it again", k.Namespace, k.Name)
 	case KeyStatePendingDeletion:
 		e.Reason, e.Message = kmsv1.ReasonKeyPendingDeletion, fmt.Sprintf(
-			"MasterKey %s/%s is PendingDeletion: cancel its deletion to use it again", k.Namespace, k.Name)
+			"MasterKey %s/%s is PendingDeletion: set its spec.state to Enabled to use it again", k.Namespace, k.Name)
 	case KeyStateDestroyed:
 		return k.exists()
 	default:

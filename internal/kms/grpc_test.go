@@ -235,7 +235,8 @@ func TestARefusalCarriesItsReason(t *testing.T) {
 		})
 	}
 	_, err := client.Encrypt(as(t, allKeys), &kmsv1.EncryptRequest{KeyId: "other", Plaintext: []byte("x"), Door: kmsv1.Door_DOOR_AWS})
-	if told := status.Convert(err); reasonOf(t, told) != kmsv1.ReasonKeyDisabled || told.Message() != "MasterKey team-a/other is Disabled: enable it to use it again" {
+	const isDisabled = "MasterKey team-a/other is Disabled: set its spec.state to Enabled to use it again"
+	if told := status.Convert(err); reasonOf(t, told) != kmsv1.ReasonKeyDisabled || told.Message() != isDisabled {
 		t.Errorf("of a Disabled key: got %v", told)
 	} else if arn := infoOf(t, told).GetMetadata()[kmsv1.MetadataKey]; !strings.HasPrefix(arn, "arn:datakeys:kms:") ||
 		!strings.HasSuffix(arn, ":team-a:key/"+otherKey.KeyID) {

@@ -37,7 +37,9 @@ func TestTheOrderOfChecks(t *testing.T) {
 	states := func(r *request) []rule {
 		return []rule{
 			{kmsv1.ReasonKeyDisabled, "is Disabled", func() { r.w.objects.Put(inState(ordersKey, kms.KeyStatePendingDeletion)) }},
-			{kmsv1.ReasonKeyPendingDeletion, "is PendingDeletion", func() { r.w.objects.Put(inState(ordersKey, "Strange")) }},
+			{kmsv1.ReasonKeyPendingDeletion, "is PendingDeletion: set its spec.state to Enabled to use it again", func() {
+				r.w.objects.Put(inState(ordersKey, "Strange"))
+			}},
 			{kmsv1.ReasonKeyUnavailable, `in the unknown state "Strange"`, func() { r.w.objects.Put(inState(ordersKey, kms.KeyStateEnabled)) }},
 		}
 	}
