@@ -249,8 +249,12 @@ func (s *Service) means(ctx context.Context, namespace string, name keyName, k *
 
 // deniedKey says what permission is needed. It is the same whether or not there is the key.
 func deniedKey(c Caller, verb string, name keyName, cause error) *Error {
+	hint := ""
+	if isAliasName(name.name) { // whoever named it so may have meant an alias
+		hint = " (an alias is written " + aliasPrefix + "NAME)"
+	}
 	return &Error{Code: CodeDenied, Err: cause, Message: fmt.Sprintf(
-		"%s needs the verb %s on the MasterKey that %s %q names, if there is one", c.Username, verb, name.field, name.text)}
+		"%s needs the verb %s on the MasterKey that %s %q names, if there is one%s", c.Username, verb, name.field, name.text, hint)}
 }
 
 func notFoundKey(name keyName, cause error) *Error {

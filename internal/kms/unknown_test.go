@@ -178,6 +178,25 @@ func TestWhatACallerIsToldOfAKeyByItsID(t *testing.T) {
 	}
 }
 
+// What may be an alias without its prefix is told how one is written, be it there or not.
+func TestADenialSaysHowAnAliasIsWritten(t *testing.T) {
+	const hint = " (an alias is written alias/NAME)"
+	w := settled(t)
+	w.edit("orders", func(k *kms.MasterKey) { k.Aliases = []string{"invoices-prod"} })
+	for named, want := range map[string]string{
+		"orders": hint, "none": hint, "invoices-prod": hint, // a MasterKey, nothing, an alias
+		"alias/invoices-prod": "", "alias/none": "", "no.alias": "", ordersKey.KeyID: "", goneID: "",
+	} {
+		_, err := w.GenerateDataKey(t.Context(), nobody, kms.GenerateDataKeyRequest{KeyID: named, NumberOfBytes: 32, Door: kms.DoorAWS})
+		e, ok := errors.AsType[*kms.Error](err)
+		want := "system:serviceaccount:team-a:nobody needs the verb generatedatakey on the MasterKey that key_id \"" + named +
+			"\" names, if there is one" + want
+		if !ok || e.Code != kms.CodeDenied || e.Message != want {
+			t.Errorf("got %v, want Denied, %s", err, want)
+		}
+	}
+}
+
 // How long a pod is answered depends on how often it asks for what it may not have, and not on what that is.
 func TestWhatThrottlesAPodTellsNothingOfAKey(t *testing.T) {
 	w := crowded(t)
