@@ -59,7 +59,9 @@ func blobs(t *testing.T, w *world) map[string][]byte {
 func TestDecrypt(t *testing.T) {
 	pairs := orders().EncryptionContext
 	const deniedScoped = "needs the verb decrypt on datakeyrequests/orders in namespace team-a, or on its MasterKey"
-	const deniedUnscoped = "needs the verb decrypt on the MasterKey of the blob, if there is one"
+	deniedUnscoped := func(keyID string) string {
+		return "needs the verb decrypt on the MasterKey of the blob, which has the key ID " + keyID + ", if there is one"
+	}
 	const notFound = "ciphertext_blob: the key or key version that made it is not known here"
 	const doesNotOpen = "ciphertext_blob: does not open with this encryption_context or aad, or is damaged"
 	type change func(*world)
@@ -84,7 +86,7 @@ func TestDecrypt(t *testing.T) {
 		// Who may not.
 		"without permission":                                          {token: nobody, blob: "scoped", context: pairs, want: kms.CodeDenied, says: deniedScoped, event: "orders"},
 		"permission on another request":                               {token: app, blob: "payments", want: kms.CodeDenied, says: "datakeyrequests/payments", event: "payments"},
-		"permission on a request, an unscoped blob":                   {token: app, blob: "unscoped", want: kms.CodeDenied, says: deniedUnscoped, event: "-"},
+		"permission on a request, an unscoped blob":                   {token: app, blob: "unscoped", want: kms.CodeDenied, says: deniedUnscoped(ordersKey.KeyID), event: "-"},
 		"another namespace with every permission":                     {token: stranger, blob: "scoped", context: pairs, want: kms.CodeDenied, says: "belongs to namespace team-a: a pod of namespace team-b cannot open it", event: "-"},
 		"a scope elsewhere, with the key's permission":                {token: keyUser, blob: "scoped to team-b", want: kms.CodeDenied, says: "belongs to namespace team-b", event: "-"},
 		"permission on the request, another namespace's key":          {token: app, blob: "scoped, of team-b's key", want: kms.CodeNotFound, says: notFound},
@@ -124,7 +126,7 @@ func TestDecrypt(t *testing.T) {
 		"a context too large":                  {token: app, blob: "scoped", context: map[string]string{"k": strings.Repeat("v", 8192)}, want: kms.CodeInvalidArgument, says: "encryption_context: "},
 		"made-up material":                     {token: app, blob: "of made-up keys", want: kms.CodeInvalidArgument, says: doesNotOpen},
 		"an unknown key, may use all":          {token: allKeys, blob: "of no key", want: kms.CodeNotFound, says: notFound},
-		"an unknown key, may use one":          {token: keyUser, blob: "of no key", want: kms.CodeDenied, says: deniedUnscoped, event: "-"},
+		"an unknown key, may use one":          {token: keyUser, blob: "of no key", want: kms.CodeDenied, says: deniedUnscoped(goneID), event: "-"},
 		"an unknown key, may open the request": {token: app, blob: "scoped, of no key", want: kms.CodeNotFound, says: notFound},
 		"an unknown key, may nothing":          {token: nobody, blob: "scoped, of no key", want: kms.CodeDenied, says: deniedScoped, event: "orders"},
 		"another namespace's key, may use all": {token: allKeys, blob: "of team-b's key", want: kms.CodeNotFound, says: notFound},

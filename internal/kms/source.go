@@ -79,7 +79,7 @@ func (s *Service) keyToOpen(
 	case err != nil:
 		return nil, MasterKey{}, err
 	case !allowed:
-		return nil, MasterKey{}, deniedBlob(caller, verb, h.Scope, absence)
+		return nil, MasterKey{}, deniedBlob(caller, verb, h, absence)
 	case !known:
 		return nil, MasterKey{}, notFoundBlob(absence)
 	}
@@ -145,11 +145,13 @@ func (src *source) checkDoor() error {
 	return nil
 }
 
-// deniedBlob says what permission is needed. It is the same whether or not the blob's key exists.
-func deniedBlob(c Caller, verb string, scope envelope.Scope, cause error) *Error {
+// deniedBlob says what permission is needed. It is the same whether or not the blob's key exists: the key ID is the one that the blob
+// claims, where everybody can read it.
+func deniedBlob(c Caller, verb string, h envelope.Header, cause error) *Error {
+	scope := h.Scope
 	if scope.IsZero() {
 		return &Error{Code: CodeDenied, Err: cause, Message: fmt.Sprintf(
-			"%s needs the verb %s on the MasterKey of the blob, if there is one", c.Username, verb)}
+			"%s needs the verb %s on the MasterKey of the blob, which has the key ID %s, if there is one", c.Username, verb, h.KeyID)}
 	}
 	return &Error{Code: CodeDenied, Err: cause, Message: fmt.Sprintf("%s needs the verb %s on %s/%s in namespace %s, or on its MasterKey",
 		c.Username, v1alpha1.VerbDecrypt, v1alpha1.ResourceDataKeyRequests, scope.Name, scope.Namespace)}
