@@ -454,7 +454,8 @@ func usableMasterKey(ctx context.Context, reader client.Reader, request *v1alpha
 				return nil, pending(v1alpha1.ReasonMasterKeyNotFound, "does not exist; this data key needs it with the annotation %s: %s",
 					v1alpha1.AnnotationKeyID, last)
 			}
-			return nil, pending(v1alpha1.ReasonMasterKeyNotFound, "does not exist")
+			return nil, pending(v1alpha1.ReasonMasterKeyNotFound,
+				"does not exist: make it, or make another DataKeyRequest, as spec.masterKeyRef cannot be changed")
 		}
 		return nil, err
 	}

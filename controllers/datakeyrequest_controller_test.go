@@ -54,6 +54,7 @@ func TestDataKeyRequest(t *testing.T) {
 		changedMessage = "this data key was wrapped by master key " + otherUID + ", but MasterKey team-a/orders-key is master key " + keyUID +
 			" now: nothing was touched; restore the MasterKey with its annotation datakeys.io/key-id"
 		immutableMessage = `Secret "orders" does not hold this data key as it has to and is immutable: delete it, and it is written again`
+		missingMessage   = "MasterKey team-a/orders-key does not exist: make it, or make another DataKeyRequest, as spec.masterKeyRef cannot be changed"
 		goneMessage      = "MasterKey team-a/orders-key does not exist; this data key needs it with the annotation datakeys.io/key-id: " + keyUID
 		unsupported      = "spec.keyPairSpec is ECC_SECG_P256K1, which this installation does not offer because it runs in FIPS 140-3 mode: " +
 			"make a DataKeyRequest with another keyPairSpec"
@@ -240,8 +241,8 @@ func TestDataKeyRequest(t *testing.T) {
 		},
 		"without a MasterKey, wait for it": {
 			objects:    []client.Object{request()},
-			wantStatus: notReady("MasterKeyNotFound", "MasterKey team-a/orders-key does not exist"),
-			wantEvents: []string{"Warning MasterKeyNotFound MasterKey team-a/orders-key does not exist"},
+			wantStatus: notReady("MasterKeyNotFound", missingMessage),
+			wantEvents: []string{"Warning MasterKeyNotFound " + missingMessage},
 		},
 		"when the MasterKey of a data key is gone, say which one it needs": {
 			objects:    []client.Object{request(withBlob(keyUID, first)), ownMaterial, secretWith(keyUID, first)},

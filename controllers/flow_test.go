@@ -32,7 +32,9 @@ func TestLife(t *testing.T) {
 		},
 		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "app"}}},
 	})
-	waiting := "DataKeyRequest " + c.namespace + "/orders is not Ready: MasterKeyNotFound: MasterKey " + c.namespace + "/key does not exist"
+	const wayOut = ": make it, or make another DataKeyRequest, as spec.masterKeyRef cannot be changed"
+	waiting := "DataKeyRequest " + c.namespace + "/orders is not Ready: MasterKeyNotFound: MasterKey " +
+		c.namespace + "/key does not exist" + wayOut
 	c.waitForEvent(t, "Pod", "app", "WaitingForDataKeys", waiting)
 	c.waitForEvent(t, "Pod", "app", "WaitingForDataKeys", "DataKeyRequest "+c.namespace+"/payments does not exist")
 
@@ -54,7 +56,8 @@ func TestLife(t *testing.T) {
 	// A request that comes later does not spare the pod the next reason.
 	c.create(t, c.request("payments", "key-of-payments"))
 	c.waitForEvent(t, "Pod", "app", "WaitingForDataKeys",
-		"DataKeyRequest "+c.namespace+"/payments is not Ready: MasterKeyNotFound: MasterKey "+c.namespace+"/key-of-payments does not exist")
+		"DataKeyRequest "+c.namespace+"/payments is not Ready: MasterKeyNotFound: MasterKey "+
+			c.namespace+"/key-of-payments does not exist"+wayOut)
 
 	// A Secret that is deleted or edited is repaired.
 	c.delete(t, secret)
