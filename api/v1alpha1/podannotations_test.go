@@ -2,6 +2,10 @@ package v1alpha1
 
 import (
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -63,4 +67,27 @@ func FuzzLoopbackPort(f *testing.F) {
 			t.Errorf("LoopbackPort(%q) = %d", value, port)
 		}
 	})
+}
+
+// A pod is warned of an annotation that PodAnnotations lacks: each constant that is "on a pod" is among them.
+func TestPodAnnotationsAreAllThatThereAre(t *testing.T) {
+	file, err := parser.ParseFile(token.NewFileSet(), "labels.go", nil, parser.ParseComments)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	ast.Inspect(file, func(n ast.Node) bool {
+		c, ok := n.(*ast.ValueSpec)
+		if ok && strings.HasPrefix(c.Doc.Text(), c.Names[0].Name+" on a pod") && strings.HasPrefix(c.Names[0].Name, "Annotation") {
+			value, err := strconv.Unquote(c.Values[0].(*ast.BasicLit).Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want = append(want, value)
+		}
+		return true
+	})
+	if diff := cmp.Diff(want, PodAnnotations()); diff != "" || len(want) == 0 {
+		t.Errorf("-constants +PodAnnotations:\n%s", diff)
+	}
 }
