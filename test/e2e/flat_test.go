@@ -80,9 +80,9 @@ func (l life) growth() (grown []string) {
 	}
 	// Memory that was needed once, when much happened at once, is given back late or never. Where a process tells what it uses of it, growth
 	// is growth of that, and the rest may take longer to settle.
-	percent, or, moved := 5, 1024, 5
+	percent, or := 5, 1024
 	if settled.least(live) > 0 {
-		percent, or, moved = 15, 4096, 24 // connections of sidecars move between managers, with four goroutines each
+		percent, or = 15, 4096
 	}
 	for _, m := range []struct {
 		name    string
@@ -95,8 +95,8 @@ func (l life) growth() (grown []string) {
 		{"anonymous KiB, at the median", life.middle, anonymous, percent, or},
 		{"live KiB of the heap, at least", life.least, live, 5, 1024},
 		{"descriptors, at least", life.least, descriptors, 0, 3}, // of the connections that clients pool
-		{"goroutines, at least", life.least, goroutines, 0, moved},
-		{"threads, at least", life.least, threads, 0, 2}, // the runtime of Go keeps each that it ever needed
+		{"goroutines, at least", life.least, goroutines, 0, 15},  // of connections that come over from another replica
+		{"threads, at least", life.least, threads, 0, 2},         // the runtime of Go keeps each that it ever needed
 	} {
 		before, after := m.sum(settled, m.of), m.sum(late, m.of)
 		if after > before+max(m.or, before*m.percent/100) {
