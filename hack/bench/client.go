@@ -123,7 +123,7 @@ func once(ctx context.Context, socket string, request []byte) ([]byte, error) {
 	}
 	defer func() { _ = answer.Body.Close() }()
 	body, err := io.ReadAll(answer.Body)
-	if err == nil && answer.StatusCode != http.StatusOK {
+	if err == nil && answer.StatusCode/100 != 2 {
 		err = fmt.Errorf("%s: %s", answer.Status, body)
 	}
 	return body, err

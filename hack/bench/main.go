@@ -7,8 +7,8 @@
 //	make bench ARGS="-only Decrypt"
 //
 // Floor A is a bare handler of net/http on a unix socket. Floor B is the same handler, which makes one empty unary gRPC call over TLS on
-// loopback before it answers: the least that an answer of the key service costs. CPU is the processor time of all that answer, of which a
-// busy machine changes less than of the rest.
+// loopback before it answers: the least that an answer of the key service costs. Where a binary of OpenBao or Vault is on the PATH, an agent
+// of theirs decrypts beside. CPU is the processor time of all that answer, of which a busy machine changes less than of the rest.
 package main
 
 import (
@@ -89,6 +89,15 @@ func (r *run) measure(ctx context.Context, rounds int, turn time.Duration, only 
 	if err != nil {
 		return err
 	}
+	if binary := findAgent(); binary == "" {
+		fmt.Println("neither bao nor vault is on the PATH: an agent of theirs is not measured beside")
+	} else {
+		beside, err := r.agent(ctx, binary)
+		if err != nil {
+			return fmt.Errorf("%s: %w", binary, err)
+		}
+		targets = append(targets, beside)
+	}
 	targets = slices.DeleteFunc(targets, func(t target) bool { return t.socket != r.path(socketFloor) && !strings.Contains(t.name, only) })
 	for _, conns := range connections {
 		took := map[string]*sample{}
@@ -120,12 +129,13 @@ const (
 
 // fill asks for a data key a million times, beside some thousand calls of the front doors, and prints what the sidecar's memory is then.
 func (r *run) fill(ctx context.Context, targets []target) error {
-	calls, conns := 0, connections[len(connections)-1]
+	gets, calls, conns := 0, 0, connections[len(connections)-1]
 	for _, t := range targets {
 		n := 0
 		switch {
 		case t.name == native:
 			n = manyGets
+			gets += n
 		case t.socket == r.path(socketSidecar) && t.floor == empty:
 			n = manyCalls
 			calls += n
@@ -146,8 +156,14 @@ func (r *run) fill(ctx context.Context, targets []target) error {
 		return err
 	}
 	fmt.Printf("\nsidecar after %d gets and %d calls of the front doors: resident %.1f MB, at most %.1f MB; goal: at most 20 MB\n",
-		manyGets, calls, rss, peak)
-	return nil
+		gets, calls, rss, peak)
+	if r.other == nil {
+		return nil
+	}
+	if rss, peak, err = resident(r.other.Process.Pid); err == nil {
+		fmt.Printf("agent after the calls above alone: resident %.1f MB, at most %.1f MB\n", rss, peak)
+	}
+	return err
 }
 
 // report prints a line a target: medians and throughputs beside those of its floor.

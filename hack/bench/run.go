@@ -20,6 +20,7 @@ type run struct {
 	dir       string
 	processes []*exec.Cmd
 	sidecar   *exec.Cmd
+	other     *exec.Cmd // the agent, nil where there is none
 }
 
 // start starts a key service, the floors and a sidecar.

@@ -38,6 +38,7 @@ const (
 	namespace = "team-a"
 	keyID     = "11111111-1111-4111-8111-111111111111"
 	dataKey   = "orders"
+	keySize   = 32
 	token     = "pod-token"
 
 	methodEmpty = "/bench.Floor/Empty"
@@ -76,7 +77,7 @@ func serveKeys(ctx context.Context, dir string) (err error) {
 	objects.Put(kms.MasterKey{KeyID: keyID, Namespace: namespace, Name: "key", CreatedAt: time.Now()})
 	callers.Add(token, kmstest.Caller(namespace, "app", "app"))
 	made, err := service.GenerateDataKeyWithoutPlaintext(ctx, kms.DataKey{
-		MasterKey: key, Namespace: namespace, Name: dataKey, Generation: 1, Length: 32,
+		MasterKey: key, Namespace: namespace, Name: dataKey, Generation: 1, Length: keySize,
 	})
 	if err != nil {
 		return err
