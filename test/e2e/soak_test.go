@@ -327,8 +327,10 @@ var alarming = regexp.MustCompile(`(?i)"level":"(warn|error|dpanic|panic|fatal)"
 
 var said = regexp.MustCompile(`"(msg|reason|error|decision)":"([^"\\]|\\.)*"`)
 
-// stopping is what controller-runtime says where a leader is told to stop, and gives its Lease back.
-const stopping = `"msg":"error received after stop sequence was engaged" "error":"leader election lost"`
+// stopping is what is said where a manager is told to stop: by controller-runtime where it was the leader and gives its Lease back, by
+// client-go where it was just looking at the Lease.
+var stopping = regexp.MustCompile(`^"msg":"error received after stop sequence was engaged" "error":"leader election lost"$|` +
+	`^"msg":"Error retrieving lease lock" "error":".*: context canceled"$`)
 
 // read looks at a line of a log.
 func (s *soak) read(who, line string) {
@@ -339,7 +341,7 @@ func (s *soak) read(who, line string) {
 	if what == "" {
 		what = strings.TrimSpace(line)
 	}
-	if what == stopping {
+	if stopping.MatchString(what) {
 		return
 	}
 	s.alarm(who + ": " + what)
