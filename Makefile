@@ -174,7 +174,7 @@ measured: images ## Measure revocation and coast on a local cluster, 50 pods sid
 	go test -tags e2e,measured -v -count=1 -timeout 1h ./test/e2e -run '^(TestRevocation|TestCoast)$$'
 
 .PHONY: soak
-soak: images ## Use sidecars for an hour under mixed load with rotations; ARGS are for the test, such as "-soak 10m".
+soak: images ## Use sidecars for an hour under mixed load with rotations; ARGS are for the test, such as "-soak 20m", the least in which a sidecar settles.
 	go test -tags e2e,measured -v -count=1 -timeout 2h ./test/e2e -run '^TestSoak$$' $(ARGS)
 
 .PHONY: fuzz
