@@ -19,7 +19,7 @@ const MaxDataKeys = 100
 const MinLoopbackPort = 1024
 
 // annotationPrefix begins the name of every annotation of this project.
-const annotationPrefix = "datakeys.io/"
+const annotationPrefix = GroupName + "/"
 
 // maxQuoted is how many bytes of a bad value an error repeats.
 const maxQuoted = 64

@@ -19,8 +19,6 @@ func encrypt(ctx context.Context, c *call) (proto.Message, error) {
 	if err := checkEncrypt(c, &in); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
 	made, err := c.kms.Encrypt(ctx, &kmsv1.EncryptRequest{
 		KeyId: in.GetKeyId(), Plaintext: in.GetPlaintext(), Aad: in.GetAad(), Door: c.door,
 	})
@@ -63,8 +61,6 @@ func decrypt(ctx context.Context, c *call) (proto.Message, error) {
 	if err := checkDecrypt(c, &in); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
 	opened, err := c.kms.Decrypt(ctx, &kmsv1.DecryptRequest{
 		CiphertextBlob: in.GetCiphertextBlob(), KeyId: in.GetKeyId(), Aad: in.GetAad(), Iv: in.GetIv(), Door: c.door,
 	})

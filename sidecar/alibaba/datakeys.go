@@ -35,8 +35,6 @@ func newDataKey(ctx context.Context, c *call, key string, length int32, aad []by
 	if length < 1 || length > maxRandom {
 		return nil, invalid("NumberOfBytes must be 1 to %d.", maxRandom)
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
 	made, err := c.kms.GenerateDataKey(ctx, &kmsv1.GenerateDataKeyRequest{
 		KeyId: key, NumberOfBytes: length, Aad: aad, Door: c.door,
 	})
@@ -66,8 +64,6 @@ func generateRandom(ctx context.Context, c *call) (proto.Message, error) {
 	if in.GetLength() < 1 || in.GetLength() > maxRandom {
 		return nil, invalid("Length must be 1 to %d.", maxRandom)
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
 	made, err := c.kms.GenerateRandom(ctx, &kmsv1.GenerateRandomRequest{NumberOfBytes: in.GetLength()})
 	if err != nil {
 		return nil, err

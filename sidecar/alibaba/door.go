@@ -119,7 +119,9 @@ func (c *call) serve(r *http.Request) (proto.Message, error) {
 	}
 	c.unread = false
 	c.door = o.door
-	return o.answer(r.Context(), c)
+	ctx, cancel := context.WithTimeout(r.Context(), o.timeout)
+	defer cancel()
+	return o.answer(ctx, c)
 }
 
 // read reads the body into c.body, which grows as it comes: who sends it slowly holds no memory that he did not fill. What is left

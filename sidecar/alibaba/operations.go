@@ -2,6 +2,7 @@ package alibaba
 
 import (
 	"context"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -12,24 +13,26 @@ import (
 type operation struct {
 	// door decides the version of the key that encrypts, and what opens.
 	door kmsv1.Door
+	// timeout is how long the key service may take for it.
+	timeout time.Duration
 	// answer answers the body of a call, with a message or an error that call.failure knows.
 	answer func(context.Context, *call) (proto.Message, error)
 }
 
 // operations go by their names in x-kms-apiname.
 var operations = map[string]operation{
-	"GenerateDataKey":        {kmsv1.Door_DOOR_ALIBABA, generateDataKey},
-	"AdvanceGenerateDataKey": {kmsv1.Door_DOOR_ALIBABA_ADVANCE, advanceGenerateDataKey},
-	"Encrypt":                {kmsv1.Door_DOOR_ALIBABA, encrypt},
-	"AdvanceEncrypt":         {kmsv1.Door_DOOR_ALIBABA_ADVANCE, encrypt},
-	"Decrypt":                {kmsv1.Door_DOOR_ALIBABA, decrypt},
-	"AdvanceDecrypt":         {kmsv1.Door_DOOR_ALIBABA_ADVANCE, decrypt},
-	"GenerateRandom":         {kmsv1.Door_DOOR_UNSPECIFIED, generateRandom},
+	"GenerateDataKey":        {kmsv1.Door_DOOR_ALIBABA, callTimeout, generateDataKey},
+	"AdvanceGenerateDataKey": {kmsv1.Door_DOOR_ALIBABA_ADVANCE, callTimeout, advanceGenerateDataKey},
+	"Encrypt":                {kmsv1.Door_DOOR_ALIBABA, callTimeout, encrypt},
+	"AdvanceEncrypt":         {kmsv1.Door_DOOR_ALIBABA_ADVANCE, callTimeout, encrypt},
+	"Decrypt":                {kmsv1.Door_DOOR_ALIBABA, callTimeout, decrypt},
+	"AdvanceDecrypt":         {kmsv1.Door_DOOR_ALIBABA_ADVANCE, callTimeout, decrypt},
+	"GenerateRandom":         {kmsv1.Door_DOOR_UNSPECIFIED, callTimeout, generateRandom},
 
-	"GenerateDataKeyPair":                        {kmsv1.Door_DOOR_ALIBABA, generateDataKeyPair},
-	"GenerateDataKeyPairWithoutPlaintext":        {kmsv1.Door_DOOR_ALIBABA, generateDataKeyPairWithoutPlaintext},
-	"AdvanceGenerateDataKeyPair":                 {kmsv1.Door_DOOR_ALIBABA_ADVANCE, generateDataKeyPair},
-	"AdvanceGenerateDataKeyPairWithoutPlaintext": {kmsv1.Door_DOOR_ALIBABA_ADVANCE, generateDataKeyPairWithoutPlaintext},
+	"GenerateDataKeyPair":                        {kmsv1.Door_DOOR_ALIBABA, pairTimeout, generateDataKeyPair},
+	"GenerateDataKeyPairWithoutPlaintext":        {kmsv1.Door_DOOR_ALIBABA, pairTimeout, generateDataKeyPairWithoutPlaintext},
+	"AdvanceGenerateDataKeyPair":                 {kmsv1.Door_DOOR_ALIBABA_ADVANCE, pairTimeout, generateDataKeyPair},
+	"AdvanceGenerateDataKeyPairWithoutPlaintext": {kmsv1.Door_DOOR_ALIBABA_ADVANCE, pairTimeout, generateDataKeyPairWithoutPlaintext},
 
 	"Sign":           notOffered("A master key is symmetric. Sign with the private key of AdvanceGenerateDataKeyPair."),
 	"Verify":         notOffered("A master key is symmetric. Verify with the public key of AdvanceGenerateDataKeyPair."),

@@ -66,8 +66,6 @@ func generateDataKeyPair(ctx context.Context, c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, pairTimeout)
-	defer cancel()
 	made, err := c.kms.GenerateDataKeyPair(ctx, &kmsv1.GenerateDataKeyPairRequest{
 		KeyId: in.GetKeyId(), KeyPairSpec: spec, KeyFormat: in.GetKeyFormat(), Aad: in.GetAad(), Door: c.door,
 	})
@@ -96,8 +94,6 @@ func generateDataKeyPairWithoutPlaintext(ctx context.Context, c *call) (proto.Me
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, pairTimeout)
-	defer cancel()
 	made, err := c.kms.GenerateDataKeyPairWithoutPlaintext(ctx, &kmsv1.GenerateDataKeyPairWithoutPlaintextRequest{
 		KeyId: in.GetKeyId(), KeyPairSpec: spec, KeyFormat: in.GetKeyFormat(), Aad: in.GetAad(), Door: c.door,
 	})
