@@ -11,8 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -63,8 +61,8 @@ func TestACrowdOfConnections(t *testing.T) {
 			t.Logf("%d connections, %d not made, in %v", len(conns), refused, time.Since(start))
 			s.answer(t, each.to, each.ask) // one that comes last
 			close(done)
-			t.Logf("others: %s; resident: %d bytes", <-others, s.resident(t))
-			if n := s.resident(t); n > maxCrowded {
+			t.Logf("others: %s; resident: %d bytes", <-others, residentOf(t, s.cmd.Process.Pid))
+			if n := residentOf(t, s.cmd.Process.Pid); n > maxCrowded {
 				t.Errorf("resident: %d bytes: must be at most %d", n, maxCrowded)
 			}
 			for _, c := range conns {
@@ -213,22 +211,4 @@ func (s *serving) answer(t *testing.T, to net.Addr, request string) {
 	if err != nil || len(body) == 0 || response.StatusCode >= http.StatusInternalServerError {
 		t.Errorf("got %s %q, %v", response.Status, body, err)
 	}
-}
-
-// resident is the memory that the sidecar has.
-func (s *serving) resident(t *testing.T) int {
-	t.Helper()
-	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(s.cmd.Process.Pid), "status"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	match := regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindSubmatch(status)
-	if match == nil {
-		t.Fatalf("no VmRSS in\n%s", status)
-	}
-	n, err := strconv.Atoi(string(match[1]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n * 1024
 }

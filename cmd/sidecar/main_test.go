@@ -199,8 +199,18 @@ func serveSome(t *testing.T, socket string) {
 // checkProcess looks at a sidecar that serves, from outside.
 func checkProcess(t *testing.T, pid int) {
 	t.Helper()
-	proc := filepath.Join("/proc", strconv.Itoa(pid))
-	status, err := os.ReadFile(filepath.Join(proc, "status"))
+	resident := residentOf(t, pid)
+	if resident > maxResident {
+		t.Errorf("resident: %d bytes: must be at most %d", resident, maxResident)
+	}
+	t.Logf("resident: %d bytes", resident)
+	checkNoCore(t, pid)
+}
+
+// residentOf is the memory that a process has, in bytes.
+func residentOf(t *testing.T, pid int) int {
+	t.Helper()
+	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,12 +218,11 @@ func checkProcess(t *testing.T, pid int) {
 	if match == nil {
 		t.Fatalf("no VmRSS in\n%s", status)
 	}
-	resident, err := strconv.Atoi(string(match[1]))
-	if err != nil || resident*1024 > maxResident {
-		t.Errorf("resident: %d bytes: must be at most %d", resident*1024, maxResident)
+	kib, err := strconv.Atoi(string(match[1]))
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Logf("resident: %d bytes", resident*1024)
-	checkNoCore(t, pid)
+	return kib * 1024
 }
 
 // checkNoCore looks for the part of coredump.Forbid that shows from outside whatever UID looks.

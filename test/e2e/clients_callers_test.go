@@ -188,19 +188,29 @@ func newGoSDK(d door) goSDK { return goSDK{awsOn(d.socket)} }
 
 // awsOn is the SDK for Go on a pod's socket.
 func awsOn(socket string) *awskms.Client {
+	return awsBy(&http.Client{Transport: socketTransport(socket)}, "http://datakeys")
+}
+
+// awsBy is the SDK for Go by an HTTP client, with no second try.
+func awsBy(c *http.Client, endpoint string) *awskms.Client {
 	return awskms.New(awskms.Options{
-		Region: "eu-central-1", BaseEndpoint: aws.String("http://datakeys"), RetryMaxAttempts: 1,
+		Region: "eu-central-1", BaseEndpoint: aws.String(endpoint), RetryMaxAttempts: 1, HTTPClient: c,
 		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 			return aws.Credentials{AccessKeyID: "any", SecretAccessKey: "any"}, nil
 		}),
-		HTTPClient: &http.Client{Transport: socketTransport(socket)},
 	})
 }
 
 func socketTransport(socket string) *http.Transport {
-	return &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	}}
+	return &http.Transport{DialContext: onSocket(socket)}
+}
+
+type dial = func(context.Context, string, string) (net.Conn, error)
+
+func onSocket(path string) dial {
+	return func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", path)
+	}
 }
 
 // call finds the method by its name. Members have the same names in Go and in JSON.

@@ -3,20 +3,17 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
@@ -240,20 +237,11 @@ func callUntil(
 	t *testing.T, c caller, operation string, request fields, wanted func(fields, *failure) bool,
 ) (answer fields, failed *failure) {
 	t.Helper()
-	eventually(t, operation, func() bool {
+	kube.poll(t, operation, func() bool {
 		answer, failed = c.call(t, operation, request)
 		return wanted(answer, failed)
 	})
 	return answer, failed
-}
-
-// eventually tries until it is so: less often than what a pod may have refused for ever.
-func eventually(t *testing.T, what string, isSo func() bool) {
-	t.Helper()
-	try := func(context.Context) (bool, error) { return isSo(), nil }
-	if err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, patience, true, try); err != nil {
-		t.Fatalf("%s: not as wanted in the end: %v", what, err)
-	}
 }
 
 // waitAnswer waits until the door of app answers so, with an exception or with a data key.

@@ -206,7 +206,7 @@ func (u *rootKeyUser) cannotUse(t *testing.T, why trouble) {
 	r := u.open(t, u.arn)
 	var wrapping, unwrapping error
 	told := func(err error) bool { return !why.passing || err != nil && strings.HasSuffix(err.Error(), why.rootKey) }
-	eventually(t, "a root key", func() bool {
+	kube.poll(t, "a root key", func() bool {
 		_, wrapping = r.Wrap(t.Context(), newSealingKey(t), []byte("ad"))
 		_, unwrapping = r.Unwrap(t.Context(), u.wrapped, []byte("ad"))
 		return told(wrapping) && told(unwrapping)

@@ -80,7 +80,7 @@ func TestCoast(t *testing.T) {
 	ready := time.Now()
 	t.Logf("the key service was back after %v", ready.Sub(stopped).Round(time.Second))
 	answered := map[*polled]time.Duration{}
-	eventually(t, "all pods have an answer of the key service", func() bool {
+	kube.poll(t, "all pods have an answer of the key service", func() bool {
 		for _, p := range all {
 			if _, found := answered[p]; found {
 				continue
@@ -93,7 +93,7 @@ func TestCoast(t *testing.T) {
 	})
 	var back []time.Duration
 	for _, p := range brief {
-		eventually(t, p.pod.Name+" has its data key back", func() bool { return p.dataKey.begun().After(restarting) })
+		kube.poll(t, p.pod.Name+" has its data key back", func() bool { return p.dataKey.begun().After(restarting) })
 		back = append(back, after(ready, p.dataKey.begun()))
 	}
 	f.add(t, "coast time of 60 s: first data key, after the key service is back", back, 0)

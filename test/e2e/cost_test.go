@@ -3,13 +3,8 @@
 package e2e
 
 import (
-	"bytes"
 	"fmt"
-	"os"
-	"regexp"
 	"slices"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -47,7 +42,7 @@ func sidecarCost(t *testing.T) {
 	idle := build("idle", true, nil)
 	untilReady(t, idle)
 	idleProcess := processOf(t, namespace, idle.Name, v1alpha1.SidecarName)
-	idleSince, idleUsed := time.Now(), processorTime(t, idleProcess)
+	idleSince, idleUsed := time.Now(), mustSample(t, idleProcess).cpu
 
 	took := map[string][]time.Duration{}
 	for i := range rounds {
@@ -69,7 +64,7 @@ func sidecarCost(t *testing.T) {
 			median(times), rounds, slices.Min(times), slices.Max(times), name, median(differences), rounds)
 	}
 
-	rest, used := time.Since(idleSince), processorTime(t, idleProcess)-idleUsed
+	rest, used := time.Since(idleSince), mustSample(t, idleProcess).cpu-idleUsed
 	t.Logf("processor: a sidecar at rest used %v in %v", used, rest)
 	if used > rest/100 {
 		t.Errorf("a sidecar at rest used %v of the processor in %v, want less than 1 %%", used, rest)
@@ -77,13 +72,13 @@ func sidecarCost(t *testing.T) {
 
 	last := fmt.Sprintf("datakeys-%d", rounds-1)
 	sha256Of(t, namespace, last, "app", "orders")
-	t.Logf("resident: sidecar %d KiB", residentKiB(t, processOf(t, namespace, last, "datakeys")))
+	t.Logf("resident: sidecar %d KiB", mustSample(t, processOf(t, namespace, last, "datakeys")).resident)
 	managers := &corev1.PodList{}
 	if err := kube.client.List(t.Context(), managers, client.InNamespace(systemNamespace)); err != nil {
 		t.Fatal(err)
 	}
 	for _, m := range managers.Items {
-		t.Logf("resident: manager %s %d KiB", m.Name, residentKiB(t, processOf(t, systemNamespace, m.Name, "manager")))
+		t.Logf("resident: manager %s %d KiB", m.Name, mustSample(t, processOf(t, systemNamespace, m.Name, "manager")).resident)
 	}
 }
 
@@ -99,42 +94,4 @@ func untilReady(t *testing.T, p *corev1.Pod) time.Duration {
 func median(d []time.Duration) time.Duration {
 	sorted := slices.Sorted(slices.Values(d))
 	return sorted[len(sorted)/2]
-}
-
-var residentLine = regexp.MustCompile(`(?m)^VmRSS:\s+(\d+) kB$`)
-
-func residentKiB(t *testing.T, pid int) int {
-	t.Helper()
-	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
-	if err != nil {
-		t.Fatal(err)
-	}
-	match := residentLine.FindStringSubmatch(string(status))
-	if match == nil {
-		t.Fatalf("no VmRSS in %s", strings.TrimSpace(string(status)))
-	}
-	kib, err := strconv.Atoi(match[1])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return kib
-}
-
-// processorTime is what a process has used of the processors (proc_pid_stat(5): utime and stime, in hundredths of a second).
-func processorTime(t *testing.T, pid int) time.Duration {
-	t.Helper()
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		t.Fatal(err)
-	}
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])) // the third and those after it
-	ticks := 0
-	for _, field := range fields[14-3 : 16-3] {
-		n, err := strconv.Atoi(field)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ticks += n
-	}
-	return time.Duration(ticks) * 10 * time.Millisecond
 }

@@ -130,7 +130,7 @@ func (f *figures) takeAway(t *testing.T, pods []*polled, doors []*answers, what,
 func waitServed(t *testing.T, pods []*polled, doors []*answers) {
 	t.Helper()
 	for i, p := range pods {
-		eventually(t, p.pod.Name+" has its data key, at both doors", func() bool {
+		kube.poll(t, p.pod.Name+" has its data key, at both doors", func() bool {
 			return !p.dataKey.begun().IsZero() && !doors[i].begun().IsZero()
 		})
 	}
@@ -229,7 +229,7 @@ func (f *figures) stuckPods(t *testing.T, namespace string) {
 // waitRefused waits until nothing is given any more, and 30 s beyond that.
 func waitRefused(t *testing.T, all []*answers) {
 	t.Helper()
-	eventually(t, "all tokens are refused", func() bool {
+	kube.poll(t, "all tokens are refused", func() bool {
 		for _, a := range all {
 			if !a.begun().IsZero() {
 				return false
@@ -326,7 +326,7 @@ func pollTokens(t *testing.T, namespace string, injected *corev1.Pod, bearers []
 		})
 	}
 	for _, a := range all {
-		eventually(t, "each token opens the data key", func() bool { return !a.begun().IsZero() })
+		kube.poll(t, "each token opens the data key", func() bool { return !a.begun().IsZero() })
 	}
 	pass(t, 15*time.Second) // all reviews come from caches
 	return all, stop

@@ -167,14 +167,6 @@ type podUser struct {
 	idle     []*http.Client // whose connections are to be closed in the end
 }
 
-type dial = func(context.Context, string, string) (net.Conn, error)
-
-func onSocket(path string) dial {
-	return func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", path)
-	}
-}
-
 // onLoopback dials an address of the pod's own network: from a thread that goes there, and ends with the goroutine that is locked to it.
 func onLoopback(process int, address string) dial {
 	return func(ctx context.Context, _, _ string) (conn net.Conn, err error) {
@@ -454,12 +446,7 @@ func (u *podUser) stream(ctx context.Context) {
 func (u *podUser) aws(ctx context.Context, pace time.Duration, where string, d dial, kept bool) {
 	c := httpClient(d, kept)
 	u.idle = append(u.idle, c)
-	service := awskms.New(awskms.Options{
-		Region: "eu-central-1", BaseEndpoint: aws.String(endpoint), RetryMaxAttempts: 1, HTTPClient: c,
-		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
-			return aws.Credentials{AccessKeyID: "any", SecretAccessKey: "any"}, nil
-		}),
-	})
+	service := awsBy(c, endpoint)
 	pairs := map[string]string{"tenant": "a"}
 	opens := func(ctx context.Context, blob, plaintext []byte) error {
 		opened, err := service.Decrypt(ctx, &awskms.DecryptInput{CiphertextBlob: blob, EncryptionContext: pairs})
