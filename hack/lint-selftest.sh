@@ -133,6 +133,7 @@ for room in sidecar cmd/sidecar; do
 	allowed "$room" "$own/api/kms/v1"
 done
 refused sidecar/aws "$own/sidecar" "not allowed from list 'sidecar-aws'"
+refused sidecar/aws "$own/sidecar/internal/keyservice" "not allowed from list 'sidecar-aws'"
 refused sidecar/aws "$own/internal/envelope" "not allowed from list 'sidecar-aws'"
 refused sidecar/aws github.com/aws/aws-sdk-go-v2/aws "not allowed from list 'sidecar-aws'"
 allowed sidecar/aws "$own/api/kms/v1"

@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
+	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 )
 
 // algorithmAESGCM is how the data key is wrapped, in the words of Alibaba Cloud KMS; api/v1alpha1 declares it.
@@ -48,7 +49,7 @@ func newAnswer(s dataKeyStatus, blob, publicKey []byte, plaintextSize int, bound
 
 // renderBound renders the end of an answer: what the blob is bound to. It is apart because it may be larger than all the rest
 // and is the same for a hundred generations.
-func renderBound(s Sealed) []byte {
+func renderBound(s keyservice.Sealed) []byte {
 	bound := object(struct {
 		EncryptionContext map[string]string `json:"encryptionContext,omitempty"`
 		AAD               []byte            `json:"aad,omitempty"`

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 )
 
 // These benchmarks belong together: the answer of the sidecar beside the one that a bare handler of net/http gives on a
@@ -108,7 +109,7 @@ func benchKey(b *testing.B) *issued {
 		KeyID: "arn:datakeys:kms:1b4e28ba2fa1:team-a:key/1b4e28ba-2fa1-41d2-883f-0016d3cca427",
 	}
 	k := issuedKey(b, "orders", testPlaintext).issued
-	k.answer = newAnswer(s, dataKeyBlob(b, "orders", 3), nil, len(testPlaintext), renderBound(Sealed{}))
+	k.answer = newAnswer(s, dataKeyBlob(b, "orders", 3), nil, len(testPlaintext), renderBound(keyservice.Sealed{}))
 	return k
 }
 

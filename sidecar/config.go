@@ -1,20 +1,19 @@
 package sidecar
 
 import (
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"path/filepath"
 	"slices"
-	"strconv"
 
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 )
 
 // MaxDataKeys is the most data keys that one sidecar issues: as many as one BatchDecrypt of the key service takes.
-const MaxDataKeys = 100
+const MaxDataKeys = kmsv1.MaxBatch
 
 // Config is what a sidecar needs to know. Every field is required that does not say otherwise.
 type Config struct {
@@ -65,37 +64,14 @@ func (c Config) validate() error {
 	if err := checkLoopbackPort(c.LoopbackPort); err != nil {
 		errs = append(errs, err)
 	}
-	if err := checkAddress(c.KeyService); err != nil {
+	if err := keyservice.CheckAddress(c.KeyService); err != nil {
 		errs = append(errs, err)
 	}
-	if _, err := rootPool(c.Roots); err != nil {
+	if _, err := keyservice.RootPool(c.Roots); err != nil {
 		errs = append(errs, err)
 	}
 	if err := c.Leases.validate(); err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
-}
-
-func checkAddress(address string) error {
-	host, port, err := net.SplitHostPort(address)
-	if err == nil {
-		var n int
-		n, err = strconv.Atoi(port)
-		if host == "" || n < 1 || n > 65535 {
-			err = errors.New("no host or no port of 1 to 65535")
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("key service %q: must be host:port with a numeric port", address)
-	}
-	return nil
-}
-
-func rootPool(pem []byte) (*x509.CertPool, error) {
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, errors.New("roots of the key service: must hold at least one certificate in PEM")
-	}
-	return pool, nil
 }

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 )
 
 // Headers by which a request says whose protocol it speaks.
@@ -18,8 +20,8 @@ const (
 const doorPath = "/"
 
 // maxDoor is how long a connection may take from a front door's request to the end of its answer: the request may be long in coming,
-// and the key service may take doorTimeout.
-const maxDoor = doorTimeout + 5*time.Second
+// and the key service may take keyservice.DoorTimeout.
+const maxDoor = keyservice.DoorTimeout + 5*time.Second
 
 // doors are the front doors: the protocols of two key services, which their own clients speak.
 type doors struct {

@@ -13,6 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 )
 
 var (
@@ -393,7 +395,7 @@ func TestKeeperAsksSlowlyForLostGenerations(t *testing.T) {
 		b.service.asked, b.service.when = nil, nil
 		b.run(k, time.Hour)
 		for i, asked := range b.service.asked {
-			if n := len(strings.Fields(asked)); n > maxBatch {
+			if n := len(strings.Fields(asked)); n > kmsv1.MaxBatch {
 				b.Errorf("call %d is for %d", i, n)
 			}
 		}

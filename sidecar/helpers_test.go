@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 )
 
 // shortDir returns a directory whose path leaves room for a socket's name.
@@ -118,7 +119,7 @@ func issuedGeneration(t testing.TB, name string, number uint32, plaintext []byte
 		Name: name, State: StateIssued, Generation: number, KeyID: "arn:datakeys:kms:test:team-a:key/1", KeyVersion: 2,
 		Algorithm: algorithmAESGCM,
 	}
-	bound := renderBound(Sealed{EncryptionContext: map[string]string{"tenant": "a"}})
+	bound := renderBound(keyservice.Sealed{EncryptionContext: map[string]string{"tenant": "a"}})
 	return &generation{
 		dataKeyStatus: s, number: number, issued: newIssued(p, newAnswer(s, []byte("the blob"), nil, len(plaintext), bound), time.Now(), time.Hour),
 	}

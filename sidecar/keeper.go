@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc/status"
+
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 )
 
 // When to look and to ask again.
@@ -22,7 +25,7 @@ const (
 	lastRetry  = 10 * time.Second
 	// A refusal stands until somebody changes a permission or a key: asking again is slow, and costs an audit record.
 	refusalRetry = 10 * time.Second
-	// An older generation that is refused is asked for again after olderRetry, and no more than maxBatch of them in that time:
+	// An older generation that is refused is asked for again after olderRetry, and no more than kmsv1.MaxBatch of them in that time:
 	// the key service answers a pod only so many requests that it refuses.
 	olderRetry = time.Minute
 	// patience is how long is asked on before what has been answered is published. Only who has some thousand generations to
@@ -35,9 +38,9 @@ const maxMessage = 1024
 
 // keyService is what keeper needs of Client.
 type keyService interface {
-	Open(ctx context.Context, sealed []Sealed) ([]Opened, error)
+	Open(ctx context.Context, sealed []keyservice.Sealed) ([]keyservice.Opened, error)
 	// Renew returns an error for each, nil where it is renewed.
-	Renew(ctx context.Context, all []Renewal) ([]error, error)
+	Renew(ctx context.Context, all []keyservice.Renewal) ([]error, error)
 }
 
 // reader is what keeper needs of Source.
@@ -152,8 +155,8 @@ func (k *keeper) ask(ctx context.Context, now time.Time) {
 	}
 	start, outages := time.Now(), 0
 	for ; len(all) > 0; all = k.due(now) {
-		batch := all[:min(len(all), maxBatch)]
-		sealed := make([]Sealed, len(batch))
+		batch := all[:min(len(all), kmsv1.MaxBatch)]
+		sealed := make([]keyservice.Sealed, len(batch))
 		for i, g := range batch {
 			sealed[i] = g.sealed
 		}
@@ -163,7 +166,7 @@ func (k *keeper) ask(ctx context.Context, now time.Time) {
 			return // the sidecar stops
 		}
 		if err != nil {
-			batch, opened = all, slices.Repeat([]Opened{{Err: err}}, len(all))
+			batch, opened = all, slices.Repeat([]keyservice.Opened{{Err: err}}, len(all))
 		}
 		if n := k.answered(now, sent, batch, opened); n > 0 {
 			outages = k.outages + 1
@@ -175,7 +178,7 @@ func (k *keeper) ask(ctx context.Context, now time.Time) {
 	k.outages = outages
 }
 
-func (k *keeper) callOpen(ctx context.Context, sealed []Sealed) ([]Opened, error) {
+func (k *keeper) callOpen(ctx context.Context, sealed []keyservice.Sealed) ([]keyservice.Opened, error) {
 	if !k.renewAt.IsZero() { // a renewal must not wait for longer
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, k.leases.callTimeout())
@@ -185,7 +188,7 @@ func (k *keeper) callOpen(ctx context.Context, sealed []Sealed) ([]Opened, error
 }
 
 // answered notes the answers to a batch that was sent then, and returns how many are outages. What it makes due is due now.
-func (k *keeper) answered(now, sent time.Time, batch []wanted, opened []Opened) (outages int) {
+func (k *keeper) answered(now, sent time.Time, batch []wanted, opened []keyservice.Opened) (outages int) {
 	// One moment for all that failed alike, so that the next try is one call again.
 	outage, refusal := time.Now().Add(outageDelay(k.outages)), time.Now().Add(jitter(refusalRetry))
 	var older []wanted // that are refused
@@ -223,7 +226,7 @@ func (k *keeper) answered(now, sent time.Time, batch []wanted, opened []Opened) 
 	return outages
 }
 
-// postpone says when to ask again for older generations that are refused: maxBatch of them at a time.
+// postpone says when to ask again for older generations that are refused: kmsv1.MaxBatch of them at a time.
 func (k *keeper) postpone(refused []wanted) {
 	now, wait := time.Now(), jitter(olderRetry)
 	for _, g := range refused {
@@ -238,7 +241,7 @@ func (k *keeper) postpone(refused []wanted) {
 		}
 	}
 	for i, g := range refused {
-		g.due = now.Add(wait * time.Duration(1+(waiting+i)/maxBatch))
+		g.due = now.Add(wait * time.Duration(1+(waiting+i)/kmsv1.MaxBatch))
 	}
 }
 

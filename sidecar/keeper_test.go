@@ -18,6 +18,7 @@ import (
 
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
+	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 )
 
 // fakeSource holds what each name's Secret is: the blob of generation 1 alone, all generations, a Secret as it is, or the error
@@ -48,7 +49,7 @@ func (f fakeSource) Read(name string) (*Secret, error) {
 func (g generations) secret() *Secret {
 	s := &Secret{}
 	for i, n := range slices.Backward(slices.Sorted(maps.Keys(g))) {
-		e := Entry{Sealed: Sealed{Generation: n}}
+		e := Entry{Sealed: keyservice.Sealed{Generation: n}}
 		switch v := g[n].(type) {
 		case string:
 			e.CiphertextBlob, e.Renewal.Name = []byte(v), v
@@ -88,12 +89,12 @@ type fakeService struct {
 	hangs bool
 }
 
-func (f *fakeService) Open(ctx context.Context, sealed []Sealed) ([]Opened, error) {
+func (f *fakeService) Open(ctx context.Context, sealed []keyservice.Sealed) ([]keyservice.Opened, error) {
 	if f.hangs {
 		return nil, hang(ctx)
 	}
 	call := ""
-	opened := make([]Opened, len(sealed))
+	opened := make([]keyservice.Opened, len(sealed))
 	for i, s := range sealed {
 		blob := string(s.CiphertextBlob)
 		call += blob + " "
@@ -102,7 +103,7 @@ func (f *fakeService) Open(ctx context.Context, sealed []Sealed) ([]Opened, erro
 			continue
 		}
 		p, err := envelope.PlaintextFromBytes([]byte("plaintext of " + blob))
-		opened[i] = Opened{KeyARN: "arn", KeyVersion: 1, Plaintext: p, Err: err}
+		opened[i] = keyservice.Opened{KeyARN: "arn", KeyVersion: 1, Plaintext: p, Err: err}
 	}
 	if f.meanwhile != nil {
 		f.meanwhile()
@@ -121,14 +122,14 @@ func (f *fakeService) Open(ctx context.Context, sealed []Sealed) ([]Opened, erro
 
 // hang is a call that the client ends.
 func hang(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, keyservice.CallTimeout)
 	defer cancel()
 	<-ctx.Done()
 	return ctx.Err()
 }
 
 // Renew answers as Open does.
-func (f *fakeService) Renew(ctx context.Context, all []Renewal) ([]error, error) {
+func (f *fakeService) Renew(ctx context.Context, all []keyservice.Renewal) ([]error, error) {
 	if f.hangs {
 		return nil, hang(ctx)
 	}

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"slices"
 	"time"
+
+	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 )
 
 // keptKey is what keeper knows of one data key.
@@ -29,13 +31,13 @@ type keptKey struct {
 // keptGeneration is what keeper knows of one generation.
 type keptGeneration struct {
 	*generation
-	sealed Sealed
+	sealed keyservice.Sealed
 	// opened reports whether what is issued came out of sealed, and not out of what the Secret had before.
 	opened bool
 	// due is when to ask for sealed, zero when there is nothing to ask.
 	due time.Time
 	// renewal asks for what is issued to be renewed, and renewedAt is when the last request was sent that got or renewed it.
-	renewal   Renewal
+	renewal   keyservice.Renewal
 	renewedAt time.Time
 	// noted is what was logged last, so that the same is not logged every second.
 	noted string
@@ -90,7 +92,7 @@ func (k *keeper) lose(d *keptKey, err error) {
 	d.secret = nil
 	var issued []*keptGeneration
 	for _, g := range d.generations {
-		if g.sealed, g.due = (Sealed{}), (time.Time{}); g.issued != nil {
+		if g.sealed, g.due = (keyservice.Sealed{}), (time.Time{}); g.issued != nil {
 			issued = append(issued, g)
 		}
 	}
@@ -121,7 +123,7 @@ func (k *keeper) take(d *keptKey, s *Secret, now time.Time) {
 			d.change(g, entry.Sealed, now)
 			continue
 		}
-		g.sealed, g.due = Sealed{}, time.Time{}
+		g.sealed, g.due = keyservice.Sealed{}, time.Time{}
 		k.failed(d, g, entry.Err)
 	}
 	for _, sentence := range s.Ignored {
@@ -151,8 +153,8 @@ func (d *keptKey) adopt(before []*keptGeneration, number uint32) *keptGeneration
 }
 
 // change takes over what the Secret has of a generation. While the newest one is denied, the others wait for that.
-func (d *keptKey) change(g *keptGeneration, sealed Sealed, now time.Time) {
-	if sealed.equal(g.sealed) {
+func (d *keptKey) change(g *keptGeneration, sealed keyservice.Sealed, now time.Time) {
+	if sealed.Equal(g.sealed) {
 		return
 	}
 	if g.sealed, g.opened, g.due = sealed, false, now; g != d.newest && d.newest.denied() {
@@ -193,7 +195,7 @@ func (k *keeper) settle(d *keptKey, before []*keptGeneration) {
 
 // issue publishes a plaintext, in place of an older one where there is one, and makes due now what waited for it. Its lease counts
 // from when it was asked for.
-func (k *keeper) issue(d *keptKey, g *keptGeneration, answer Opened, now, sent time.Time) {
+func (k *keeper) issue(d *keptKey, g *keptGeneration, answer keyservice.Opened, now, sent time.Time) {
 	if k.renewAt.IsZero() {
 		k.renewAt = sent.Add(k.leases.renewAfter())
 	}

@@ -11,7 +11,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/datakeys/datakeys/internal/envelope"
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 )
 
 // Bounds of the leases. api/v1alpha1 and the manager have the same.
@@ -34,7 +35,7 @@ type Leases struct {
 // The parts of a lease. A renewal is sent when between a half and two thirds of it are over. It is answered, or given up, a quarter
 // later, so that an outage is known before the lease ends; and what else is asked for meanwhile takes no longer either.
 func (l Leases) renewAfter() time.Duration  { return l.Lease/3 + jitter(l.Lease/3) }
-func (l Leases) callTimeout() time.Duration { return min(callTimeout, l.Lease/4) }
+func (l Leases) callTimeout() time.Duration { return min(keyservice.CallTimeout, l.Lease/4) }
 
 func (l Leases) validate() error {
 	switch {
@@ -66,16 +67,6 @@ func leaseExpired(name string) dataKeyStatus {
 	}
 }
 
-// Renewal is a data key as the key service is asked to renew it: by what its blob's header says in clear. Generations that are wrapped
-// by the same version are one.
-type Renewal struct {
-	KeyID      envelope.KeyID
-	KeyVersion uint32
-	MaterialID envelope.MaterialID
-	// Name is that of the DataKeyRequest.
-	Name string
-}
-
 // renewals count what became of data keys that were to be renewed. They are in the store, for whoever shows them.
 type renewals struct {
 	renewed, refused, failed atomic.Int64
@@ -84,8 +75,8 @@ type renewals struct {
 }
 
 // held are the generations that are issued, by what is asked to renew them, in the order of names.
-func (k *keeper) held() (all []Renewal, by map[Renewal][]wanted) {
-	by = map[Renewal][]wanted{}
+func (k *keeper) held() (all []keyservice.Renewal, by map[keyservice.Renewal][]wanted) {
+	by = map[keyservice.Renewal][]wanted{}
 	for _, name := range k.names {
 		d := k.kept[name]
 		for _, g := range d.all() {
@@ -113,7 +104,7 @@ func (k *keeper) renewalDue(now time.Time) bool {
 	return !k.renewAt.After(now.Add(ahead))
 }
 
-// renew asks whether what is issued may go on to be: one call for all of the pod, or one for each maxBatch. After a call that failed
+// renew asks whether what is issued may go on to be: one call for all of the pod, or one for each kmsv1.MaxBatch. After a call that failed
 // it asks for nothing more.
 func (k *keeper) renew(ctx context.Context) {
 	all, by := k.held()
@@ -126,7 +117,7 @@ func (k *keeper) renew(ctx context.Context) {
 	var failure error
 	var refused []wanted
 	for rest := all; len(rest) > 0; {
-		batch := rest[:min(len(rest), maxBatch)]
+		batch := rest[:min(len(rest), kmsv1.MaxBatch)]
 		sent := time.Now()
 		answers, err := k.callRenew(ctx, batch)
 		if err != nil && ctx.Err() != nil {
@@ -150,7 +141,7 @@ func (k *keeper) renew(ctx context.Context) {
 	k.scheduleRenewal(ctx, start, failure)
 }
 
-func (k *keeper) callRenew(ctx context.Context, batch []Renewal) ([]error, error) {
+func (k *keeper) callRenew(ctx context.Context, batch []keyservice.Renewal) ([]error, error) {
 	ctx, cancel := context.WithTimeout(ctx, k.leases.callTimeout())
 	defer cancel()
 	return k.service.Renew(ctx, batch)

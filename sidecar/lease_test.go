@@ -14,6 +14,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 )
 
 var (
@@ -91,9 +94,9 @@ func TestOneCallRenewsAllOfThePod(t *testing.T) {
 	withKeeper(t, []string{"orders", "payments"}, func(b *bench) {
 		secret := func(name string) *Secret {
 			s := numbered(name, 3).secret()
-			s.Newest.Renewal = Renewal{Name: name, KeyVersion: 2}
+			s.Newest.Renewal = keyservice.Renewal{Name: name, KeyVersion: 2}
 			for i := range s.Older {
-				s.Older[i].Renewal = Renewal{Name: name, KeyVersion: 1}
+				s.Older[i].Renewal = keyservice.Renewal{Name: name, KeyVersion: 1}
 			}
 			return s
 		}
@@ -127,7 +130,7 @@ func TestRenewalsOfVeryMany(t *testing.T) {
 		var items int
 		for _, call := range b.service.renewed {
 			n := len(strings.Fields(call))
-			if items += n; n > maxBatch {
+			if items += n; n > kmsv1.MaxBatch {
 				b.Errorf("a call is for %d", n)
 			}
 		}
@@ -366,7 +369,7 @@ func TestAKeyServiceThatHangs(t *testing.T) {
 				b.service.hangs = false
 				b.run(k, time.Minute)
 				b.wants("payments", "plaintext of p1")
-				slow := func() { b.pass(min(callTimeout, lease/4) - time.Millisecond) }
+				slow := func() { b.pass(min(keyservice.CallTimeout, lease/4) - time.Millisecond) }
 				b.service.meanwhile, b.service.whileRenewing = slow, slow
 				for i := range 300 {
 					b.source["payments"] = fmt.Sprint("p", i)
@@ -498,7 +501,7 @@ func TestADenialOfAllGenerations(t *testing.T) {
 	withKeeper(t, []string{"orders"}, func(b *bench) {
 		secret := numbered("orders", 3).secret()
 		for _, e := range []*Entry{&secret.Newest, &secret.Older[0], &secret.Older[1]} {
-			e.Renewal = Renewal{Name: "orders"}
+			e.Renewal = keyservice.Renewal{Name: "orders"}
 		}
 		b.source["orders"] = secret
 		k := b.keeper("orders")

@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 )
 
 // scrape reads the metrics as Prometheus does: by name and labels, those that are 0 left out.
@@ -233,14 +235,14 @@ func TestThePageHasEveryMetric(t *testing.T) {
 // TestContact counts calls over a real connection.
 func TestContact(t *testing.T) {
 	p := newPod(t, "orders")
-	client, err := NewClient(p.config.KeyService, p.config.Roots, p.config.TokenFile)
+	c := newContact()
+	client, err := keyservice.New(p.config.KeyService, p.config.Roots, p.config.TokenFile, c.intercept)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = client.Close() }()
-	sealed := []Sealed{{CiphertextBlob: p.service.Seal(t, "orders", 1, testPlaintext, nil)}}
+	sealed := []keyservice.Sealed{{CiphertextBlob: p.service.Seal(t, "orders", 1, testPlaintext, nil)}}
 	counts := func() [4]float64 {
-		c := client.contact
 		return [4]float64{float64(c.answered.Get()), float64(c.refused.Get()), float64(c.failed.Get()), float64(min(c.last.Load(), 1))}
 	}
 	for _, step := range []struct {

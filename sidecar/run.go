@@ -11,6 +11,7 @@ import (
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/sidecar/alibaba"
 	"github.com/datakeys/datakeys/sidecar/aws"
+	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 )
 
 // Run issues the data keys until the context ends. It then stops at once, since the applications of the pod are gone:
@@ -32,7 +33,8 @@ func run(ctx context.Context, c Config, newDoors func(kmsv1.KeyServiceClient, *s
 	if err := c.validate(); err != nil {
 		return err
 	}
-	client, err := NewClient(c.KeyService, c.Roots, c.TokenFile)
+	contact := newContact()
+	client, err := keyservice.New(c.KeyService, c.Roots, c.TokenFile, contact.intercept)
 	if err != nil {
 		return err
 	}
@@ -40,9 +42,9 @@ func run(ctx context.Context, c Config, newDoors func(kmsv1.KeyServiceClient, *s
 
 	s := newStore(c.DataKeys)
 	defer s.close()
-	front := newDoors(client.doors(), c.Logger)
+	front := newDoors(client.Doors(), c.Logger)
 	front.dog = dog
-	ends, err := listenAll(ctx, c, s, &front, client.contact)
+	ends, err := listenAll(ctx, c, s, &front, contact)
 	if err != nil {
 		return err
 	}

@@ -34,7 +34,9 @@ func newPod(t testing.TB, names ...string) *pod {
 	t.Helper()
 	p := &pod{service: sidecartest.NewKeyService(t), mount: sidecartest.NewMount(t), logs: &logs{}}
 	dir := shortDir(t)
-	writeToken(t, filepath.Join(dir, "token"), "pod-token")
+	if err := os.WriteFile(filepath.Join(dir, "token"), []byte("pod-token"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	p.config = Config{
 		DataKeys: names, KeysDir: p.mount.Dir, TokenFile: filepath.Join(dir, "token"), Socket: filepath.Join(dir, "s"),
 		KeyService: p.service.Address, Roots: p.service.Roots, Leases: usual, Logger: p.logs.logger(),

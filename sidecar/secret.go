@@ -1,16 +1,15 @@
 package sidecar
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"maps"
 	"math"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 )
 
 // Entries of the Secret of a DataKeyRequest that are read here; api/v1alpha1 declares them. What the other entries say
@@ -44,26 +43,9 @@ type Secret struct {
 
 // Entry is one generation in a Secret.
 type Entry struct {
-	Sealed
+	keyservice.Sealed
 	// Err says why the entry cannot be used. Then no more than Generation is set, and of Newest not even that.
 	Err error
-}
-
-// Sealed is one sealed data key. Nothing in it is secret.
-type Sealed struct {
-	CiphertextBlob []byte
-	// At most one of EncryptionContext and AAD is set. All generations of a Secret share them.
-	EncryptionContext map[string]string
-	AAD               []byte
-	// Generation is the generation that the blob's header claims; opening the blob proves it.
-	Generation uint32
-	// Renewal is what its renewal says, by the same header.
-	Renewal Renewal
-}
-
-func (s Sealed) equal(other Sealed) bool {
-	return bytes.Equal(s.CiphertextBlob, other.CiphertextBlob) && maps.Equal(s.EncryptionContext, other.EncryptionContext) &&
-		bytes.Equal(s.AAD, other.AAD)
 }
 
 // olderFile is the entry with the blob of a generation that is not the newest; api/v1alpha1 declares how it is named.
@@ -144,22 +126,22 @@ func ignoring(file string, n int, why string) string {
 }
 
 // parseEntry reads the blob of an entry. Whose blob it is decides here already, so that no other one is opened under this name.
-func parseEntry(name, file string, blob []byte, generation uint32) (Sealed, error) {
+func parseEntry(name, file string, blob []byte, generation uint32) (keyservice.Sealed, error) {
 	parsed, err := envelope.Parse(blob)
 	if err != nil {
-		return Sealed{}, invalid(name, "entry %s: %v", file, err)
+		return keyservice.Sealed{}, invalid(name, "entry %s: %v", file, err)
 	}
 	switch h := parsed.Header; {
 	case h.Kind != envelope.KindDataKey:
-		return Sealed{}, invalid(name, "entry %s: the blob is of kind %v: must be %v", file, h.Kind, envelope.KindDataKey)
+		return keyservice.Sealed{}, invalid(name, "entry %s: the blob is of kind %v: must be %v", file, h.Kind, envelope.KindDataKey)
 	case h.Scope.Name != name:
-		return Sealed{}, invalid(name, "entry %s: the blob belongs to the DataKeyRequest %q", file, h.Scope.Name)
+		return keyservice.Sealed{}, invalid(name, "entry %s: the blob belongs to the DataKeyRequest %q", file, h.Scope.Name)
 	case generation != 0 && h.Scope.Generation != generation:
-		return Sealed{}, invalid(name, "entry %s: the blob is of generation %d", file, h.Scope.Generation)
+		return keyservice.Sealed{}, invalid(name, "entry %s: the blob is of generation %d", file, h.Scope.Generation)
 	default:
-		return Sealed{
+		return keyservice.Sealed{
 			CiphertextBlob: blob, Generation: h.Scope.Generation,
-			Renewal: Renewal{KeyID: h.KeyID, KeyVersion: h.KeyVersion, MaterialID: h.MaterialID, Name: name},
+			Renewal: keyservice.Renewal{KeyID: h.KeyID, KeyVersion: h.KeyVersion, MaterialID: h.MaterialID, Name: name},
 		}, nil
 	}
 }

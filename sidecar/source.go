@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 )
 
 // maxContextFile is the most bytes read of an encryption context in JSON: 8192 characters may be escaped to six bytes
@@ -131,7 +132,7 @@ func (s *Source) read(name, target string) (*Secret, error) {
 		case errors.Is(err, fs.ErrNotExist): // gone since the names were read
 			continue
 		case err != nil:
-			sealed = Sealed{Generation: n}
+			sealed = keyservice.Sealed{Generation: n}
 		}
 		secret.Older = append(secret.Older, Entry{Sealed: sealed, Err: err})
 	}
@@ -139,34 +140,34 @@ func (s *Source) read(name, target string) (*Secret, error) {
 }
 
 // readBound reads what the blobs of all generations are bound to.
-func readBound(root *os.Root, name string) (bound Sealed, err error) {
+func readBound(root *os.Root, name string) (bound keyservice.Sealed, err error) {
 	if bound.AAD, err = readOptional(root, aadFile, envelope.MaxRawSize); err != nil {
-		return Sealed{}, fmt.Errorf("the Secret %q: %w", name, err)
+		return keyservice.Sealed{}, fmt.Errorf("the Secret %q: %w", name, err)
 	}
 	context, err := readOptional(root, encryptionContextFile, maxContextFile)
 	switch {
 	case err != nil:
-		return Sealed{}, fmt.Errorf("the Secret %q: %w", name, err)
+		return keyservice.Sealed{}, fmt.Errorf("the Secret %q: %w", name, err)
 	case context == nil:
 		return bound, nil
 	case len(bound.AAD) > 0:
-		return Sealed{}, invalid(name, "entries %s and %s: must not both be there", encryptionContextFile, aadFile)
+		return keyservice.Sealed{}, invalid(name, "entries %s and %s: must not both be there", encryptionContextFile, aadFile)
 	}
 	if err := json.Unmarshal(context, &bound.EncryptionContext); err != nil {
-		return Sealed{}, invalid(name, "entry %s: must be a JSON object of strings", encryptionContextFile)
+		return keyservice.Sealed{}, invalid(name, "entry %s: must be a JSON object of strings", encryptionContextFile)
 	}
 	return bound, nil
 }
 
 // readEntry reads the blob in an entry, which must be of that generation, of any one for 0.
-func readEntry(root *os.Root, name, file string, generation uint32, bound Sealed) (Sealed, error) {
+func readEntry(root *os.Root, name, file string, generation uint32, bound keyservice.Sealed) (keyservice.Sealed, error) {
 	blob, err := readFile(root, file, envelope.MaxBlobSize)
 	if err != nil {
-		return Sealed{}, fmt.Errorf("the Secret %q: %w", name, err)
+		return keyservice.Sealed{}, fmt.Errorf("the Secret %q: %w", name, err)
 	}
 	sealed, err := parseEntry(name, file, blob, generation)
 	if err != nil {
-		return Sealed{}, err
+		return keyservice.Sealed{}, err
 	}
 	sealed.EncryptionContext, sealed.AAD = bound.EncryptionContext, bound.AAD
 	return sealed, nil

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 	"github.com/datakeys/datakeys/sidecar/sidecartest"
 )
 
@@ -70,10 +71,10 @@ func TestNamesAreTheAPIs(t *testing.T) {
 }
 
 // newest reads the newest generation of orders.
-func newest(s *Source) (Sealed, error) {
+func newest(s *Source) (keyservice.Sealed, error) {
 	secret, err := s.Read("orders")
 	if err != nil {
-		return Sealed{}, err
+		return keyservice.Sealed{}, err
 	}
 	return secret.Newest.Sealed, secret.Newest.Err
 }
@@ -85,65 +86,65 @@ func TestSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := parsed.Header
-	renewal := Renewal{KeyID: h.KeyID, KeyVersion: h.KeyVersion, MaterialID: h.MaterialID, Name: "orders"}
+	renewal := keyservice.Renewal{KeyID: h.KeyID, KeyVersion: h.KeyVersion, MaterialID: h.MaterialID, Name: "orders"}
 	for name, test := range map[string]struct {
 		entries map[string][]byte
-		want    Sealed // the newest
+		want    keyservice.Sealed // the newest
 		err     error
 		detail  string
 	}{
 		"a blob alone": {
-			map[string][]byte{"ciphertextBlob": blob}, Sealed{CiphertextBlob: blob, Generation: 7, Renewal: renewal}, nil, "",
+			map[string][]byte{"ciphertextBlob": blob}, keyservice.Sealed{CiphertextBlob: blob, Generation: 7, Renewal: renewal}, nil, "",
 		},
 		"a blob with its context, and what else the Secret holds": {
 			map[string][]byte{
 				"ciphertextBlob": blob, "encryptionContext": []byte(`{"tenant":"a","":"é"}`), "generation": []byte("9"),
 			},
-			Sealed{CiphertextBlob: blob, EncryptionContext: map[string]string{"tenant": "a", "": "é"}, Generation: 7, Renewal: renewal},
+			keyservice.Sealed{CiphertextBlob: blob, EncryptionContext: map[string]string{"tenant": "a", "": "é"}, Generation: 7, Renewal: renewal},
 			nil, "",
 		},
 		"a blob with its aad, which may be any bytes": {
 			map[string][]byte{"ciphertextBlob": blob, "aad": {0, '\n', 0xff}, "publicKey": []byte("of somebody")},
-			Sealed{CiphertextBlob: blob, AAD: []byte{0, '\n', 0xff}, Generation: 7, Renewal: renewal},
+			keyservice.Sealed{CiphertextBlob: blob, AAD: []byte{0, '\n', 0xff}, Generation: 7, Renewal: renewal},
 			nil, "",
 		},
 		"an oversized aad": {
-			map[string][]byte{"ciphertextBlob": blob, "aad": make([]byte, 8193)}, Sealed{}, errBlobInvalid, "at most 8192",
+			map[string][]byte{"ciphertextBlob": blob, "aad": make([]byte, 8193)}, keyservice.Sealed{}, errBlobInvalid, "at most 8192",
 		},
 		"an aad beside a context": {
 			map[string][]byte{"ciphertextBlob": blob, "aad": {1}, "encryptionContext": []byte(`{"a":"b"}`)},
-			Sealed{}, errBlobInvalid, "must not both be there",
+			keyservice.Sealed{}, errBlobInvalid, "must not both be there",
 		},
-		"no entries": {map[string][]byte{}, Sealed{}, errSecretMissing, `DataKeyRequest "orders"`},
+		"no entries": {map[string][]byte{}, keyservice.Sealed{}, errSecretMissing, `DataKeyRequest "orders"`},
 		"another entry only": {
-			map[string][]byte{"iv": blob[:12]}, Sealed{}, errSecretMissing, "no entry ciphertextBlob",
+			map[string][]byte{"iv": blob[:12]}, keyservice.Sealed{}, errSecretMissing, "no entry ciphertextBlob",
 		},
-		"an empty blob":     {map[string][]byte{"ciphertextBlob": nil}, Sealed{}, errBlobInvalid, "ciphertextBlob"},
-		"a blob cut off":    {map[string][]byte{"ciphertextBlob": blob[:60]}, Sealed{}, errBlobInvalid, "ciphertextBlob"},
-		"a blob in base64":  {map[string][]byte{"ciphertextBlob": []byte("AQEB")}, Sealed{}, errBlobInvalid, "ciphertextBlob"},
-		"an oversized blob": {map[string][]byte{"ciphertextBlob": make([]byte, 6145)}, Sealed{}, errBlobInvalid, "at most 6144"},
+		"an empty blob":     {map[string][]byte{"ciphertextBlob": nil}, keyservice.Sealed{}, errBlobInvalid, "ciphertextBlob"},
+		"a blob cut off":    {map[string][]byte{"ciphertextBlob": blob[:60]}, keyservice.Sealed{}, errBlobInvalid, "ciphertextBlob"},
+		"a blob in base64":  {map[string][]byte{"ciphertextBlob": []byte("AQEB")}, keyservice.Sealed{}, errBlobInvalid, "ciphertextBlob"},
+		"an oversized blob": {map[string][]byte{"ciphertextBlob": make([]byte, 6145)}, keyservice.Sealed{}, errBlobInvalid, "at most 6144"},
 		"the blob of another data key": {
-			map[string][]byte{"ciphertextBlob": dataKeyBlob(t, "payments", 1)}, Sealed{}, errBlobInvalid, `"payments"`,
+			map[string][]byte{"ciphertextBlob": dataKeyBlob(t, "payments", 1)}, keyservice.Sealed{}, errBlobInvalid, `"payments"`,
 		},
 		"a blob of another kind": {
 			map[string][]byte{"ciphertextBlob": sealBlob(t, envelope.Header{Kind: envelope.KindAWS})},
-			Sealed{},
+			keyservice.Sealed{},
 			errBlobInvalid, "of kind AWS",
 		},
 		"a context that is a list": {
 			map[string][]byte{"ciphertextBlob": blob, "encryptionContext": []byte(`["a"]`)},
-			Sealed{},
+			keyservice.Sealed{},
 			errBlobInvalid, "JSON object of strings",
 		},
 		"a context of numbers": {
 			map[string][]byte{"ciphertextBlob": blob, "encryptionContext": []byte(`{"a":1}`)},
-			Sealed{},
+			keyservice.Sealed{},
 			errBlobInvalid, "JSON object of strings",
 		},
 		"an oversized context": {
 			map[string][]byte{
 				"ciphertextBlob": blob, "encryptionContext": []byte(`{"a":"` + strings.Repeat("a", 64<<10) + `"}`),
-			}, Sealed{}, errBlobInvalid, "at most 65536",
+			}, keyservice.Sealed{}, errBlobInvalid, "at most 65536",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -348,15 +349,15 @@ func FuzzOlderGeneration(f *testing.F) {
 
 // What makes the keeper ask again is that anything that it sends has changed.
 func TestSealedThatDiffers(t *testing.T) {
-	sealed := Sealed{CiphertextBlob: []byte("blob"), EncryptionContext: map[string]string{"a": "b"}, AAD: []byte("aad"), Generation: 1}
-	for name, change := range map[string]func(*Sealed){
-		"the blob":    func(s *Sealed) { s.CiphertextBlob = []byte("another") },
-		"the context": func(s *Sealed) { s.EncryptionContext = map[string]string{"a": "c"} },
-		"the aad":     func(s *Sealed) { s.AAD = []byte("another") },
+	sealed := keyservice.Sealed{CiphertextBlob: []byte("blob"), EncryptionContext: map[string]string{"a": "b"}, AAD: []byte("aad"), Generation: 1}
+	for name, change := range map[string]func(*keyservice.Sealed){
+		"the blob":    func(s *keyservice.Sealed) { s.CiphertextBlob = []byte("another") },
+		"the context": func(s *keyservice.Sealed) { s.EncryptionContext = map[string]string{"a": "c"} },
+		"the aad":     func(s *keyservice.Sealed) { s.AAD = []byte("another") },
 	} {
 		other := sealed
 		change(&other)
-		if !sealed.equal(sealed) || sealed.equal(other) {
+		if !sealed.Equal(sealed) || sealed.Equal(other) {
 			t.Errorf("%s: another one is taken for the same", name)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
+	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 )
 
 // TestStoreUnderReaders publishes while many read. Run with -race, it also shows that no reader sees bytes that are
@@ -87,9 +88,9 @@ func TestNothingPrints(t *testing.T) {
 		bodies[0], bodies[1], bodies[2], bodies[3], secretReader{bodies[0]}, secretReader{bodies[1]}, secretReader{bodies[2]},
 		key.generation, *key.generation, []*generation{key.generation}, asked, *asked, wanted{asked, tended}, []wanted{{asked, tended}},
 		tended, *tended,
-		Opened{Plaintext: key.issued.plaintext},
-		&Opened{Plaintext: key.issued.plaintext},
-		[]Opened{{Plaintext: key.issued.plaintext}},
+		keyservice.Opened{Plaintext: key.issued.plaintext},
+		&keyservice.Opened{Plaintext: key.issued.plaintext},
+		[]keyservice.Opened{{Plaintext: key.issued.plaintext}},
 		map[string]*dataKey{"orders": key},
 		handler(s), &keeper{store: s, kept: map[string]*keptKey{"orders": tended}},
 	} {

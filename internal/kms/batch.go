@@ -7,14 +7,12 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 )
 
-const (
-	// maxBatch is the most blobs of one BatchDecrypt, and data keys of one Renew.
-	maxBatch = 100
-	// batchWorkers is how many items of a batch are worked on at once: each may wait for a review of its own.
-	batchWorkers = 8
-)
+// batchWorkers is how many items of a batch are worked on at once: each may wait for a review of its own.
+const batchWorkers = 8
 
 // BatchDecryptResult is what one request of a batch came to: a response, or an error.
 type BatchDecryptResult struct {
@@ -40,8 +38,8 @@ func (s *Service) BatchDecrypt(ctx context.Context, caller Caller, reqs []Decryp
 
 // checkBatch checks how many items the field of a batch has, and charges for them.
 func (s *Service) checkBatch(operation string, caller Caller, field string, n int) error {
-	if n < 1 || n > maxBatch {
-		return invalid(field, fmt.Errorf("must be 1 to %d, not %d", maxBatch, n))
+	if n < 1 || n > kmsv1.MaxBatch {
+		return invalid(field, fmt.Errorf("must be 1 to %d, not %d", kmsv1.MaxBatch, n))
 	}
 	s.charge(operation, caller, n-1)
 	return nil

@@ -39,7 +39,7 @@ func TestARequestOfManyRecordsIsNotDecoded(t *testing.T) {
 		refused bool
 	}{
 		"a batch of very many pairs":      {encoded(largest), new(kmsv1.BatchDecryptRequest), false},
-		"a batch too large, in few words": {encoded(&kmsv1.BatchDecryptRequest{Requests: make([]*kmsv1.DecryptRequest, maxBatch+1)}), new(kmsv1.BatchDecryptRequest), false},
+		"a batch too large, in few words": {encoded(&kmsv1.BatchDecryptRequest{Requests: make([]*kmsv1.DecryptRequest, kmsv1.MaxBatch+1)}), new(kmsv1.BatchDecryptRequest), false},
 		"a batch of empty requests":       {empties, new(kmsv1.BatchDecryptRequest), true},
 		"a batch of one with many pairs": {
 			protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), bytes.Repeat([]byte{0x12, 0x00}, 100_000)), new(kmsv1.BatchDecryptRequest), true,

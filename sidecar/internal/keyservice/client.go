@@ -1,14 +1,13 @@
-package sidecar
+package keyservice
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
-	"io"
 	"net"
-	"os"
-	"sync/atomic"
+	"strconv"
 	"time"
 
 	"google.golang.org/grpc"
@@ -24,42 +23,28 @@ import (
 )
 
 const (
-	// callTimeout is the most that one call may take, connecting included.
-	callTimeout = 5 * time.Second
+	// CallTimeout is the most that one call may take, connecting included.
+	CallTimeout = 5 * time.Second
 	// idleTimeout closes a connection that nobody uses. With the usual leases it is used all the time; a sidecar that has nothing to
 	// renew, or long leases, need not be held a connection for.
 	idleTimeout = time.Minute
-	// maxBatch is how many blobs one BatchDecrypt takes, and how many data keys one Renew (kms.proto).
-	maxBatch = 100
-	// maxAnswerSize holds maxBatch plaintexts of the largest size, with room for names and framing.
+	// maxAnswerSize holds kmsv1.MaxBatch plaintexts of the largest size, with room for names and framing.
 	maxAnswerSize = 1 << 20
-	// maxTokenSize is the most bytes read of a token; those of Kubernetes have about 1,200.
-	maxTokenSize = 16 << 10
 )
-
-// Opened is the answer to one Sealed: Plaintext with its key, or the refusal Err, a gRPC status error.
-type Opened struct {
-	// KeyARN and KeyVersion name the master key, as the key service does.
-	KeyARN     string
-	KeyVersion int32
-	Plaintext  envelope.Plaintext
-	Err        error
-}
 
 // Client asks the key service, as the pod whose token it reads.
 type Client struct {
-	conn    *grpc.ClientConn
-	kms     kmsv1.KeyServiceClient
-	contact *contact
+	conn *grpc.ClientConn
+	kms  kmsv1.KeyServiceClient
 }
 
-// NewClient returns a client of the key service at address (host:port), which must present a certificate for that host
-// from one of the roots (PEM). It connects when it is first used.
-func NewClient(address string, roots []byte, tokenPath string) (*Client, error) {
-	if err := checkAddress(address); err != nil {
+// New returns a client of the key service at address (host:port), which must present a certificate for that host from one of the roots
+// (PEM). It connects when it is first used. Every call passes through intercept.
+func New(address string, roots []byte, tokenPath string, intercept grpc.UnaryClientInterceptor) (*Client, error) {
+	if err := CheckAddress(address); err != nil {
 		return nil, err
 	}
-	pool, err := rootPool(roots)
+	pool, err := RootPool(roots)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +52,6 @@ func NewClient(address string, roots []byte, tokenPath string) (*Client, error) 
 	if err != nil {
 		return nil, err
 	}
-	contact := newContact()
 	conn, err := grpc.NewClient(
 		// The dialer looks the name up for every connection; gRPC's own resolver would do so every 30 s at most.
 		"passthrough:///"+address,
@@ -77,16 +61,16 @@ func NewClient(address string, roots []byte, tokenPath string) (*Client, error) 
 			MinVersion: tls.VersionTLS13,
 		})),
 		grpc.WithPerRPCCredentials(&tokenFile{path: tokenPath}),
-		grpc.WithUnaryInterceptor(contact.intercept),
+		grpc.WithUnaryInterceptor(intercept),
 		grpc.WithNoProxy(), // a token is for the key service alone, whatever the environment says
 		grpc.WithIdleTimeout(idleTimeout),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second},
-			MinConnectTimeout: callTimeout,
+			MinConnectTimeout: CallTimeout,
 		}),
 		// Pings are rare, because a call that lasts so long is; but with them comes the socket option that makes a
 		// connection to a node that is gone fail instead of swallowing calls.
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: callTimeout}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: CallTimeout}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswerSize)),
 		// A quarter of the defaults: what goes over this connection is small, and memory counts in every pod.
 		grpc.WithReadBufferSize(8<<10), grpc.WithWriteBufferSize(8<<10),
@@ -95,16 +79,16 @@ func NewClient(address string, roots []byte, tokenPath string) (*Client, error) 
 	if err != nil {
 		return nil, fmt.Errorf("key service %q: %w", address, err)
 	}
-	return &Client{conn: conn, kms: kmsv1.NewKeyServiceClient(conn), contact: contact}, nil
+	return &Client{conn: conn, kms: kmsv1.NewKeyServiceClient(conn)}, nil
 }
 
 // Close closes the connection.
 func (c *Client) Close() error { return c.conn.Close() }
 
-// Open asks for up to maxBatch plaintexts and returns one answer each, in order, or the gRPC status error of the call
+// Open asks for up to kmsv1.MaxBatch plaintexts and returns one answer each, in order, or the gRPC status error of the call
 // as a whole. Destroying the plaintexts is up to the caller.
 func (c *Client) Open(ctx context.Context, sealed []Sealed) ([]Opened, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
 	all := make([]Opened, 0, len(sealed))
 	for _, batch := range batches(sealed) {
@@ -139,10 +123,10 @@ func (c *Client) open(ctx context.Context, batch *kmsv1.BatchDecryptRequest) ([]
 	return opened, nil
 }
 
-// Renew asks for up to maxBatch data keys to be renewed. It returns an error for each, in order: nil where it is, else a gRPC status
+// Renew asks for up to kmsv1.MaxBatch data keys to be renewed. It returns an error for each, in order: nil where it is, else a gRPC status
 // error; or the one of the call as a whole.
 func (c *Client) Renew(ctx context.Context, all []Renewal) ([]error, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
 	request := &kmsv1.RenewRequest{DataKeys: make([]*kmsv1.RenewDataKey, len(all))}
 	for i := range all {
@@ -208,60 +192,27 @@ func wipe(results []*kmsv1.BatchDecryptResult) {
 	}
 }
 
-// tokenFile is the file with the pod's token. The kubelet puts a new one in its place in time, so every call looks whether it has; only
-// then is it read.
-type tokenFile struct {
-	path string
-	read atomic.Pointer[tokenRead]
+// CheckAddress checks the address of a key service, host:port.
+func CheckAddress(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err == nil {
+		var n int
+		n, err = strconv.Atoi(port)
+		if host == "" || n < 1 || n > 65535 {
+			err = errors.New("no host or no port of 1 to 65535")
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("key service %q: must be host:port with a numeric port", address)
+	}
+	return nil
 }
 
-// tokenRead is a token as a file had it. It is not changed.
-type tokenRead struct {
-	file     os.FileInfo
-	metadata map[string]string
+// RootPool reads certificates in PEM, one at least.
+func RootPool(pem []byte) (*x509.CertPool, error) {
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, errors.New("roots of the key service: must hold at least one certificate in PEM")
+	}
+	return pool, nil
 }
-
-func (r *tokenRead) isOf(file os.FileInfo) bool {
-	return os.SameFile(r.file, file) && r.file.ModTime().Equal(file.ModTime()) && r.file.Size() == file.Size()
-}
-
-// GetRequestMetadata implements credentials.PerRPCCredentials. A file that cannot be read now may be readable later.
-func (f *tokenFile) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	info, err := os.Stat(f.path)
-	if err != nil {
-		return nil, status.Errorf(codes.Unavailable, "the pod's token: %v", err)
-	}
-	if r := f.read.Load(); r != nil && r.isOf(info) {
-		return r.metadata, nil
-	}
-	r, err := readToken(f.path)
-	if err != nil {
-		return nil, status.Errorf(codes.Unavailable, "the pod's token: %v", err)
-	}
-	f.read.Store(r)
-	return r.metadata, nil
-}
-
-func readToken(path string) (*tokenRead, error) {
-	f, err := os.Open(path) //nolint:gosec // a path of the command line
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	token, err := io.ReadAll(io.LimitReader(f, maxTokenSize+1))
-	if err != nil {
-		return nil, err
-	}
-	token = bytes.TrimSpace(token)
-	if len(token) == 0 || len(token) > maxTokenSize {
-		return nil, fmt.Errorf("the file %s has to hold 1 to %d bytes", path, maxTokenSize)
-	}
-	return &tokenRead{info, map[string]string{"authorization": "Bearer " + string(token)}}, nil
-}
-
-// RequireTransportSecurity implements credentials.PerRPCCredentials.
-func (*tokenFile) RequireTransportSecurity() bool { return true }

@@ -1,4 +1,4 @@
-package sidecar
+package keyservice
 
 import (
 	"bytes"
@@ -501,7 +501,7 @@ func TestDecryptThroughTheConnection(t *testing.T) {
 	service := sidecartest.NewKeyService(t)
 	token := filepath.Join(t.TempDir(), "token")
 	writeToken(t, token, "token")
-	doors := newTestClient(t, service.Address, service.Roots, token).doors()
+	doors := newTestClient(t, service.Address, service.Roots, token).Doors()
 	good := &kmsv1.DecryptRequest{CiphertextBlob: service.Seal(t, "orders", 1, testPlaintext, nil)}
 	denied := &kmsv1.DecryptRequest{CiphertextBlob: service.Seal(t, "denied", 1, testPlaintext, nil)}
 	service.Refuse("denied", codes.PermissionDenied, "not for you")
@@ -635,7 +635,7 @@ func TestAFlightIsBounded(t *testing.T) {
 			synctest.Wait()
 		}
 		all.Wait()
-		if took := time.Since(start); took != slowFlight+callTimeout {
+		if took := time.Since(start); took != slowFlight+CallTimeout {
 			t.Errorf("it took %v", took)
 		}
 		leave()

@@ -1,11 +1,10 @@
-package sidecar
+package keyservice
 
 import (
 	"context"
 	"fmt"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
@@ -20,14 +19,14 @@ const (
 	doorCalls = 6
 	// doorWait is how long such a call waits for its turn at most.
 	doorWait = 10 * time.Second
-	// doorTimeout is what it takes with that at most: the key service ends a call after 15 s.
-	doorTimeout = doorWait + 15*time.Second
+	// DoorTimeout is what it takes with that at most: the key service ends a call after 15 s.
+	DoorTimeout = doorWait + 15*time.Second
 	// reconnectWait is how long such a call waits at most for a connection in the place of one that has just been lost.
 	reconnectWait = time.Second
 )
 
-// doors is the client of the key service that the front doors have: over the one connection, but never all of it.
-func (c *Client) doors() kmsv1.KeyServiceClient {
+// Doors is the client of the key service that the front doors have: over the one connection, but never all of it.
+func (c *Client) Doors() kmsv1.KeyServiceClient {
 	return newTogether(kmsv1.NewKeyServiceClient(&doorConn{connection: c.conn, turns: make(chan struct{}, doorCalls)}))
 }
 
@@ -103,27 +102,4 @@ func (c *doorConn) wait(ctx context.Context) error {
 		return newRefusal(codes.ResourceExhausted, kmsv1.ReasonThrottled,
 			fmt.Sprintf("%d calls of this pod wait for the key service, and this one waited for too long", doorCalls), "")
 	}
-}
-
-// newRefusal is the status error by which the key service refuses a call of its own.
-func newRefusal(code codes.Code, reason, message, key string) error {
-	told := status.New(code, message)
-	info := &errdetails.ErrorInfo{Domain: kmsv1.ErrorDomain, Reason: reason}
-	if key != "" {
-		info.Metadata = map[string]string{kmsv1.MetadataKey: key}
-	}
-	if detailed, err := told.WithDetails(info); err == nil {
-		told = detailed
-	}
-	return told.Err()
-}
-
-// hasReason reports whether it was the key service itself that refused, and not what is between.
-func hasReason(err error) bool {
-	for _, detail := range status.Convert(err).Details() {
-		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == kmsv1.ErrorDomain {
-			return true
-		}
-	}
-	return false
 }

@@ -1,4 +1,4 @@
-package sidecar
+package keyservice
 
 import (
 	"context"
@@ -115,7 +115,7 @@ func (t *together) queueLocked(r *kmsv1.DecryptRequest) *decryption {
 	return d
 }
 
-// wait waits for the answer, which every flight gives in callTimeout.
+// wait waits for the answer, which every flight gives in CallTimeout.
 func (t *together) wait(ctx context.Context, d *decryption) (*kmsv1.DecryptResponse, error) {
 	late := time.NewTimer(slowFlight)
 	defer late.Stop()
@@ -191,7 +191,7 @@ func (t *together) board() []*decryption {
 
 func (t *together) boardLocked() []*decryption {
 	n, size := 0, 0
-	for n < min(len(t.waiting), maxBatch) && (n == 0 || size+t.waiting[n].size <= maxBatchSize) {
+	for n < min(len(t.waiting), kmsv1.MaxBatch) && (n == 0 || size+t.waiting[n].size <= maxBatchSize) {
 		size += t.waiting[n].size
 		n++
 	}
@@ -207,8 +207,8 @@ func (t *together) boardLocked() []*decryption {
 
 // fly asks for the plaintexts of a batch and hands them out.
 func (t *together) fly(ctx context.Context, batch []*decryption) {
-	// The doors wait for callTimeout. The key service, which is told, answers before about what it can.
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	// The doors wait for CallTimeout. The key service, which is told, answers before about what it can.
+	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
 	t.take(batch, cancel)
 	if len(batch) == 1 {
@@ -280,13 +280,4 @@ func (t *together) answer(d *decryption, response *kmsv1.DecryptResponse, err er
 		clear(response.GetPlaintext())
 	}
 	close(d.answered)
-}
-
-// refusalError is the error that a call of its own would have given.
-func refusalError(r *kmsv1.Refusal) error {
-	code := codes.Code(r.GetCode()) // any number is a code; one that is not known is an outage
-	if code == codes.OK {
-		code = codes.Internal
-	}
-	return newRefusal(code, r.GetReason(), r.GetMessage(), r.GetKey())
 }

@@ -1,4 +1,4 @@
-package sidecar
+package keyservice
 
 import (
 	"path/filepath"
@@ -12,7 +12,7 @@ import (
 
 // BenchmarkDecrypt has callers decrypt at once, over gRPC and TLS on loopback: each by a call of its own, and together.
 //
-//	go test -run='^$' -bench=Decrypt ./sidecar
+//	go test -run='^$' -bench=Decrypt ./sidecar/internal/keyservice
 func BenchmarkDecrypt(b *testing.B) {
 	service := sidecartest.NewKeyService(b)
 	token := filepath.Join(b.TempDir(), "token")
@@ -24,7 +24,7 @@ func BenchmarkDecrypt(b *testing.B) {
 		for _, of := range []struct {
 			name   string
 			client kmsv1.KeyServiceClient
-		}{{"unary", client.kms}, {"together", client.doors()}} {
+		}{{"unary", client.kms}, {"together", client.Doors()}} {
 			b.Run(of.name+"/"+strconv.Itoa(callers), func(b *testing.B) {
 				b.ReportAllocs()
 				left := make(chan struct{}, b.N)
