@@ -152,7 +152,7 @@ func (s *Service) keyToUse(ctx context.Context, review *reviewer, verb string, n
 	}
 	o, err := s.object(ctx, k)
 	if err == nil && absence != nil {
-		return nil, o, outward(absence)
+		return nil, o, outwardOf(o.Namespace, o.KeyID, absence)
 	}
 	return k, o, err
 }
@@ -186,9 +186,9 @@ func (s *Service) keyOf(ctx context.Context, review *reviewer, verb string, name
 	k, err := s.ring.getPrimary(ctx, id)
 	switch {
 	case err != nil:
-		return nil, o, outward(err)
+		return nil, o, outwardOf(o.Namespace, o.KeyID, err)
 	case k.namespace != o.Namespace || k.name != o.Name:
-		return nil, o, outward(ErrMaterialConflict)
+		return nil, o, outwardOf(o.Namespace, o.KeyID, ErrMaterialConflict)
 	}
 	*record = k.audited(nil)
 	return k, o, nil

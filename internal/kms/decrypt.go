@@ -74,7 +74,7 @@ func (s *Service) decryptAudited(ctx context.Context, review *reviewer, src *sou
 	if err := o.usable(); err != nil {
 		return DecryptResponse{}, err
 	}
-	v, p, err := s.open(ctx, src)
+	v, p, err := s.open(ctx, k, src)
 	if err != nil {
 		return DecryptResponse{}, err
 	}

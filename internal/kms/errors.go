@@ -171,6 +171,15 @@ func outward(err error) error {
 	return unavailable(err, "the material of the key could not be read: try again")
 }
 
+// outwardOf is outward for a key that the caller may know of: he is told which one cannot be used.
+func outwardOf(namespace, keyID string, err error) error {
+	err = outward(err)
+	if e, ok := errors.AsType[*Error](err); ok && ReasonOf(e) == kmsv1.ReasonKeyUnavailable {
+		e.Namespace, e.KeyID = namespace, keyID
+	}
+	return err
+}
+
 // panicError turns a panic into an error. It keeps the value only of the runtime's own panics: any other may hold
 // anything.
 func panicError(p any) *Error {

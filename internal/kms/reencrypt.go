@@ -72,7 +72,7 @@ func (s *Service) reEncrypt(ctx context.Context, review *reviewer, src *source, 
 	if err != nil {
 		return ReEncryptResponse{}, err
 	}
-	opened, p, err := s.open(ctx, src)
+	opened, p, err := s.open(ctx, from, src)
 	if err != nil {
 		return ReEncryptResponse{}, err
 	}

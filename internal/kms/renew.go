@@ -59,14 +59,14 @@ func (s *Service) renewItem(ctx context.Context, review *reviewer, req *RenewReq
 
 // renew is Decrypt up to where the blob would be opened.
 func (s *Service) renew(ctx context.Context, review *reviewer, h envelope.Header, record *AuditKey) error {
-	_, o, err := s.keyToOpen(ctx, review, v1alpha1.VerbDecrypt, h, keyName{}, record)
+	k, o, err := s.keyToOpen(ctx, review, v1alpha1.VerbDecrypt, h, keyName{}, record)
 	if err != nil {
 		return err
 	}
 	if err := o.usable(); err != nil {
 		return err
 	}
-	_, err = s.versionToOpen(ctx, h)
+	_, err = s.versionToOpen(ctx, k, h)
 	return err
 }
 

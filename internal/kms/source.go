@@ -103,9 +103,9 @@ func (src *source) audited() AuditKey {
 	return AuditKey{ID: h.KeyID.String(), Version: h.KeyVersion}
 }
 
-// open opens a blob with the key that it is of. Its caller may use the key, and the key may be used.
-func (s *Service) open(ctx context.Context, src *source) (*version, envelope.Plaintext, error) {
-	v, err := s.versionToOpen(ctx, src.blob.Header)
+// open opens a blob with k, the key that it is of. Its caller may use the key, and the key may be used.
+func (s *Service) open(ctx context.Context, k *key, src *source) (*version, envelope.Plaintext, error) {
+	v, err := s.versionToOpen(ctx, k, src.blob.Header)
 	if err != nil {
 		return nil, envelope.Plaintext{}, err
 	}
@@ -120,14 +120,14 @@ func (s *Service) open(ctx context.Context, src *source) (*version, envelope.Pla
 	return v, p, err
 }
 
-// versionToOpen returns the version that a blob with this header is of.
-func (s *Service) versionToOpen(ctx context.Context, h envelope.Header) (*version, error) {
+// versionToOpen returns the version of the key that a blob with this header is of.
+func (s *Service) versionToOpen(ctx context.Context, k *key, h envelope.Header) (*version, error) {
 	v, err := s.ring.getFor(ctx, h)
 	if errors.Is(err, ErrMaterialMissing) {
 		return nil, notFoundBlob(err)
 	}
 	if err != nil {
-		return nil, outward(err)
+		return nil, outwardOf(k.namespace, k.text, err)
 	}
 	return v, nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/kms"
 	"github.com/datakeys/datakeys/internal/kms/kmstest"
+	"github.com/datakeys/datakeys/internal/seal"
 )
 
 // What each operation answers on a key in each of its states, by whatever name a caller means it (AWS KMS, "Key states of AWS KMS
@@ -180,6 +181,56 @@ func TestWhatEachOperationAnswersInEachState(t *testing.T) {
 				case c.controllers == nil:
 					check(operation+" for a controller", err, c.wraps)
 				}
+			}
+		})
+	}
+}
+
+// TestAKeyThatCannotBeUsedIsTold by its ARN, of the two of ReEncrypt the right one: its state does not say that it is damaged.
+func TestAKeyThatCannotBeUsedIsTold(t *testing.T) {
+	damage := func(ref kms.MasterKeyRef) func(*world) {
+		return func(w *world) { w.store.Edit(ref.KeyID, func(s *seal.Secret) { s.Data["v1"][80] ^= 1 }) }
+	}
+	secret, err := envelope.NewPlaintext(16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	encrypt := func(key string) func(*world, []byte) error {
+		return func(w *world, _ []byte) error {
+			_, err := w.Encrypt(t.Context(), allKeys, kms.EncryptRequest{KeyID: key, Plaintext: secret, Door: kms.DoorAlibaba})
+			return err
+		}
+	}
+	reEncrypt := func(w *world, blob []byte) error {
+		_, err := w.ReEncrypt(t.Context(), allKeys, kms.ReEncryptRequest{CiphertextBlob: blob, DestinationKeyID: "other", Door: kms.DoorAWS})
+		return err
+	}
+	for name, c := range map[string]struct {
+		change func(*world)
+		call   func(w *world, blob []byte) error
+		want   kms.MasterKeyRef
+	}{
+		"its version is damaged": {damage(ordersKey), func(w *world, blob []byte) error {
+			_, err := w.Decrypt(t.Context(), allKeys, kms.DecryptRequest{CiphertextBlob: blob, Door: kms.DoorAWS})
+			return err
+		}, ordersKey},
+		"the version of the old blob is damaged":            {damage(ordersKey), reEncrypt, ordersKey},
+		"the material for the new blob is missing":          {func(w *world) { w.store.Delete(otherKey.KeyID) }, reEncrypt, otherKey},
+		"the version of the door is damaged":                {damage(ordersKey), encrypt("orders"), ordersKey},
+		"the material is missing, and the key named":        {func(w *world) { w.store.Delete(ordersKey.KeyID) }, encrypt("orders"), ordersKey},
+		"the version is damaged, of a key that its ID says": {damage(ordersKey), encrypt(ordersKey.KeyID), ordersKey},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := settled(t)
+			made, err := w.GenerateDataKey(t.Context(), allKeys, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32, Door: kms.DoorAWS})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.addVersion(t, ordersKey, 2)
+			c.change(w)
+			got, ok := errors.AsType[*kms.Error](c.call(replica(t, w), made.CiphertextBlob))
+			if !ok || kms.ReasonOf(got) != kmsv1.ReasonKeyUnavailable || got.Namespace != c.want.Namespace || got.KeyID != c.want.KeyID {
+				t.Errorf("got %+v, want that key %s cannot be used", got, c.want.KeyID)
 			}
 		})
 	}

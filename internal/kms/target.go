@@ -54,7 +54,7 @@ func (k MasterKey) versionToSeal(material *key, door Door, record *AuditKey) (*v
 	}
 	v, err := door.version(material)
 	if err != nil {
-		return nil, outward(err)
+		return nil, outwardOf(k.Namespace, k.KeyID, err)
 	}
 	*record = material.audited(v)
 	return v, nil

@@ -154,6 +154,9 @@ func TestEachRefusalOfTheKeyServiceByOperation(t *testing.T) {
 			ofKey(kmsv1.ReasonKeyPendingDeletion), said{bad, kmsInvalidState, keyARN + " is pending deletion."}, using,
 		},
 		"a key without material": {
+			ofKey(kmsv1.ReasonKeyUnavailable), said{bad, kmsInvalidState, keyARN + " is unavailable."}, using,
+		},
+		"a key without material of an older manager": {
 			refusal(kmsv1.ReasonKeyUnavailable, "see its conditions"), said{bad, kmsInvalidState, "orders is unavailable."}, using,
 		},
 		"a dry run":                   {refusal(kmsv1.ReasonDryRun, "dry_run is set"), said{bad, dryRunOperation, messageDryRun}, using},
