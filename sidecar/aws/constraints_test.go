@@ -233,4 +233,7 @@ func TestOperationsThatAreElsewhere(t *testing.T) {
 	if !strings.Contains(elsewhere["ScheduleKeyDeletion"], `kubectl patch masterkey <name> --type=merge -p '{"spec":{"state":"PendingDeletion"}}'`) {
 		t.Errorf("ScheduleKeyDeletion: %s", elsewhere["ScheduleKeyDeletion"])
 	}
+	if !strings.Contains(elsewhere["EnableKeyRotation"], `"suspend":false`) { // which undoes what DisableKeyRotation says
+		t.Errorf("EnableKeyRotation: %s", elsewhere["EnableKeyRotation"])
+	}
 }

@@ -3,7 +3,7 @@ package aws
 const (
 	byRBAC       = "permissions are Kubernetes RBAC: kubectl create role and rolebinding, with the verbs of docs/operations.md"
 	byAliases    = "aliases are in spec.aliases of a MasterKey: kubectl edit masterkey <name>"
-	byRotation   = "kubectl patch masterkey <name> --type=merge -p '{\"spec\":{\"rotation\":{\"interval\":\"8760h\"}}}'"
+	byRotation   = "kubectl patch masterkey <name> --type=merge -p '{\"spec\":{\"rotation\":{\"interval\":\"8760h\",\"suspend\":false}}}'"
 	byLabels     = "MasterKeys have labels: kubectl label masterkey <name> <key>=<value>"
 	noStores     = "there are no custom key stores; the root key of the installation may be in an HSM (docs/operations.md)"
 	noImport     = "the material of keys is made by Datakeys"
