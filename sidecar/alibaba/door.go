@@ -150,7 +150,7 @@ func (c *call) read(body io.Reader) error {
 // note logs a failure: one that the client is not to blame for at most once a second, all others for who debugs.
 func (d *Door) note(ctx context.Context, c *call, f *failure, err error) {
 	level := slog.LevelDebug
-	if f.status >= http.StatusInternalServerError {
+	if f.status >= http.StatusInternalServerError && ctx.Err() == nil { // else the client is gone, and nobody else to blame
 		if now := time.Now().Unix(); d.failed.Swap(now) != now {
 			level = slog.LevelWarn
 		}

@@ -2,6 +2,7 @@ package alibaba
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -589,6 +590,28 @@ func TestFailuresAreLogged(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestAClientThatHangsUpIsNoFailureOfOthers: what it does not wait for is not in the log, where it would stand in the place of what went wrong.
+func TestAClientThatHangsUpIsNoFailureOfOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, log := newFake(), &bytes.Buffer{}
+		f.wait = true
+		d := newDoor(f)
+		d.log = slog.New(slog.NewTextHandler(log, nil))
+		body := encode(t, &dkms.GenerateRandomRequest{Length: 1})
+		ctx, hangUp := context.WithTimeout(t.Context(), time.Millisecond)
+		defer hangUp()
+		do(t, d, request("GenerateRandom", body).WithContext(ctx))
+		if log.Len() > 0 {
+			t.Errorf("logged %q", log)
+		}
+		f.wait, f.refuse = false, status.Error(codes.Unavailable, "why")
+		do(t, d, request("GenerateRandom", body))
+		if !strings.Contains(log.String(), "level=WARN") {
+			t.Errorf("logged %q, want the failure that came after", log)
+		}
+	})
 }
 
 func TestBodiesOfEverySize(t *testing.T) {
