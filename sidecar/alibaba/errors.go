@@ -75,7 +75,12 @@ func (c *call) failure(err error) *failure {
 		s = status.FromContextError(err)
 	}
 	why := said(s.Message())
-	switch reasonOf(s) {
+	return cmp.Or(c.failureFor(reasonGiven(s), why), c.failureFor(usualReason(s.Code()), why), internal(why))
+}
+
+// failureFor is nil for a reason that is not known here.
+func (c *call) failureFor(reason, why string) *failure {
+	switch reason {
 	case kmsv1.ReasonInvalid, kmsv1.ReasonInvalidKeyName, kmsv1.ReasonInvalidCiphertext, kmsv1.ReasonIncorrectKey:
 		return invalid("%s", why)
 	case kmsv1.ReasonUnsupported:
@@ -93,19 +98,24 @@ func (c *call) failure(err error) *failure {
 		return &failure{http.StatusTooManyRequests, "Rejected.Throttling", "QPS Limit Exceeded. " + why}
 	case kmsv1.ReasonUnavailable, kmsv1.ReasonKeyUnavailable:
 		return &failure{http.StatusServiceUnavailable, "ServiceUnavailableTemporary", "Service Unavailable Temporary. " + why}
-	default:
-		return internal(why)
 	}
+	return nil
 }
 
-// reasonOf is the reason that the key service gives, else the usual one of the code: gRPC has statuses of its own.
-func reasonOf(s *status.Status) string {
+// reasonGiven is the reason that the key service gives, empty where it is not the key service that refuses: gRPC has statuses of its own.
+func reasonGiven(s *status.Status) string {
 	for _, detail := range s.Details() {
 		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == kmsv1.ErrorDomain {
 			return info.GetReason()
 		}
 	}
-	switch s.Code() {
+	return ""
+}
+
+// usualReason is the usual one of a code, empty where it has none: for statuses of gRPC, and for a key service that is newer than this
+// sidecar and has reasons that are not known here.
+func usualReason(code codes.Code) string {
+	switch code {
 	case codes.InvalidArgument:
 		return kmsv1.ReasonInvalid
 	case codes.Unauthenticated:
@@ -118,8 +128,10 @@ func reasonOf(s *status.Status) string {
 		return kmsv1.ReasonThrottled
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
 		return kmsv1.ReasonUnavailable
+	case codes.Unimplemented: // a key service that is older than this sidecar
+		return kmsv1.ReasonUnsupported
 	default:
-		return kmsv1.ReasonInternal
+		return ""
 	}
 }
 

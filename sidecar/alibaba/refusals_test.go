@@ -380,8 +380,23 @@ func TestErrorsOfTheKeyService(t *testing.T) {
 			because(codes.Internal, kmsv1.ReasonInternal),
 			refusal{500, "InternalFailure", "Internal Failure. " + says},
 		},
-		"no connection":              {status.Error(codes.Unavailable, "why"), temporary},
-		"a reason that is not known": {because(codes.NotFound, "NEW"), refusal{500, "InternalFailure", "Internal Failure. " + says}},
+		"no connection": {status.Error(codes.Unavailable, "why"), temporary},
+		"a reason that is newer than this sidecar, of a parameter": {
+			because(codes.InvalidArgument, "NEW"), refusal{400, "InvalidParameter", notValid + says},
+		},
+		"one of a permission": {
+			because(codes.PermissionDenied, "NEW"),
+			refusal{403, "Forbidden.NoPermission", `This operation for "orders" is forbidden by permission system. ` + says},
+		},
+		"one of a key": {
+			because(codes.NotFound, "NEW"), refusal{404, "Forbidden.KeyNotFound", "The specified key does not exist. " + says},
+		},
+		"one of which not even the code is known": {
+			because(codes.DataLoss, "NEW"), refusal{500, "InternalFailure", "Internal Failure. " + says},
+		},
+		"a key service that is older than this sidecar": {
+			status.Error(codes.Unimplemented, "why"), refusal{400, "UnsupportedOperation", unsupporting + says},
+		},
 		"an error that is no status": {errors.New("why"), refusal{500, "InternalFailure", "Internal Failure. " + says}},
 		"an answer of a dry run": {
 			because(codes.FailedPrecondition, kmsv1.ReasonDryRun),
