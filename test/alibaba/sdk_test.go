@@ -51,6 +51,7 @@ type world struct {
 	requests atomic.Int64
 	door     atomic.Pointer[alibaba.Door]
 	conn     *grpc.ClientConn
+	endpoint string // of the door
 
 	stdin  *json.Encoder
 	stdout *json.Decoder
@@ -102,7 +103,8 @@ func newWorld(t *testing.T) *world {
 		w.door.Load().ServeHTTP(rw, r)
 	}))
 	t.Cleanup(server.Close)
-	w.startClient(t, server.Listener.Addr().String())
+	w.endpoint = server.Listener.Addr().String()
+	w.startClient(t)
 	return w
 }
 
@@ -148,14 +150,15 @@ func (w *world) through(k kmsv1.KeyServiceClient) {
 	w.door.Store(alibaba.New(alibaba.Config{KeyService: k, Logger: slog.New(slog.DiscardHandler)}))
 }
 
-// startClient builds the client and starts it. It ends with the test.
-func (w *world) startClient(t *testing.T, endpoint string) {
+// startClient builds the client and starts it, with these variables beside those of the test. It ends with the test.
+func (w *world) startClient(t *testing.T, variables ...string) {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "client")
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-C", "client", "-o", binary, ".").CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	cmd := exec.CommandContext(t.Context(), binary, "-endpoint", endpoint)
+	cmd := exec.CommandContext(t.Context(), binary, "-endpoint", w.endpoint)
+	cmd.Env = append(cmd.Environ(), variables...)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
