@@ -222,6 +222,37 @@ func TestKeeperAsksNoMoreThanNeededOfTheDenied(t *testing.T) {
 	})
 }
 
+// Who is denied no more has the older generations even if the newest is refused for itself: they waited for an answer, and not for that one.
+func TestKeeperAsksForOlderGenerationsAfterADenial(t *testing.T) {
+	for name, test := range map[string]struct {
+		newest any   // its entry
+		refuse error // of its blob
+		want   string
+	}{
+		"and the version of the newest is gone": {"b", unknown, "Refused MasterKeyNotFound"},
+		"and the newest does not open":          {"b", closed, "Refused BlobRefused"},
+		"and the entry of the newest is broken": {errBlobInvalid, nil, "Refused BlobInvalid"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			withKeeper(t, []string{"orders"}, func(b *bench) {
+				k := b.keeper("orders")
+				b.source["orders"] = generations{1: "a", 2: "b"}.secret()
+				b.run(k, time.Nanosecond)
+				b.service.refuse = map[string]error{"a": disabled, "b": disabled}
+				b.run(k, time.Minute)
+				b.wantsGeneration("orders", 1, "Refused MasterKeyState")
+				b.service.refuse = map[string]error{"b": test.refuse}
+				if entry, broken := test.newest.(error); broken {
+					b.source["orders"] = generations{1: "a", newestBroken: entry}.secret()
+				}
+				b.run(k, refusalRetry)
+				b.wants("orders", test.want)
+				b.wantsGeneration("orders", 1, "plaintext of a")
+			})
+		})
+	}
+}
+
 // What ended a generation is not all that there is to say of it: its entry may have been broken before.
 func TestKeeperTellsOfBrokenEntriesOfTheDenied(t *testing.T) {
 	withKeeper(t, []string{"orders"}, func(b *bench) {

@@ -214,8 +214,12 @@ func (k *keeper) answered(now, sent time.Time, batch []wanted, opened []keyservi
 			outages++
 		default:
 			k.refuse(g.of, g.keptGeneration, reason, message(answer.Err))
-			if g.due = refusal; g.keptGeneration != g.of.newest {
+			g.due = refusal
+			switch {
+			case g.keptGeneration != g.of.newest:
 				older = append(older, g)
+			case !denies(reason):
+				g.of.wake(now)
 			}
 		}
 		if g.keptGeneration == g.of.newest {

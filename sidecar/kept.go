@@ -126,6 +126,9 @@ func (k *keeper) take(d *keptKey, s *Secret, now time.Time) {
 		g.sealed, g.due = keyservice.Sealed{}, time.Time{}
 		k.failed(d, g, entry.Err)
 	}
+	if s.Newest.Err != nil {
+		d.wake(now) // for there will be no answer
+	}
 	for _, sentence := range s.Ignored {
 		if !slices.Contains(d.ignored, sentence) {
 			k.log.Warn("entries of the Secret are ignored", "dataKey", d.name, "message", sentence)
@@ -222,8 +225,13 @@ func (k *keeper) issue(d *keptKey, g *keptGeneration, answer keyservice.Opened, 
 		return
 	}
 	k.news.add(newsText{level: slog.LevelInfo, what: "data key issued", dataKey: d.name, keyVersion: s.KeyVersion}, g.number)
-	for _, g := range d.generations { // that waited for this one
-		if !g.opened && g.due.IsZero() && g.sealed.CiphertextBlob != nil {
+	d.wake(now)
+}
+
+// wake makes due now the older generations that waited for the answer to the newest.
+func (d *keptKey) wake(now time.Time) {
+	for _, g := range d.generations {
+		if g != d.newest && !g.opened && g.due.IsZero() && g.sealed.CiphertextBlob != nil {
 			g.due = now
 		}
 	}

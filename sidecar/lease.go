@@ -217,7 +217,9 @@ func (k *keeper) askAgain(refused []wanted) {
 		case g.sealed.CiphertextBlob == nil: // its Secret is gone
 		case g.keptGeneration == g.of.newest:
 			g.due = again
-		default: // if the newest is denied, the answers about that come first, and make it wait
+		case g.of.newest.denied(): // it comes back with that
+			g.due = time.Time{}
+		default:
 			older = append(older, g)
 		}
 	}

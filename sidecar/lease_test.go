@@ -523,6 +523,27 @@ func TestADenialOfAllGenerations(t *testing.T) {
 	})
 }
 
+// A denial that was short is over for all generations at once, those that the newest shares a renewal with too.
+func TestAShortDenialOfAllGenerations(t *testing.T) {
+	withKeeper(t, []string{"orders"}, func(b *bench) {
+		secret := numbered("orders", 3).secret()
+		secret.Newest.Renewal, secret.Older[0].Renewal = keyservice.Renewal{Name: "orders"}, keyservice.Renewal{Name: "orders"}
+		b.source["orders"] = secret
+		k := b.keeper("orders")
+		b.run(k, time.Second)
+		b.service.refuse = map[string]error{"orders": disabled, "orders.1": disabled}
+		b.lasts(k, time.Hour)
+		for n := range uint32(4) {
+			b.wantsGeneration("orders", n, "Refused MasterKeyState")
+		}
+		b.service.refuse = nil
+		b.run(k, refusalRetry)
+		for n := range uint32(3) {
+			b.wantsGeneration("orders", n+1, fmt.Sprint("plaintext of orders.", n+1))
+		}
+	})
+}
+
 func TestRenewalsAreCounted(t *testing.T) {
 	withKeeper(t, []string{"orders", "payments", "users"}, func(b *bench) {
 		k := b.keeper("orders", "payments", "users")
