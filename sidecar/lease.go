@@ -116,6 +116,7 @@ func (k *keeper) renew(ctx context.Context) {
 	start := time.Now()
 	var failure error
 	var refused []wanted
+	given := false
 	for rest := all; len(rest) > 0; {
 		batch := rest[:min(len(rest), kmsv1.MaxBatch)]
 		sent := time.Now()
@@ -133,12 +134,13 @@ func (k *keeper) renew(ctx context.Context) {
 			case renewalFailed:
 				failure = answers[i]
 			case renewalGiven:
+				given = true
 			}
 		}
 		rest = rest[len(batch):]
 	}
 	k.askAgain(refused)
-	k.scheduleRenewal(ctx, start, failure)
+	k.scheduleRenewal(ctx, start, failure, given)
 }
 
 func (k *keeper) callRenew(ctx context.Context, batch []keyservice.Renewal) ([]error, error) {
@@ -229,8 +231,9 @@ func (k *keeper) askAgain(refused []wanted) {
 	}
 }
 
-// scheduleRenewal says when to renew next, and tells of an outage when it begins and when it ends.
-func (k *keeper) scheduleRenewal(ctx context.Context, start time.Time, failure error) {
+// scheduleRenewal says when to renew next, and tells of an outage when it begins and when it ends. One that leaves some leases renewed
+// must not let those end.
+func (k *keeper) scheduleRenewal(ctx context.Context, start time.Time, failure error, given bool) {
 	k.store.renewals.coasting.Store(failure != nil)
 	if failure == nil {
 		if k.unrenewed > 0 {
@@ -245,6 +248,9 @@ func (k *keeper) scheduleRenewal(ctx context.Context, start time.Time, failure e
 			slog.String("lease", k.leases.Lease.String()), slog.String("coastTime", k.leases.Coast.String()))
 	}
 	k.renewAt = time.Now().Add(outageDelay(k.unrenewed))
+	if soon := start.Add(k.leases.renewAfter()); given && soon.Before(k.renewAt) {
+		k.renewAt = soon
+	}
 	k.unrenewed++
 }
 

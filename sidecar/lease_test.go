@@ -544,6 +544,26 @@ func TestAShortDenialOfAllGenerations(t *testing.T) {
 	})
 }
 
+// A data key whose renewals fail by themselves takes the time from no other: that is renewed as ever.
+func TestAnOutageOfOneDataKey(t *testing.T) {
+	for _, lease := range []time.Duration{MinLease, DefaultLease} {
+		t.Run(lease.String(), func(t *testing.T) {
+			withKeeper(t, []string{"orders", "payments"}, func(b *bench) {
+				k := newKeeper([]string{"orders", "payments"}, b.source, b.service, b.store, Leases{lease, time.Hour}, b.logs.logger())
+				b.source["orders"], b.source["payments"] = "o1", "p1"
+				b.run(k, time.Nanosecond)
+				b.service.refuse["p1"] = status.Error(codes.Internal, "a fault")
+				b.run(k, 50*time.Minute)
+				b.wants("orders", "plaintext of o1")
+				b.wants("payments", "plaintext of p1")
+				if diff := cmp.Diff([]string{"o1 p1 "}, b.service.asked); diff != "" {
+					b.Errorf("a lease ended, and what it was of was asked for again (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
 func TestRenewalsAreCounted(t *testing.T) {
 	withKeeper(t, []string{"orders", "payments", "users"}, func(b *bench) {
 		k := b.keeper("orders", "payments", "users")
