@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -159,7 +160,7 @@ func TestTheLongestIdleMakesWay(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			const places, more = 3, 4
-			path, _ := serveBounded(t, places, nil)
+			path, l := serveBounded(t, places, nil)
 			var all []net.Conn
 			for i := range places + more {
 				conn := dialSocket(t, path)
@@ -167,6 +168,9 @@ func TestTheLongestIdleMakesWay(t *testing.T) {
 				write(t, conn, c.says)
 				if c.answered {
 					readReply(t, bufio.NewReader(conn), http.MethodGet)
+					for !allIdle(l) { // the server may note it after the next one's
+						runtime.Gosched()
+					}
 				}
 				if i >= places {
 					if n, err := all[i-places].Read(make([]byte, 1)); err == nil {
@@ -182,6 +186,18 @@ func TestTheLongestIdleMakesWay(t *testing.T) {
 			}
 		})
 	}
+}
+
+// allIdle reports whether every connection is known to wait for a request.
+func allIdle(l *listener) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c := range l.conns {
+		if c.idleSince.Load() == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // TestRequestsDoNotMakeWay: where each connection has one under way, the next waits for its end, or for the end of the listener.
