@@ -47,11 +47,11 @@ func (c secretCodec) Unmarshal(data mem.BufferSlice, v any) error {
 // protobuf is for the decoder to refuse.
 func countRecords(b []byte, nested bool) (n int) {
 	for ; len(b) > 0; n++ {
-		_, kind, tag := protowire.ConsumeTag(b)
+		number, kind, tag := protowire.ConsumeTag(b)
 		if tag < 0 {
 			return n
 		}
-		value := protowire.ConsumeFieldValue(0, kind, b[tag:])
+		value := protowire.ConsumeFieldValue(number, kind, b[tag:]) // a group ends with its own number
 		if value < 0 {
 			return n
 		}

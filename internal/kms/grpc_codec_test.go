@@ -50,6 +50,13 @@ func TestARequestOfManyRecordsIsNotDecoded(t *testing.T) {
 		"a context too large, in few words": {encoded(&kmsv1.DecryptRequest{EncryptionContext: pairs(1025)}), new(kmsv1.DecryptRequest), false},
 		"a context of empty pairs":          {bytes.Repeat([]byte{0x12, 0x00}, 100_000), new(kmsv1.DecryptRequest), true},
 		"fields that are not known":         {bytes.Repeat([]byte{0x78, 0x01}, 100_000), new(kmsv1.ListKeysRequest), true},
+		"a group, and then empty requests": {
+			append([]byte{0x7b, 0x78, 0x01, 0x7c}, empties...), new(kmsv1.BatchDecryptRequest), true,
+		},
+		"one request, of a group and then many pairs": {
+			protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), append([]byte{0x7b, 0x7c}, bytes.Repeat([]byte{0x12, 0x00}, 100_000)...)),
+			new(kmsv1.BatchDecryptRequest), true,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			half := len(c.data) / 2
