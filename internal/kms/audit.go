@@ -47,6 +47,9 @@ const (
 	DecisionRefused = "refused"
 )
 
+// recordGrace is how long the record of a refusal waits for its turn at least, although its call is over.
+const recordGrace = time.Second
+
 // AuditRecord says who asked for what and what became of it. It holds no key and no encryption context.
 type AuditRecord struct {
 	Time      time.Time `json:"time"`
@@ -138,8 +141,7 @@ func (s *Service) refused(ctx context.Context, caller Caller, r AuditRecord, cau
 		message = e.Message
 	}
 	r.Time, r.Decision, r.Code, r.Reason, r.Bytes = s.now().UTC(), DecisionRefused, CodeOf(cause).String(), message, 0
-	// A caller who hangs up must not get around the record.
-	if err := s.auditor.Record(context.WithoutCancel(ctx), r); err != nil {
+	if err := s.recordLate(ctx, r); err != nil {
 		s.log.Error(err, "Could not record a refusal", "operation", r.Operation, "code", r.Code)
 	}
 	if CodeOf(cause) == CodeDenied {
@@ -149,6 +151,18 @@ func (s *Service) refused(ctx context.Context, caller Caller, r AuditRecord, cau
 		}
 		s.events.Denied(Pod{Namespace: caller.Namespace, Name: caller.PodName, UID: caller.PodUID}, request, message)
 	}
+}
+
+// recordLate writes a record for a call whose caller may have hung up: he must not get around it. It does not wait for long beyond the
+// call's own time, though: a log that takes nothing would keep the call for ever, and with it one of the few that its pod has at once.
+func (s *Service) recordLate(ctx context.Context, r AuditRecord) error {
+	until := time.Now().Add(recordGrace)
+	if deadline, ok := ctx.Deadline(); ok && deadline.After(until) {
+		until = deadline
+	}
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), until)
+	defer cancel()
+	return s.auditor.Record(ctx, r)
 }
 
 func (c *AuditCaller) pod() Pod { return Pod{Namespace: c.Namespace, Name: c.Pod, UID: c.PodUID} }

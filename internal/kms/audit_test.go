@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -149,4 +150,55 @@ func TestWhoWaitsForTheAuditLogCanGiveUp(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// A log that takes nothing any more ends no call, be it allowed or refused, but late.
+func TestNoCallWaitsForTheAuditLogForEver(t *testing.T) {
+	const patience, grace = 15 * time.Second, time.Second
+	for name, c := range map[string]struct {
+		token  string
+		limits kms.Limits
+		hangUp bool
+		want   kms.Code
+		within time.Duration
+	}{
+		"what is allowed is not released":                 {token: app, want: kms.CodeUnavailable, within: patience + grace},
+		"what is refused stays refused":                   {token: nobody, want: kms.CodeDenied, within: patience},
+		"what is refused to a caller who hung up ends":    {token: nobody, hangUp: true, want: kms.CodeDenied, within: patience},
+		"a pod that is throttled is told so all the same": {token: app, limits: kms.Limits{Refusals: 1, RefusalsBurst: 1}, want: kms.CodeThrottled, within: patience},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := settled(t)
+				blob := w.sealed(t, orders())
+				s := stuck{make(chan struct{})}
+				a := kms.NewJSONAuditor(s)
+				var first sync.WaitGroup
+				first.Go(func() { _ = a.Record(t.Context(), kms.AuditRecord{}) })
+				defer first.Wait()
+				defer close(s.gate)
+				synctest.Wait()
+				w.auditor, w.limits = a, c.limits
+				w = replica(t, w)
+				ctx, cancel := context.WithTimeout(t.Context(), patience)
+				defer cancel()
+				if c.hangUp {
+					time.AfterFunc(patience/3, cancel)
+				}
+				done := make(chan error, 1)
+				go func() {
+					_, err := w.Decrypt(ctx, c.token, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext})
+					done <- err
+				}()
+				select {
+				case err := <-done:
+					if kms.CodeOf(err) != c.want {
+						t.Errorf("got %v, want %v", err, c.want)
+					}
+				case <-time.After(c.within + time.Millisecond):
+					t.Errorf("it waits for more than %v", c.within)
+				}
+			})
+		})
+	}
 }

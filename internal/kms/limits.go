@@ -114,7 +114,7 @@ func (s *Service) admit(ctx context.Context, operation string, c Caller) error {
 		r := AuditRecord{
 			Time: now.UTC(), Operation: OperationThrottle, Decision: DecisionRefused, Code: CodeThrottled.String(), Reason: message, Caller: c.audited(),
 		}
-		if err := s.auditor.Record(context.WithoutCancel(ctx), r); err != nil {
+		if err := s.recordLate(ctx, r); err != nil {
 			s.log.Error(err, "Could not record that a pod is throttled")
 		}
 	}

@@ -48,6 +48,7 @@ type world struct {
 	tokens  *kmstest.Authenticator
 	rbac    *kmstest.Authorizer
 	audit   *kmstest.Auditor
+	auditor kms.Auditor // in place of audit, unless it is nil
 	events  *kmstest.Events
 	limits  kms.Limits // zero: the usual ones
 	clock   *clocktesting.FakePassiveClock
@@ -106,13 +107,17 @@ func serviceOver(t testing.TB, w *world, store kms.KeyStore) *kms.Service {
 		t.Fatal(err)
 	}
 	w.metrics = prometheus.NewRegistry()
+	auditor := w.auditor
+	if auditor == nil {
+		auditor = w.audit
+	}
 	service, err := kms.New(kms.Config{
 		Seal:          ring,
 		Keys:          store,
 		MasterKeys:    w.objects,
 		Authenticator: w.tokens,
 		Authorizer:    w.rbac,
-		Auditor:       w.audit,
+		Auditor:       auditor,
 		Events:        w.events,
 		Registerer:    w.metrics,
 		Limits:        w.limits,
