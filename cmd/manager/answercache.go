@@ -39,13 +39,17 @@ func (c *answerCache[K, V]) get(key K) (value V, found bool) {
 	return a.value, true
 }
 
-// add remembers an answer to a question that was asked at a time. Where there are too many, old ones are forgotten first,
-// and then any.
+// add remembers an answer to a question that was asked at a time, unless one is known that was asked for later. Where there are too
+// many, old ones are forgotten first, and then any.
 func (c *answerCache[K, V]) add(key K, value V, asked time.Time) {
-	now := c.clock.Now()
+	now, until := c.clock.Now(), asked.Add(c.ttl)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, found := c.answers[key]; !found && len(c.answers) >= c.most {
+	known, found := c.answers[key]
+	if found && known.until.After(until) {
+		return
+	}
+	if !found && len(c.answers) >= c.most {
 		for old, a := range c.answers {
 			if !now.Before(a.until) {
 				delete(c.answers, old)
@@ -58,5 +62,5 @@ func (c *answerCache[K, V]) add(key K, value V, asked time.Time) {
 			delete(c.answers, old)
 		}
 	}
-	c.answers[key] = keptAnswer[V]{value: value, until: asked.Add(c.ttl)}
+	c.answers[key] = keptAnswer[V]{value: value, until: until}
 }

@@ -51,3 +51,19 @@ func TestAnswerCache(t *testing.T) {
 		}
 	}
 }
+
+// What was answered to a later question holds, although an earlier one is answered later.
+func TestALateAnswerReplacesNoNewerOne(t *testing.T) {
+	begin := time.Unix(0, 0)
+	c := newAnswerCache[string, bool](10*time.Second, 3)
+	c.clock = clocktesting.NewFakePassiveClock(begin.Add(5 * time.Second))
+	c.add("may", false, begin.Add(3*time.Second))
+	c.add("may", true, begin) // the permission was taken between the two
+	if may, found := c.get("may"); may || !found {
+		t.Errorf("got %v, %v, want the newer answer", may, found)
+	}
+	c.add("may", true, begin.Add(4*time.Second))
+	if may, found := c.get("may"); !may || !found {
+		t.Errorf("got %v, %v, want the newest answer", may, found)
+	}
+}
