@@ -160,7 +160,9 @@ func (o *options) validate() error {
 	required("sidecar-image", o.sidecarImage)
 	required("root-key", o.rootKey)
 	required("audit-log", o.auditLog)
+	required("key-service-bind", o.keyServiceBind) // which would be a free port, that no Service leads to
 	required("key-service-name", o.keyServiceName)
+	required("webhook-bind", o.webhookBind)
 	required("webhook-name", o.webhookName)
 	required("webhook-configuration", o.webhookConfiguration)
 	for flag, value := range map[string]string{"key-service-bind": o.keyServiceBind, "webhook-bind": o.webhookBind} {

@@ -28,6 +28,8 @@ func TestWrongOptionsAreRefused(t *testing.T) {
 		"an empty root key":              {[]string{"--namespace=n", "--sidecar-image=i", "--root-key="}, "--root-key"},
 		"a pull policy of none":          {[]string{"--namespace=n", "--sidecar-image=i", "--sidecar-image-pull-policy=Sometimes"}, "--sidecar-image-pull-policy"},
 		"an address without a port":      {[]string{"--namespace=n", "--sidecar-image=i", "--key-service-bind=localhost"}, "--key-service-bind"},
+		"no address of the key service":  {[]string{"--namespace=n", "--sidecar-image=i", "--key-service-bind="}, "--key-service-bind: must not be empty"},
+		"no address of the webhook":      {[]string{"--namespace=n", "--sidecar-image=i", "--webhook-bind="}, "--webhook-bind: must not be empty"},
 		"a word that is no flag":         {[]string{"--namespace=n", "--sidecar-image=i", "serve"}, `"serve" is no command: there are root-key-status and version`},
 		"a kubeconfig that is not there": {[]string{"--namespace=n", "--sidecar-image=i", "--kubeconfig=/does/not/exist"}, "--kubeconfig"},
 	} {
