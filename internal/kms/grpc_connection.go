@@ -169,10 +169,8 @@ func connectionOf(ctx context.Context) *connection {
 
 // Read implements net.Conn. What strangers send is read as far as it takes to see a token, and the rest when that was valid.
 func (c *connection) Read(b []byte) (int, error) {
-	select {
-	case <-c.known:
+	if c.isKnown() {
 		return c.Conn.Read(b)
-	default:
 	}
 	if c.left > 0 {
 		n, err := c.Conn.Read(b[:min(len(b), c.left)])
@@ -231,10 +229,8 @@ func (c *connection) admit(ctx context.Context) (reviewed func(), err error) {
 func (c *connection) turn(ctx context.Context) (done func(), err error) {
 	give := func() {}
 	for _, turns := range []chan struct{}{c.review, c.all.reviews} {
-		select {
-		case <-c.known:
+		if c.isKnown() {
 			return give, nil
-		default:
 		}
 		before := give
 		select {
@@ -250,9 +246,20 @@ func (c *connection) turn(ctx context.Context) (done func(), err error) {
 	return give, nil
 }
 
-// refused counts a call whose token was refused, or whose caller did not wait for that.
+// isKnown reports whether a pod has shown a valid token.
+func (c *connection) isKnown() bool {
+	select {
+	case <-c.known:
+		return true
+	default:
+		return false
+	}
+}
+
+// refused counts a call whose token was refused, or of a stranger who did not wait for that. In an outage the calls of a pod end so too:
+// if they counted, its renewals would be throttled, and what they are for would not outlast the outage.
 func (c *connection) refused(ctx context.Context, err error) {
-	if c == nil || CodeOf(err) != CodeUnauthenticated && ctx.Err() == nil {
+	if c == nil || CodeOf(err) != CodeUnauthenticated && (ctx.Err() == nil || c.isKnown()) {
 		return
 	}
 	now := c.all.now()

@@ -230,6 +230,27 @@ func TestAStrangerWhoDoesNotWaitIsCounted(t *testing.T) {
 	}
 }
 
+// While the API server hangs, the calls of a pod whose token is due for a review end in nothing, and its application does not wait for
+// that. Its renewals are not throttled for it, or else its leases would end.
+func TestAPodThatDoesNotWaitInAnOutageIsNotThrottled(t *testing.T) {
+	c, _ := connect(t, newConnections(plain{}, func() time.Time { return time.Unix(0, 0) }))
+	enter(t, c, "pod")()
+	gone, hangUp := context.WithCancel(t.Context())
+	hangUp()
+	for range 2 * int(strangerRule.burst) {
+		c.refused(gone, unavailable(context.DeadlineExceeded, "the token could not be reviewed"))
+	}
+	if _, err := c.admit(t.Context()); err != nil {
+		t.Errorf("after calls that nobody waited for: %v", err)
+	}
+	for range int(strangerRule.burst) {
+		c.refused(gone, &Error{Code: CodeUnauthenticated})
+	}
+	if _, err := c.admit(t.Context()); CodeOf(err) != CodeThrottled {
+		t.Errorf("after tokens that were refused: got %v, want Throttled", err)
+	}
+}
+
 func TestCallsOfAPodTakeTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newConnections(plain{}, time.Now)
