@@ -127,6 +127,10 @@ func refusal(log logr.Logger, err error) (codes.Code, string) {
 		log.Error(err, "A key cannot be used")
 		return codes.FailedPrecondition, messagePrecondition
 	case CodeUnavailable:
+		if errors.Is(err, context.Canceled) { // by a caller who does not wait: no outage
+			log.V(1).Info("A call was cancelled", "error", err.Error())
+			return codes.Unavailable, messageUnavailable
+		}
 		log.Error(err, "Could not answer a call")
 		return codes.Unavailable, messageUnavailable
 	default:

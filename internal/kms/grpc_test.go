@@ -394,6 +394,34 @@ func TestWhatACallerIsToldByCode(t *testing.T) {
 	}
 }
 
+// Who watches the log for errors hears of outages, and not of applications that do not wait.
+func TestACallerWhoHangsUpIsNoErrorOfTheLog(t *testing.T) {
+	for name, c := range map[string]struct {
+		review error
+		want   bool // an error of the log
+	}{
+		"he hangs up":                 {fmt.Errorf("review the access: %w", context.Canceled), false},
+		"the API server hangs":        {fmt.Errorf("review the access: %w", context.DeadlineExceeded), true},
+		"the API server is not there": {errors.New("review the access: connection refused"), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := settled(t)
+			w.rbac.Err = c.review
+			req := &kmsv1.DecryptRequest{CiphertextBlob: w.sealed(t, orders()), EncryptionContext: orders().EncryptionContext}
+			_, err := kmsv1.NewKeyServiceClient(serve(t, w)).Decrypt(as(t, app), req)
+			if got := status.Code(err); got != codes.Unavailable {
+				t.Errorf("got %v, want Unavailable", got)
+			}
+			if !strings.Contains(w.log.String(), c.review.Error()) {
+				t.Errorf("the log does not say why: %s", w.log)
+			}
+			if got := strings.Contains(w.log.String(), "Could not answer a call"); got != c.want {
+				t.Errorf("an error of the log: %t, want %t: %s", got, c.want, w.log)
+			}
+		})
+	}
+}
+
 func TestTheServerRefusesWhatIsTooLargeOrTooOld(t *testing.T) {
 	w := settled(t)
 	conn := serve(t, w)
