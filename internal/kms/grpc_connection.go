@@ -19,7 +19,9 @@ const (
 	// maxPodConnections is how many connections one pod has. A sidecar has one, and for a moment a second when that grows old.
 	maxPodConnections = 2
 	// maxPodCalls is how many calls of one pod are worked on at once. More wait for their turn, their requests unread.
-	maxPodCalls = 8
+	maxPodCalls = 7
+	// maxPodRenewals is how many renewals are, beside them: what else the pod asks for does not end its leases.
+	maxPodRenewals = 1
 	// maxStrangers is how many connections there are that have not shown a valid token yet.
 	maxStrangers = 256
 	// maxStrangeBytes is what a connection may send until it has shown one: the headers of a few calls.
@@ -62,14 +64,31 @@ type house struct {
 	pod  string // its UID; empty: strangers
 	most int
 	has  []*connection // the oldest first; it needs connections.mu
-	// turns holds one for each call that is worked on.
-	turns chan struct{}
-	leave func()
+	// What is worked on.
+	calls, renewals turns
 }
 
 func newHouse(pod string, most int) *house {
-	turns := make(chan struct{}, maxPodCalls)
-	return &house{pod: pod, most: most, turns: turns, leave: func() { <-turns }}
+	return &house{pod: pod, most: most, calls: newTurns(maxPodCalls), renewals: newTurns(maxPodRenewals)}
+}
+
+// turnsOf are those that an operation waits for.
+func (h *house) turnsOf(operation string) *turns {
+	if operation == OperationRenew {
+		return &h.renewals
+	}
+	return &h.calls
+}
+
+// turns are how many calls go on at once.
+type turns struct {
+	taken chan struct{} // holds one for each of them
+	leave func()
+}
+
+func newTurns(most int) turns {
+	taken := make(chan struct{}, most)
+	return turns{taken: taken, leave: func() { <-taken }}
 }
 
 // move takes a connection from the house where it is, nil for none, to another. The oldest of too many is closed.
@@ -268,8 +287,10 @@ func (c *connection) refused(ctx context.Context, err error) {
 	c.strange = strangerRule.spent(strangerRule.now(c.strange, now), 1)
 }
 
-// enter waits until it is the turn of a call of the pod, which has shown a valid token. The caller calls leave in the end.
-func (c *connection) enter(ctx context.Context, pod string) (leave func(), err error) {
+// enter waits until it is the turn of a call of the pod, which has shown a valid token. The caller calls leave in the end. It waits for
+// three quarters of the caller's time at most, as inTime says: he is to hear that he asks for too much, and not to take it for an outage,
+// which his leases would outlast.
+func (c *connection) enter(ctx context.Context, operation, pod string) (leave func(), err error) {
 	if c == nil {
 		return func() {}, nil
 	}
@@ -280,16 +301,19 @@ func (c *connection) enter(ctx context.Context, pod string) (leave func(), err e
 	if h == nil {
 		return nil, unavailable(net.ErrClosed, "the connection made way for newer ones")
 	}
+	turns := h.turnsOf(operation)
 	select {
-	case h.turns <- struct{}{}: // a context makes its channel only when it is asked for
-		return h.leave, nil
+	case turns.taken <- struct{}{}: // a context makes its channel only when it is asked for
+		return turns.leave, nil
 	default:
 	}
+	ctx, cancel := inTime(ctx)
+	defer cancel()
 	select {
-	case h.turns <- struct{}{}:
-		return h.leave, nil
+	case turns.taken <- struct{}{}:
+		return turns.leave, nil
 	case <-ctx.Done():
 		return nil, &Error{Code: CodeThrottled, Err: ctx.Err(), Message: fmt.Sprintf(
-			"too many calls of this pod at once: %d are worked on, and this one had to wait for too long", maxPodCalls)}
+			"too many calls of this pod at once: %d are worked on, and this one had to wait for too long", cap(turns.taken))}
 	}
 }

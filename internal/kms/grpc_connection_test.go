@@ -47,7 +47,7 @@ func open(far net.Conn) bool {
 
 func enter(t *testing.T, c *connection, pod string) (leave func()) {
 	t.Helper()
-	leave, err := c.enter(t.Context(), pod)
+	leave, err := c.enter(t.Context(), OperationDecrypt, pod)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +135,7 @@ func TestTheOldestConnectionOfTooManyMakesWay(t *testing.T) {
 	if !open(secondFar) {
 		t.Error("another than the oldest of the pod was closed")
 	}
-	if _, err := mine.enter(t.Context(), "pod"); CodeOf(err) != CodeUnavailable {
+	if _, err := mine.enter(t.Context(), OperationDecrypt, "pod"); CodeOf(err) != CodeUnavailable {
 		t.Errorf("a call on a connection that made way: got %v, want Unavailable", err)
 	}
 }
@@ -265,12 +265,21 @@ func TestCallsOfAPodTakeTurns(t *testing.T) {
 
 		ctx, cancel := context.WithTimeout(t.Context(), callTimeout)
 		defer cancel()
-		if _, err := two.enter(ctx, "pod"); CodeOf(err) != CodeThrottled || ctx.Err() == nil {
-			t.Errorf("one call too many: got %v, want that it waits and is throttled", err)
+		began := time.Now()
+		if _, err := two.enter(ctx, OperationDecrypt, "pod"); CodeOf(err) != CodeThrottled || time.Since(began) != callTimeout*3/4 {
+			t.Errorf("one call too many: got %v after %v, want that it waits, and is throttled while it can be told", err, time.Since(began))
 		}
+		done, err := two.enter(ctx, OperationRenew, "pod")
+		if err != nil {
+			t.Fatalf("a renewal beside them: %v", err)
+		}
+		if _, err := one.enter(ctx, OperationRenew, "pod"); CodeOf(err) != CodeThrottled || ctx.Err() != nil {
+			t.Errorf("one renewal too many: got %v, want that it is throttled while it can be told", err)
+		}
+		done()
 		in := make(chan error)
 		go func() {
-			_, err := one.enter(t.Context(), "pod")
+			_, err := one.enter(t.Context(), OperationDecrypt, "pod")
 			in <- err
 		}()
 		synctest.Wait()

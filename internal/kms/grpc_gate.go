@@ -83,7 +83,7 @@ func (g *gate) enter(ctx context.Context, name string) (c Caller, leave func(), 
 	if err != nil {
 		return Caller{}, nil, err
 	}
-	if leave, err = conn.enter(ctx, c.PodUID); err != nil {
+	if leave, err = conn.enter(ctx, name, c.PodUID); err != nil {
 		return Caller{}, nil, err
 	}
 	// Only now, when those before it are counted as what became of them.

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// doorCalls is how many calls of the front doors are under way at once. The key service works on 8 of a pod; who waits there, waits
+	// doorCalls is how many calls of the front doors are under way at once. The key service works on 7 of a pod; who waits there, waits
 	// in no order, and so would what keeps the pod's own data keys.
 	doorCalls = 6
 	// doorWait is how long such a call waits for its turn at most.
