@@ -1,6 +1,7 @@
 package certs
 
 import (
+	"cmp"
 	"slices"
 	"time"
 )
@@ -42,9 +43,9 @@ type plan struct {
 // No plan removes a root from the Secret: they are small, there is a new one every five years, and a clock that jumped
 // ahead must not destroy what is still needed after it was set right.
 func planAt(now time.Time, roots []*root) plan {
-	sorted := slices.SortedStableFunc(slices.Values(roots), func(a, b *root) int {
-		return a.cert.NotAfter.Compare(b.cert.NotAfter)
-	})
+	// As they were made, and not as they end: whoever trusts a root trusts those of lower numbers, but not one that a clock which was
+	// behind made later.
+	sorted := slices.SortedStableFunc(slices.Values(roots), func(a, b *root) int { return cmp.Compare(a.number, b.number) })
 	var p plan
 	p.makeRoot = true
 	for _, r := range sorted {

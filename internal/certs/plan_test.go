@@ -23,6 +23,7 @@ func TestPlanAt(t *testing.T) {
 	}
 	first, second, third := made(1, 0), made(2, 5*year), made(3, 10*year)
 	late := made(2, 9*year+6*30*day)
+	behind := made(2, -2*day)
 	for name, test := range map[string]struct {
 		at       time.Duration
 		roots    []*root
@@ -45,6 +46,7 @@ func TestPlanAt(t *testing.T) {
 		"a late successor signs in the last week":                  {at: 10*year - 7*day, roots: []*root{first, late}, signing: 2, trusted: []int{1, 2}},
 		"after the end of all one is made":                         {at: 15 * year, roots: []*root{first, second}, makeRoot: true},
 		"a root of the future is trusted and no more":              {at: 2 * year, roots: []*root{first, third}, signing: 1, trusted: []int{1, 3}},
+		"a root of a clock that was behind does not sign":          {at: day, roots: []*root{first, behind}, signing: 1, trusted: []int{1, 2}},
 		"a root of the future is no successor":                     {at: 6 * year, roots: []*root{first, third}, signing: 1, trusted: []int{1, 3}, makeRoot: true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -148,6 +150,27 @@ func TestClockJump(t *testing.T) {
 	clock.SetTime(epoch.Add(5*year + day))
 	if got := sync(); !slices.Contains(numbers(got.trusted), 3) {
 		t.Errorf("the root of the future took the place of a successor: %v", numbers(got.trusted))
+	}
+}
+
+// TestClockBehind: pods that were created before a replica came whose clock was behind trust what signs after it.
+func TestClockBehind(t *testing.T) {
+	store := &memoryStore{}
+	right := NewAuthority(store, clocktesting.NewFakeClock(epoch), logr.Discard())
+	wrong := NewAuthority(store, clocktesting.NewFakeClock(epoch.Add(-8*time.Hour)), logr.Discard())
+	if err := right.sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before := right.plan()
+	if err := wrong.sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := right.sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	after := right.plan()
+	if !slices.Contains(numbers(before.trusted), after.signing.number) {
+		t.Errorf("root %d signs, and a pod from before trusts %v", after.signing.number, numbers(before.trusted))
 	}
 }
 
