@@ -98,6 +98,7 @@ func TestReinvocation(t *testing.T) {
 	}
 	pod := decode(t, apply(t, raw, patch))
 	sidecar := &pod.Spec.InitContainers[0]
+	sidecar.Image = "mirror.example/datakeys/sidecar@sha256:" + strings.Repeat("0", 64)
 	sidecar.Resources.Limits = sidecar.Resources.Requests
 	sidecar.VolumeMounts = append(sidecar.VolumeMounts, corev1.VolumeMount{Name: "other", MountPath: "/other"})
 	pod.Spec.InitContainers = append([]corev1.Container{{Name: "mesh-init"}}, pod.Spec.InitContainers...)

@@ -28,7 +28,7 @@ func TestPatchRefuses(t *testing.T) {
 		"the sidecar of another installation": {
 			func(p *corev1.Pod) {
 				sidecar := testSidecar(true)
-				sidecar.Image = "datakeys/sidecar:older"
+				sidecar.KeyService = "datakeys-key-service.elsewhere.svc:8443"
 				ours := sidecar.container(&p.Spec, &Request{DataKeys: []string{"orders"}, Wait: true})
 				p.Spec.InitContainers = []corev1.Container{ours}
 			},

@@ -112,11 +112,10 @@ func (s *Sidecar) container(spec *corev1.PodSpec, request *Request) corev1.Conta
 }
 
 // isOurs reports whether a container of the sidecar's name is the sidecar that an earlier call added. It looks at what the
-// sidecar is and does: others may have set its resources since, and what the pod has to wait for may have changed.
+// sidecar is told to do: others may have set its resources since, or its image to that of a mirror or to a digest, and what the pod
+// has to wait for may have changed.
 func isOurs(existing, ours *corev1.Container) bool {
-	return existing.Image == ours.Image &&
-		slices.Equal(existing.Command, ours.Command) &&
-		slices.Equal(existing.Args, ours.Args)
+	return slices.Equal(existing.Command, ours.Command) && slices.Equal(existing.Args, ours.Args)
 }
 
 // volumes are the sidecar's. Every field with a default is set, so that they compare equal after the API server's defaults.
