@@ -141,6 +141,29 @@ var chartCases = map[string]chartCase{
 		contains:  []string{"replicaCount"},
 		refused:   true,
 	},
+	"a chart that this one is a dependency of may call its condition enabled": {
+		arguments: []string{"--set=enabled=true"},
+	},
+	"a network policy without the peers of the key service, which would let in everybody, is refused": {
+		arguments: []string{"--set=networkPolicy.keyServiceFrom=null"},
+		contains:  []string{"keyServiceFrom"},
+		refused:   true,
+	},
+	"a network policy without the API server's ports, which would let everything out, is refused": {
+		arguments: []string{"--set=networkPolicy.apiServerPorts=null"},
+		contains:  []string{"apiServerPorts"},
+		refused:   true,
+	},
+	"a network policy is not left out by an empty value": {
+		arguments: []string{"--set=networkPolicy.enabled=null"},
+		contains:  []string{"enabled"},
+		refused:   true,
+	},
+	"a part of the values that is empty is refused by its name": {
+		arguments: []string{"--set=leases=null,metrics.serviceMonitor=null,sealingKeyRotationInterval=null"},
+		contains:  []string{"'leases'", "'serviceMonitor'", "'sealingKeyRotationInterval'"},
+		refused:   true,
+	},
 	"no replica at all is refused": {
 		arguments: []string{"--set=replicas=0"},
 		contains:  []string{"replicas"},
