@@ -193,7 +193,7 @@ func addSocket(c *corev1.Container, own []ownEnv, pointer string, where *field.P
 
 	mounted := false
 	for i, mount := range c.VolumeMounts {
-		at := path.Clean(mount.MountPath)
+		at := path.Clean("/" + mount.MountPath) // as the kubelet takes a relative path
 		if strings.HasPrefix(at, socketMount.MountPath+"/") {
 			// The runtime could not make the directory to mount it on, and the container would never start.
 			errs = append(errs, field.Invalid(where.Child("volumeMounts").Index(i).Child("mountPath"), mount.MountPath,

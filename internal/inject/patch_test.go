@@ -63,6 +63,12 @@ func TestPatchRefuses(t *testing.T) {
 			},
 			`spec.containers[0].volumeMounts[0].mountPath: Invalid value: "/run/datakeys/": is where the sidecar's socket is mounted` + wayOut,
 		},
+		"another volume where the socket goes, by a relative path": {
+			func(p *corev1.Pod) {
+				p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "run", MountPath: "run/datakeys"}}
+			},
+			`spec.containers[0].volumeMounts[0].mountPath: Invalid value: "run/datakeys": is where the sidecar's socket is mounted` + wayOut,
+		},
 		"another volume inside the socket's directory": {
 			func(p *corev1.Pod) {
 				p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "run", MountPath: "/run//datakeys/certs"}}
