@@ -21,6 +21,10 @@ var chartCases = map[string]chartCase{
 		arguments: []string{"--set=image.manager.repository=r.example/m,image.sidecar.repository=r.example/s,image.sidecar.tag=v9,image.pullPolicy=Always"},
 		contains:  []string{"image: r.example/m:dev", "--sidecar-image=r.example/s:v9", "--sidecar-image-pull-policy=Always"},
 	},
+	"images are pinned by a digest after the tag": {
+		arguments: []string{"--set=image.manager.tag=v9@sha256:01,image.sidecar.tag=v9@sha256:02"},
+		contains:  []string{"image: datakeys/manager:v9@sha256:01\n", "--sidecar-image=datakeys/sidecar:v9@sha256:02\n"},
+	},
 	"everything follows the release's namespace": {
 		arguments: []string{"--namespace=elsewhere"},
 		contains:  []string{"namespace: elsewhere", "- elsewhere"},
