@@ -97,6 +97,9 @@ func (r *dataKeyRequestReconciler) reconcile(ctx context.Context, req ctrl.Reque
 
 	status, changed := r.status(request, view, problem)
 	told := view.told
+	if problem != nil {
+		told = nil // it kept what they tell of from being done
+	}
 	if changed && len(told) == 0 {
 		told = append(told, readyEvent(request, problem, readyDataKey(view)))
 	}

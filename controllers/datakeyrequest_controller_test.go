@@ -346,6 +346,15 @@ func TestDataKeyRequest(t *testing.T) {
 			wantTerminal: true,
 			wantSecret:   secretWith(keyUID, first, immutable, withEntry("iv", "spoilt")),
 		},
+		"an immutable Secret that would have to be mended is not said to be adopted": {
+			objects: []client.Object{
+				request(), masterKey(readyKey), ownMaterial, secretWith(keyUID, first, immutable, withEntry("iv", "spoilt")),
+			},
+			wantStatus:   notReady("SecretConflict", immutableMessage),
+			wantEvents:   []string{"Warning SecretConflict " + immutableMessage},
+			wantTerminal: true,
+			wantSecret:   secretWith(keyUID, first, immutable, withEntry("iv", "spoilt")),
+		},
 		"a Secret of another type takes the place of a known data key": {
 			objects:      []client.Object{request(withBlob(keyUID, first)), masterKey(readyKey), ownMaterial, opaque},
 			wantStatus:   stillHas("SecretConflict", opaqueMessage, keyUID, first),
