@@ -521,6 +521,15 @@ func TestDataKeyRequest(t *testing.T) {
 			keyErr:  errors.New("down"), wantErr: func(err error) bool { return strings.Contains(err.Error(), "down") },
 			wantSecret: secretWith(keyUID, first), wantFinalizers: []string{"datakeys.io/data-key-secret"},
 		},
+		"a cache that does not know yet that the request was made again deletes no Secret of the new one": {
+			objects: []client.Object{
+				request(withPolicy("Delete"), withFinalizer, func(r *v1alpha1.DataKeyRequest) { r.UID = "66666666-6666-4666-8666-666666666666" }),
+				masterKey(readyKey), ownMaterial, secretWith(keyUID, first),
+			},
+			stale:          []client.Object{request(withPolicy("Delete"), withBlob(keyUID, first), beingDeleted, withFinalizer)},
+			wantSecret:     secretWith(keyUID, first),
+			wantFinalizers: []string{"datakeys.io/data-key-secret"},
+		},
 		"a cache that does not know yet of the turn to Retain deletes no Secret": {
 			objects:    []client.Object{request(withBlob(keyUID, first), beingDeleted, withFinalizer), masterKey(readyKey), ownMaterial, secretWith(keyUID, first)},
 			stale:      []client.Object{request(withPolicy("Delete"), withBlob(keyUID, first), beingDeleted, withFinalizer)},

@@ -38,8 +38,12 @@ func (r *dataKeyRequestReconciler) reconcileDeletion(ctx context.Context, reques
 		return nil, nil // done
 	}
 	// A change of mind may be newer than the cache, and what follows cannot be undone.
+	deleted := request.UID
 	if err := r.reader.Get(ctx, client.ObjectKeyFromObject(request), request); err != nil {
 		return nil, client.IgnoreNotFound(err) // gone: done
+	}
+	if request.UID != deleted {
+		return nil, nil // made again since: the Secret is that request's now, wait for the watch
 	}
 	var told []notice
 	if request.Spec.DeletionPolicy == v1alpha1.DeletionPolicyDelete {
