@@ -521,6 +521,13 @@ func TestDataKeyRequest(t *testing.T) {
 			keyErr:  errors.New("down"), wantErr: func(err error) bool { return strings.Contains(err.Error(), "down") },
 			wantSecret: secretWith(keyUID, first), wantFinalizers: []string{"datakeys.io/data-key-secret"},
 		},
+		"a data key that this installation cannot read holds nothing up": {
+			objects:    []client.Object{request(withPolicy("Delete"), beingDeleted, withFinalizer), masterKey(readyKey), ownMaterial, secretWith(keyUID, first)},
+			keyErr:     fmt.Errorf("%w: detail", controllers.ErrUnsupported),
+			wantEvents: []string{`Warning SecretConflict Secret "orders" is kept: it does not hold the data key of this request`},
+			wantWrites: []string{"patch DataKeyRequest"},
+			wantSecret: secretWith(keyUID, first),
+		},
 		"a cache that does not know yet that the request was made again deletes no Secret of the new one": {
 			objects: []client.Object{
 				request(withPolicy("Delete"), withFinalizer, func(r *v1alpha1.DataKeyRequest) { r.UID = "66666666-6666-4666-8666-666666666666" }),

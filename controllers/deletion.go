@@ -100,7 +100,7 @@ func (r *dataKeyRequestReconciler) holdsDataKey(ctx context.Context, request *v1
 	case err == nil:
 		return true, nil
 	case slices.ContainsFunc([]error{
-		ErrBlobRefused, ErrKeyVersionMissing, ErrMaterialMissing, ErrMaterialConflict, ErrMaterialBroken, ErrMaterialDestroyed,
+		ErrBlobRefused, ErrKeyVersionMissing, ErrMaterialMissing, ErrMaterialConflict, ErrMaterialBroken, ErrMaterialDestroyed, ErrUnsupported,
 	}, func(opensNoMore error) bool { return errors.Is(err, opensNoMore) }):
 		return false, nil
 	default:
