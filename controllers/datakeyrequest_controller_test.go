@@ -18,6 +18,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
@@ -615,6 +616,25 @@ func TestDataKeyRequest(t *testing.T) {
 			}
 			if diff := cmp.Diff([]string(nil), drain(recorder.Events)); diff != "" {
 				t.Errorf("events of a second run (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// What a request waits for in silence has to wake it.
+func TestWhatOfAMasterKeyWakesItsRequests(t *testing.T) {
+	for name, tc := range map[string]struct {
+		before, after *v1alpha1.MasterKey
+		want          bool
+	}{
+		"it is looked at":                 {masterKey(withKeyID(keyUID)), masterKey(readyKey), true},
+		"it is another key":               {masterKey(readyKey), masterKey(withKeyID(otherUID)), true},
+		"its annotation is written again": {masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Annotations = nil }), masterKey(readyKey), true},
+		"it has another annotation":       {masterKey(readyKey), masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Annotations["team"] = "a" }), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := controllers.MasterKeyUseChanged.Update(event.UpdateEvent{ObjectOld: tc.before, ObjectNew: tc.after}); got != tc.want {
+				t.Errorf("got %t, want %t", got, tc.want)
 			}
 		})
 	}

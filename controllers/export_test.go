@@ -38,6 +38,9 @@ func newReconcilers(c client.Client, reader client.Reader, keyService KeyService
 	})
 }
 
+// MasterKeyUseChanged passes the changes of a MasterKey that wake its requests.
+var MasterKeyUseChanged = masterKeyUseChanged
+
 func Again(r reconcile.Reconciler) reconcile.Reconciler { return again(r) }
 
 // KeyServiceError is an error of the key service for that reason.

@@ -273,7 +273,8 @@ var masterKeyUseChanged = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) 
 	before, after := e.ObjectOld.(*v1alpha1.MasterKey), e.ObjectNew.(*v1alpha1.MasterKey)
 	return before.UID != after.UID ||
 		before.DeletionTimestamp.IsZero() != after.DeletionTimestamp.IsZero() ||
-		before.KeyID() != after.KeyID() ||
+		// Without the annotation a request waits, even where its value is the UID, which KeyID falls back to.
+		before.Annotations[v1alpha1.AnnotationKeyID] != after.Annotations[v1alpha1.AnnotationKeyID] ||
 		before.Status.KeyID != after.Status.KeyID ||
 		ptr.Deref(before.Status.PrimaryVersion, 0) != ptr.Deref(after.Status.PrimaryVersion, 0) ||
 		!equality.Semantic.DeepEqual(readyOf(before.Status.Conditions), readyOf(after.Status.Conditions))
