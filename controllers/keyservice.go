@@ -126,8 +126,8 @@ var (
 	ErrMaterialMissing = errors.New("there is no material of that key ID")
 	// ErrMaterialConflict: the material belongs to a MasterKey of another namespace or name.
 	ErrMaterialConflict = errors.New("the material belongs to another MasterKey")
-	// ErrMaterialBroken: the material does not open under the sealing keys of this installation.
-	ErrMaterialBroken = errors.New("the material does not open")
+	// ErrMaterialBroken: the material does not open under the sealing keys of this installation, or is not whole.
+	ErrMaterialBroken = errors.New("the material is damaged")
 	// ErrMaterialDestroyed: the material was destroyed at the end of its waiting period.
 	ErrMaterialDestroyed = errors.New("the material is destroyed")
 	// ErrNotDue: the waiting period has not ended, or not begun.

@@ -180,8 +180,10 @@ func masterKeyError(ref MasterKeyRef, err error) error {
 				"use that one; to have a new key here, delete this MasterKey (annotated with %s=true) and make it again without the annotation %s",
 			ref.KeyID, v1alpha1.AnnotationAllowDeletion, v1alpha1.AnnotationKeyID)}
 	case errors.Is(err, ErrMaterialBroken):
-		return permanentError{v1alpha1.ReasonMaterialBroken, fmt.Sprintf("the material of master key %s does not open: "+
-			"restore the Secret %q in the namespace of the manager, and the sealing keys that sealed it; nothing was changed", ref.KeyID, ref.KeyID)}
+		// It may be for want of a sealing key, whose Secret is not watched: it is tried again. The log says what is wrong.
+		return keyServiceError{v1alpha1.ReasonMaterialBroken, fmt.Sprintf("the material of master key %s is damaged: "+
+			"a version is missing or does not open, or its record does not fit: restore the Secret %q in the namespace of the manager, "+
+			"or the sealing keys that sealed it; nothing was changed", ref.KeyID, ref.KeyID), err}
 	default:
 		return keyServiceError{v1alpha1.ReasonKeyServiceUnavailable, "the key service cannot read its material now; it is tried again", err}
 	}

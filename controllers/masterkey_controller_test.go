@@ -28,8 +28,8 @@ func TestMasterKey(t *testing.T) {
 		missingMessage = "there is no material of master key " + otherUID + `: restore the Secret "` + otherUID +
 			`" in the namespace of the manager; a new key is never made in its place`
 		conflictMessage = "the material of master key " + otherUID + " belongs to a MasterKey of another namespace or name: use that one; to have a new key here, delete this MasterKey (annotated with datakeys.io/allow-deletion=true) and make it again without the annotation datakeys.io/key-id"
-		brokenMessage   = "the material of master key " + otherUID + ` does not open: restore the Secret "` + otherUID +
-			`" in the namespace of the manager, and the sealing keys that sealed it; nothing was changed`
+		brokenMessage   = "the material of master key " + otherUID + " is damaged: a version is missing or does not open, or its record does not fit: " +
+			`restore the Secret "` + otherUID + `" in the namespace of the manager, or the sealing keys that sealed it; nothing was changed`
 		invalidMessage  = `the annotation datakeys.io/key-id is "11111111-1111-4111-8111-11111111111A", which is not a lower-case UUID: set it to the key ID of this master key`
 		strippedMessage = "the annotation datakeys.io/key-id is gone, but this was master key " + otherUID + ": set the annotation to that key ID"
 		unavailable     = "the key service cannot read its material now; it is tried again"
@@ -136,11 +136,11 @@ func TestMasterKey(t *testing.T) {
 			wantKeyID:    otherUID,
 			wantMaterial: []string{otherUID},
 		},
-		"material that does not open is told of loudly and left alone": {
+		"material that does not open is told of loudly, left alone and looked at again": {
 			objects:      []client.Object{masterKey(withKeyID(otherUID)), broken},
 			wantStatus:   writes("7", ofKey(condition("False", "MaterialBroken", brokenMessage), otherUID)),
 			wantEvents:   []string{"Warning MaterialBroken " + brokenMessage},
-			wantTerminal: true,
+			wantErr:      controllers.ErrMaterialBroken.Error(),
 			wantKeyID:    otherUID,
 			wantMaterial: []string{otherUID},
 		},
