@@ -202,6 +202,36 @@ func TestRotationOnDemandIsFollowedByARewrap(t *testing.T) {
 	})
 }
 
+// A new leader whose cache is behind asks for nothing that was served before what was served last.
+func TestAnOlderRequestForARotationIsNotServedAgain(t *testing.T) {
+	l := newLifetime(t, masterKey())
+	l.settle(t)
+	edit(t, l, l.key(t), annotate[*v1alpha1.MasterKey](v1alpha1.AnnotationRotateRequestedAt, "1"))
+	l.settle(t)
+	old := l.key(t)
+	edit(t, l, l.key(t), annotate[*v1alpha1.MasterKey](v1alpha1.AnnotationRotateRequestedAt, "2"))
+	l.settle(t)
+	expect(t, "primary version", *l.key(t).Status.PrimaryVersion, int32(3))
+
+	l.client = interceptor.NewClient(l.client, interceptor.Funcs{
+		Get: func(ctx context.Context, c client.WithWatch, name client.ObjectKey, object client.Object, options ...client.GetOption) error {
+			if key, ok := object.(*v1alpha1.MasterKey); ok {
+				old.DeepCopyInto(key)
+				return nil
+			}
+			return c.Get(ctx, name, object, options...)
+		},
+	})
+	l.restart()
+	_, _ = l.reconcilers.MasterKey.Reconcile(t.Context(), masterKeyRequest)
+	info, err := l.keys.MasterKey(t.Context(), controllers.MasterKeyRef{KeyID: keyUID, Namespace: namespace, Name: "orders-key"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "primary version after an older reading", info.PrimaryVersion, int32(3))
+	expect(t, "served last", info.RotateRequestedAt, "2")
+}
+
 // The key service of a manager may have read the material a moment before another manager rotated the key. A data key is wrapped anew
 // when it has read it again.
 func TestARewrapThatFindsAnOldPrimaryVersionIsTriedAgain(t *testing.T) {

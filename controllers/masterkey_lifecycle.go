@@ -203,8 +203,12 @@ func (r *masterKeyReconciler) reconcileRotation(ctx context.Context, key *v1alph
 	failed := func(reason, format string, args ...any) {
 		view.rotation.finding = finding{v1alpha1.ConditionRotated, false, reason, fmt.Sprintf(format, args...)}
 	}
-	var err error
-	if !view.rotation.asked {
+	// The cache may be older than a request that was served since, and would ask for the one before it.
+	current, err := r.isCurrent(ctx, key)
+	if err == nil && !current {
+		return // wait for the watch
+	}
+	if err == nil && !view.rotation.asked {
 		err = r.clocks.agree(ctx)
 	}
 	var info MasterKeyInfo
@@ -236,6 +240,13 @@ func (r *masterKeyReconciler) reconcileRotation(ctx context.Context, key *v1alph
 		failed(v1alpha1.ReasonRotationFailed, "a rotation is due and failed; it is tried again")
 		view.failed = err
 	}
+}
+
+// isCurrent reports whether the API server has a MasterKey in the version that it was read in.
+func (r *masterKeyReconciler) isCurrent(ctx context.Context, key *v1alpha1.MasterKey) (bool, error) {
+	live := &v1alpha1.MasterKey{}
+	err := r.reader.Get(ctx, client.ObjectKeyFromObject(key), live)
+	return err == nil && live.ResourceVersion == key.ResourceVersion, client.IgnoreNotFound(err)
 }
 
 // destroyedFindings are what a MasterKey says whose material is destroyed.
