@@ -530,10 +530,12 @@ func TestABlobOfAVersionThatIsMissing(t *testing.T) {
 		t.Errorf("got %s: %s", ready.Reason, ready.Message)
 	}
 	expect(t, "the blob", string(l.secret(t).Data["ciphertextBlob"]), blob)
+	expect(t, "Rewrapped of the key", condition(l.key(t).Status.Conditions, "Rewrapped"), "False KeyVersionMissing")
 
 	put(newer)
 	l.settle(t)
 	expect(t, "Ready", condition(l.request(t).Status.Conditions, "Ready"), "True Ready")
+	expect(t, "Rewrapped of the key", condition(l.key(t).Status.Conditions, "Rewrapped"), "True Rewrapped")
 }
 
 // Backups of the material and of the status are older than the Secret, which alone has a generation of a version that is missing. It is

@@ -261,9 +261,10 @@ func destroyedFindings(key *v1alpha1.MasterKey) []finding {
 // wrapped says which versions of a master key wrap its data keys.
 type wrapped struct {
 	// requests is the number of DataKeyRequests with a data key, behind that of those which an older than the primary version wraps
-	// in part, and manual that of those among them which wait to be asked for.
-	requests, behind, manual int32
-	byVersion                map[int32]int32
+	// in part, and manual that of those among them which wait to be asked for. missing is that of those with a generation of a version that
+	// the material does not have, as after an older backup of it was restored.
+	requests, behind, manual, missing int32
+	byVersion                         map[int32]int32
 }
 
 // look finds what a MasterKey says of its data keys and aliases. It reads from the cache: nothing is decided by it.
@@ -273,7 +274,7 @@ func (r *masterKeyReconciler) look(ctx context.Context, key *v1alpha1.MasterKey,
 	if err != nil {
 		return err
 	}
-	view.wrapped = countWrapped(requests.Items, key.KeyID(), view.info.PrimaryVersion)
+	view.wrapped = countWrapped(requests.Items, key.KeyID(), view.info)
 	if view.aliases, err = r.heldAliases(ctx, key); err != nil {
 		return err
 	}
@@ -281,8 +282,12 @@ func (r *masterKeyReconciler) look(ctx context.Context, key *v1alpha1.MasterKey,
 	return nil
 }
 
-func countWrapped(requests []v1alpha1.DataKeyRequest, keyID string, primary int32) wrapped {
+func countWrapped(requests []v1alpha1.DataKeyRequest, keyID string, info MasterKeyInfo) wrapped {
 	w := wrapped{byVersion: map[int32]int32{}}
+	newest := info.PrimaryVersion
+	if len(info.Versions) > 0 {
+		newest = info.Versions[0].Version
+	}
 	for i := range requests {
 		request := &requests[i]
 		if request.Status.KeyID != keyID || len(request.Status.Generations) == 0 {
@@ -293,10 +298,14 @@ func countWrapped(requests []v1alpha1.DataKeyRequest, keyID string, primary int3
 		for _, generation := range request.Status.Generations {
 			versions[generation.KeyVersion] = true
 		}
-		behind := false
+		behind, missing := false, false
 		for version := range versions {
 			w.byVersion[version]++
-			behind = behind || version < primary
+			behind = behind || version < info.PrimaryVersion
+			missing = missing || version > newest
+		}
+		if missing {
+			w.missing++
 		}
 		if behind {
 			w.behind++
@@ -312,6 +321,10 @@ func (w wrapped) finding() finding {
 	f := finding{kind: v1alpha1.ConditionRewrapped}
 	switch {
 	case w.requests == 0: // there is nothing to tell
+	case w.missing > 0:
+		f.reason = v1alpha1.ReasonKeyVersionMissing
+		f.message = fmt.Sprintf("%d of %d DataKeyRequests have a generation of a version that the material does not have: restore a newer backup of its Secret",
+			w.missing, w.requests)
 	case w.behind == 0:
 		f.holds, f.reason = true, v1alpha1.ReasonRewrapped
 		f.message = fmt.Sprintf("the primary version wraps the data keys of all %d DataKeyRequests", w.requests)
