@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -57,20 +58,21 @@ func (r *dataKeyRequestReconciler) rewrap(ctx context.Context, request *v1alpha1
 			view.look = r.clocks.Now().Add(wait)
 			return findingOf(request.Status.Conditions, v1alpha1.ConditionRewrapped)
 		}
-		anew := slices.Clone(view.generations)
+		anew, changed := slices.Clone(view.generations), false
 		for i := range anew {
 			sealed, err := r.keyService.RewrapDataKey(ctx, keyOfGeneration(view.key, anew[i].number()), anew[i].sealed.CiphertextBlob)
 			if err != nil {
 				view.failed = err
 				return say(v1alpha1.ReasonRewrapping, "%d of %d generations could not be wrapped anew now; it is tried again", behind, len(view.generations))
 			}
+			changed = changed || !bytes.Equal(sealed.CiphertextBlob, anew[i].sealed.CiphertextBlob)
 			anew[i].sealed = sealed
 		}
 		if anew.behind(view.primary) > 0 { // another manager rotated the key, and the key service has not heard of it yet
 			view.look = r.clocks.Now().Add(time.Second)
 			return say(v1alpha1.ReasonRewrapping, "%d of %d generations wait to be wrapped anew", behind, len(view.generations))
 		}
-		if request.Spec.RewrapPolicy == v1alpha1.RewrapPolicyManual { // of the others the MasterKey tells, all at once
+		if changed && request.Spec.RewrapPolicy == v1alpha1.RewrapPolicyManual { // of the others the MasterKey tells, all at once
 			view.told = append(view.told, newNotice(request, corev1.EventTypeNormal, v1alpha1.ReasonRewrapped,
 				"wrapped the data key anew, under version %d of master key %s", anew.newest().sealed.KeyVersion, view.key.MasterKey.KeyID))
 		}

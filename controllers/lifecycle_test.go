@@ -344,6 +344,10 @@ func TestManualRewrapWaitsToBeAskedFor(t *testing.T) {
 	expect(t, "served", l.request(t).Status.RewrapRequestedAt, "now")
 	expect(t, "behind", *l.key(t).Status.DataKeysBehind, int32(0))
 	expect(t, "the first event", told[0], "Normal Rewrapped wrapped the data key anew, under version 2 of master key "+keyUID)
+
+	edit(t, l, l.request(t), annotate[*v1alpha1.DataKeyRequest](v1alpha1.AnnotationRewrapRequestedAt, "once more"))
+	expect(t, "events where nothing is behind", l.settle(t), []string(nil))
+	expect(t, "served", l.request(t).Status.RewrapRequestedAt, "once more")
 }
 
 func TestRotationByTime(t *testing.T) {
