@@ -630,7 +630,10 @@ func TestWhatOfAMasterKeyWakesItsRequests(t *testing.T) {
 		"it is looked at":                 {masterKey(withKeyID(keyUID)), masterKey(readyKey), true},
 		"it is another key":               {masterKey(readyKey), masterKey(withKeyID(otherUID)), true},
 		"its annotation is written again": {masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Annotations = nil }), masterKey(readyKey), true},
-		"it has another annotation":       {masterKey(readyKey), masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Annotations["team"] = "a" }), false},
+		"its primary version is another one of the same number": {masterKey(readyKey), masterKey(readyKey, func(k *v1alpha1.MasterKey) {
+			k.Status.LastRotationTime = now
+		}), true},
+		"it has another annotation": {masterKey(readyKey), masterKey(readyKey, func(k *v1alpha1.MasterKey) { k.Annotations["team"] = "a" }), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := controllers.MasterKeyUseChanged.Update(event.UpdateEvent{ObjectOld: tc.before, ObjectNew: tc.after}); got != tc.want {

@@ -277,6 +277,8 @@ var masterKeyUseChanged = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) 
 		before.Annotations[v1alpha1.AnnotationKeyID] != after.Annotations[v1alpha1.AnnotationKeyID] ||
 		before.Status.KeyID != after.Status.KeyID ||
 		ptr.Deref(before.Status.PrimaryVersion, 0) != ptr.Deref(after.Status.PrimaryVersion, 0) ||
+		// A version that was made after an older backup was restored has the number of the one that a newer backup brings back.
+		!before.Status.LastRotationTime.Equal(&after.Status.LastRotationTime) ||
 		!equality.Semantic.DeepEqual(readyOf(before.Status.Conditions), readyOf(after.Status.Conditions))
 }}
 
