@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -33,6 +34,7 @@ type conn struct {
 // stream is a *net.UnixConn or a *net.TCPConn.
 type stream interface {
 	net.Conn
+	syscall.Conn
 	// CloseWrite lets a client that still sends read its answer to the end: net/http looks for it.
 	CloseWrite() error
 }
@@ -44,6 +46,19 @@ func sinceStart() time.Duration { return time.Since(start) + 1 }
 
 // wait notes that the connection waits for a request from now on.
 func (c *conn) wait() { c.idleSince.Store(int64(sinceStart())) }
+
+// isAsked reports whether the client has sent something that nobody has read yet.
+func (c *conn) isAsked() (asked bool) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	_ = raw.Control(func(fd uintptr) {
+		n, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		asked = err == nil && n > 0
+	})
+	return asked
+}
 
 // maxKeptBuffer is the largest buffer that a connection keeps for its next answer. Nearly all data keys fit.
 const maxKeptBuffer = 16 << 10

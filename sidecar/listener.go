@@ -169,7 +169,8 @@ func (l *bounded) take() bool {
 	}
 }
 
-// makeWay closes the connection that has waited longest for a request. If that is not for minIdle yet, it returns when to try again.
+// makeWay closes the connection that has waited longest for a request, or finds that it does not wait any more. If no one has waited for
+// minIdle yet, it returns when to try again.
 func (l *bounded) makeWay() (after time.Duration) {
 	oldest, since := l.longestIdle()
 	if oldest == nil {
@@ -178,7 +179,13 @@ func (l *bounded) makeWay() (after time.Duration) {
 	if idle := sinceStart() - since; idle < minIdle {
 		return minIdle - idle
 	}
-	_ = oldest.Close() // what waits for it fails, and the server notes that it is closed
+	next := int64(0)
+	if oldest.isAsked() { // it is the sidecar that has not come to it yet, on a busy node or for want of processor time
+		next = int64(sinceStart())
+	}
+	if oldest.idleSince.CompareAndSwap(int64(since), next) && next == 0 { // else it has a request by now
+		_ = oldest.Close() // what waits for it fails, and the server notes that it is closed
+	}
 	return 0
 }
 

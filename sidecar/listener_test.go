@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestListenRefuses(t *testing.T) {
@@ -198,6 +199,49 @@ func allIdle(l *listener) bool {
 		}
 	}
 	return true
+}
+
+// TestWhoHasAskedDoesNotMakeWay: a request that the sidecar has not come to read is no time that its client has wasted.
+func TestWhoHasAskedDoesNotMakeWay(t *testing.T) {
+	for network, address := range map[string]string{"unix": filepath.Join(shortDir(t), "s"), "tcp4": "127.0.0.1:0"} {
+		t.Run(network, func(t *testing.T) {
+			inner, err := net.Listen(network, address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := newBounded(inner, 1)
+			defer l.Close()
+			client, err := net.Dial(network, inner.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			accepted, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := accepted.(*conn) //nolint:forcetypeassert // what the listener gives
+			write(t, client, "GET ")
+			if _, err := c.stream.Read(make([]byte, 1)); err != nil { // what is left has come, too
+				t.Fatal(err)
+			}
+			longAgo := func() { c.idleSince.Store(int64(-time.Hour)) }
+			longAgo()
+			if l.makeWay(); c.idleSince.Load() == 0 {
+				t.Fatal("it made way, although it had asked")
+			}
+			if _, err := c.stream.Read(make([]byte, 8)); err != nil {
+				t.Fatal(err)
+			}
+			longAgo()
+			if after := l.makeWay(); after != 0 || c.idleSince.Load() != 0 {
+				t.Fatalf("it makes no way: to be tried again after %v", after)
+			}
+			if n, err := client.Read(make([]byte, 1)); err == nil {
+				t.Errorf("got %d bytes, want the end", n)
+			}
+		})
+	}
 }
 
 // TestRequestsDoNotMakeWay: where each connection has one under way, the next waits for its end, or for the end of the listener.
