@@ -47,6 +47,9 @@ func (k *Keyring) write(ctx context.Context, next func(context.Context, *layout)
 	for range maxSteps {
 		l, err := k.read(ctx)
 		if err != nil {
+			if l != nil && ctx.Err() == nil {
+				k.judge(l) // that it does not open any more is to be seen too
+			}
 			return err
 		}
 		s, err := next(ctx, l)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -146,6 +147,25 @@ func TestAManagerTakesBackThatAChangeIsDone(t *testing.T) {
 	_, isSecretError := errors.AsType[*seal.SecretError](k.Tend(t.Context(), true))
 	if r := k.Report(); !isSecretError || r.Verdict != seal.VerdictChanging || len(r.Current.Opens) > 0 {
 		t.Errorf("the new root key opens %v, and the verdict is %s (%s)", r.Current.Opens, r.Verdict, r.Advice)
+	}
+}
+
+// One whose root key was dropped before it looked again runs by what it knows, and says that it could not start.
+func TestAManagerThatRunsSaysThatItCouldNotStart(t *testing.T) {
+	const oldKey, newKey = "fake://old", "fake://new"
+	i := newInstallation()
+	k := i.start(t, stage{root: oldKey})
+	i.seal(t, k)
+	i.start(t, stage{root: newKey, previous: oldKey})
+	i.start(t, stage{root: newKey})
+	if _, isSecretError := errors.AsType[*seal.SecretError](k.Tend(t.Context(), true)); !isSecretError {
+		t.Error("nothing is said to be wrong")
+	}
+	if r := k.Report(); r.Verdict != seal.VerdictSealed || !strings.Contains(r.Advice, "set --root-key="+newKey) {
+		t.Errorf("verdict %s (%s)", r.Verdict, r.Advice)
+	}
+	if err := i.opens(t.Context(), k); err != nil {
+		t.Error(err)
 	}
 }
 
