@@ -951,6 +951,40 @@ func TestAnOldBackupIsNotBuiltUpon(t *testing.T) {
 	}
 }
 
+// A backup from the middle of a rotation leads to the sealing key that the rotation made, whatever number of root keys wraps it.
+func TestABackupOfARotationIsFinished(t *testing.T) {
+	const oldKey, newKey = "fake://old", "fake://new"
+	both := stage{root: newKey, previous: oldKey}
+	for name, flags := range map[string]stage{"one root key": {root: newKey}, "two root keys": both} {
+		t.Run(name, func(t *testing.T) {
+			i := newInstallation()
+			i.start(t, stage{root: oldKey})
+			i.start(t, both)
+			leader, follower := i.start(t, flags), i.start(t, flags)
+			i.request("now")
+			i.failUpdate(2) // it is made, and does not seal yet
+			if err := leader.Rotate(t.Context(), 0); !errors.Is(err, sealtest.ErrInjected) {
+				t.Fatalf("got %v", err)
+			}
+			i.store.Hook = nil
+			backup := i.store.Secrets()[seal.SealingKeysSecret]
+			if err := errors.Join(leader.Rotate(t.Context(), 0), follower.Tend(t.Context(), false)); err != nil {
+				t.Fatal(err)
+			}
+			i.seal(t, leader)
+			for who, k := range map[string]*seal.Keyring{"the leader": leader, "another": follower} {
+				i.store.Put(backup)
+				if err := errors.Join(k.Rotate(t.Context(), 0), k.CheckStored(t.Context())); err != nil {
+					t.Errorf("%s: %v", who, err)
+				}
+				if err := i.opens(t.Context(), i.start(t, flags)); err != nil {
+					t.Errorf("one that starts after %s went on: %v", who, err)
+				}
+			}
+		})
+	}
+}
+
 // While the root key is being changed, whoever lacks one of the two must not rotate: the new sealing key would be wrapped by the
 // other alone.
 func TestARotationWaitsForEveryRootKey(t *testing.T) {

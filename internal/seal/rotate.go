@@ -145,6 +145,7 @@ func (k *Keyring) promote(ctx context.Context, l *layout) (*step, error) {
 
 // opensAlike makes sure that every root key opens the newest version as the same key.
 func (k *Keyring) opensAlike(ctx context.Context, l *layout, roots []RootKey) error {
+	_, known := k.keys.Load().versions[l.newest] // an older Secret was put back, and open compares with what is known
 	var first sealingKey
 	defer func() { first.material.Destroy() }()
 	for i, root := range roots {
@@ -152,6 +153,9 @@ func (k *Keyring) opensAlike(ctx context.Context, l *layout, roots []RootKey) er
 		switch {
 		case err != nil:
 			return err
+		case known:
+			sk.material.Destroy()
+			continue
 		case i == 0:
 			first = sk
 			continue
