@@ -203,6 +203,11 @@ func (k *Keyring) CheckStored(ctx context.Context) error {
 	if _, embedded := k.current.(*embeddedRoot); !embedded || !l.lists(tagOf(k.current.ID())) {
 		return nil
 	}
+	return k.checkAnew(ctx, l)
+}
+
+// checkAnew opens the root key as a manager that starts does, and every sealing key by it, whatever this one has opened before.
+func (k *Keyring) checkAnew(ctx context.Context, l *layout) error {
 	root, err := k.config.openRootKey(ctx, k.config.RootKey, false)
 	if err != nil {
 		return err

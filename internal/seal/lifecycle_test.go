@@ -836,6 +836,56 @@ func TestANewEmbeddedRootKeyThatIsLostIsNotMadeAnew(t *testing.T) {
 	}
 }
 
+// A process may hold a root key, and what it opened by it, that is nowhere else any more. No other is given up for that.
+func TestARootKeyThatIsInTheMemoryOfAManagerAloneIsNotReliedUpon(t *testing.T) {
+	const oldKey = "fake://old"
+	for _, newKey := range []string{"secret://new", "fake://new"} {
+		lose := func(i *installation) {
+			i.store.Delete("new")
+			i.roots.Lose(newKey)
+		}
+		both := stage{root: newKey, previous: oldKey}
+		for name, c := range map[string]struct {
+			begin func(*testing.T, *installation) *seal.Keyring
+			says  string
+		}{
+			"the old one is not dropped": {
+				begin: func(t *testing.T, i *installation) *seal.Keyring {
+					i.start(t, both)
+					i.failUpdate(1)
+					return i.start(t, stage{root: newKey})
+				},
+				says: "what other root keys wrapped is kept",
+			},
+			"the installation does not rely on it": {
+				begin: func(t *testing.T, i *installation) *seal.Keyring {
+					i.failUpdate(2)
+					return i.start(t, both)
+				},
+				says: "not relying on root key " + newKey,
+			},
+		} {
+			t.Run(newKey+", "+name, func(t *testing.T) {
+				i := newInstallation()
+				i.seal(t, i.start(t, stage{root: oldKey}))
+				k := c.begin(t, i)
+				i.store.Hook = nil
+				lose(i)
+				before := i.store.Secrets()
+				if err := k.Tend(t.Context(), true); err == nil || !strings.Contains(err.Error(), c.says) {
+					t.Errorf("got %v, want an error that says %q", err, c.says)
+				}
+				if diff := cmp.Diff(before, i.store.Secrets()); diff != "" {
+					t.Errorf("Secrets were changed: %s", diff)
+				}
+				if err := i.opens(t.Context(), i.start(t, stage{root: newKey, previous: oldKey})); err != nil {
+					t.Errorf("by the old root key: %v", err)
+				}
+			})
+		}
+	}
+}
+
 func TestTheSealingKeyIsRotatedInTimeAndOnDemand(t *testing.T) {
 	const interval = 2160 * time.Hour
 	i := newInstallation()

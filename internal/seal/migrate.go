@@ -92,11 +92,18 @@ func (k *Keyring) nextStep(ctx context.Context, l *layout, leads bool) (*step, e
 	}
 	switch {
 	case l.index.SettledOn != tag && k.replaces(ctx, l.settledOn()):
+		if err := k.checkAnew(ctx, l); err != nil {
+			return nil, fmt.Errorf("not relying on root key %s yet: %w", k.current.ID(), err)
+		}
 		return l.step(fmt.Sprintf("Settled on root key %s: take a new backup of the Secrets of this namespace", k.current.ID()),
 			func(_ map[string][]byte, i *index) { i.SettledOn = tag },
 			Change{Action: ActionChangeRootKey, RootKey: k.current.ID(), Reason: "in the place of " + l.settledOn().ID})
 	case l.index.SettledOn == tag && k.config.PreviousRootKey == "" && len(k.toDrop(l)) > 0:
 		drop := k.toDrop(l)
+		// What this process opened when it started may be long ago, and the key be gone since, or be in its memory alone.
+		if err := k.checkAnew(ctx, l); err != nil {
+			return nil, fmt.Errorf("what other root keys wrapped is kept: %w", err)
+		}
 		return l.step("Dropped what other root keys had wrapped", func(data map[string][]byte, i *index) {
 			maps.DeleteFunc(data, func(entry string, _ []byte) bool {
 				_, of, _, ok := parseWrappedEntry(entry)
