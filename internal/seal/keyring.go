@@ -32,6 +32,8 @@ type Keyring struct {
 	// missed is the sealing key that was last looked for in vain, missedAt when that was, rewrapped when one was wrapped anew.
 	missed              uint32
 	missedAt, rewrapped time.Time
+	// settled is when the installation was last seen to rely on the root key of the configuration.
+	settled time.Time
 }
 
 // sealingKeys are all versions of the sealing key that this process knows and that may have sealed something. They are never

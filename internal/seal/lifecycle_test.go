@@ -416,6 +416,43 @@ func TestAManagerWithOldFlagsDoesNotUndoAChange(t *testing.T) {
 	wrappedBy(oldKey)
 }
 
+// Two managers that have the root keys the other way round, as when a change is taken back and the older one stays: the one that
+// started last has its way, and the other says why it does not go on, instead of both writing with every look.
+func TestManagersWithOppositeFlagsDoNotUndoEachOthersWork(t *testing.T) {
+	const oldKey, newKey = "fake://old", "fake://new"
+	i := newInstallation()
+	i.seal(t, i.start(t, stage{root: oldKey}))
+	older := i.start(t, stage{root: newKey, previous: oldKey})
+	newer := i.start(t, stage{root: oldKey, previous: newKey})
+	if got := newer.Report().Verdict; got != seal.VerdictKeepsPrevious {
+		t.Fatalf("the newer one: verdict %s", got)
+	}
+	writes := 0
+	i.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+		if c.Method == sealtest.Update {
+			writes++
+		}
+		return sealtest.None
+	}
+	for range 59 {
+		if err := older.Tend(t.Context(), true); err == nil || !strings.Contains(err.Error(), "give all managers the same") {
+			t.Fatalf("the older one: got %v", err)
+		}
+		if err := newer.Tend(t.Context(), true); err != nil {
+			t.Fatalf("the newer one: %v", err)
+		}
+		i.clock.SetTime(i.clock.Now().Add(time.Minute))
+	}
+	if writes > 0 {
+		t.Errorf("%d writes", writes)
+	}
+	// After an older backup, say, nobody else stands in the way.
+	i.clock.SetTime(i.clock.Now().Add(time.Hour))
+	if err := older.Tend(t.Context(), true); err != nil || older.Report().Verdict != seal.VerdictKeepsPrevious {
+		t.Errorf("the older one an hour later: verdict %s, %v", older.Report().Verdict, err)
+	}
+}
+
 func TestNothingIsWrittenWhereThereIsNothingToDo(t *testing.T) {
 	i := newInstallation()
 	for n, s := range story() {

@@ -15,6 +15,9 @@ const (
 	// rewrapInterval is how long a manager waits at least before it wraps anew what its root key calls stale: a service that
 	// changes its mind with every answer must not make it write without end.
 	rewrapInterval = time.Hour
+	// returnInterval is how long a manager leaves it be where the installation relied on its root key and then on the previous one
+	// again: another manager has the two the other way round, and they would undo each other's work with every look.
+	returnInterval = time.Hour
 )
 
 // step is one write of the Secret with the sealing keys, what it changes, and what to say of it once it is done.
@@ -90,14 +93,12 @@ func (k *Keyring) nextStep(ctx context.Context, l *layout, leads bool) (*step, e
 	if s, err := k.checkAll(ctx, l, tag); s != nil || err != nil {
 		return s, err
 	}
+	if l.index.SettledOn == tag {
+		k.settled = k.config.Clock.Now()
+	}
 	switch {
 	case l.index.SettledOn != tag && k.replaces(ctx, l.settledOn()):
-		if err := k.checkAnew(ctx, l); err != nil {
-			return nil, fmt.Errorf("not relying on root key %s yet: %w", k.current.ID(), err)
-		}
-		return l.step(fmt.Sprintf("Settled on root key %s: take a new backup of the Secrets of this namespace", k.current.ID()),
-			func(_ map[string][]byte, i *index) { i.SettledOn = tag },
-			Change{Action: ActionChangeRootKey, RootKey: k.current.ID(), Reason: "in the place of " + l.settledOn().ID})
+		return k.settle(ctx, l, tag)
 	case l.index.SettledOn == tag && k.config.PreviousRootKey == "" && len(k.toDrop(l)) > 0:
 		drop := k.toDrop(l)
 		// What this process opened when it started may be long ago, and the key be gone since, or be in its memory alone.
@@ -115,6 +116,21 @@ func (k *Keyring) nextStep(ctx context.Context, l *layout, leads bool) (*step, e
 		return k.rewrapStale(ctx, l, tag)
 	}
 	return nil, nil
+}
+
+// settle lets the installation rely on the root key, in the place of the previous one.
+func (k *Keyring) settle(ctx context.Context, l *layout, tag string) (*step, error) {
+	if wait := returnInterval - k.config.Clock.Since(k.settled); wait > 0 {
+		return nil, fmt.Errorf("the installation relied on root key %s, and now on %s again, as by a manager with other flags or an older backup: "+
+			"give all managers the same --root-key and --previous-root-key; this one goes on with its own in %s",
+			k.current.ID(), l.settledOn().ID, wait.Round(time.Minute))
+	}
+	if err := k.checkAnew(ctx, l); err != nil {
+		return nil, fmt.Errorf("not relying on root key %s yet: %w", k.current.ID(), err)
+	}
+	return l.step(fmt.Sprintf("Settled on root key %s: take a new backup of the Secrets of this namespace", k.current.ID()),
+		func(_ map[string][]byte, i *index) { i.SettledOn = tag },
+		Change{Action: ActionChangeRootKey, RootKey: k.current.ID(), Reason: "in the place of " + l.settledOn().ID})
 }
 
 // toDrop are the tags of root keys that are to go once the root key of the configuration is the only one there: those that were
