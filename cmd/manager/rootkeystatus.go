@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -108,7 +107,7 @@ func writeReport(out io.Writer, r seal.Report) error {
 		if c.key.URI == "" {
 			continue
 		}
-		says := cmp.Or(c.key.ID, c.key.URI) + " opens " + versions(c.key.Opens, r.Newest)
+		says := c.key.Name() + " opens " + versions(c.key.Opens, r.Newest)
 		if c.key.Problem != "" {
 			says += ": " + c.key.Problem
 		}

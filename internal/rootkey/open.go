@@ -30,12 +30,20 @@ func Forms() []string { return slices.Clone(forms) }
 func Open(ctx context.Context, uri string, log logr.Logger) (seal.RootKey, error) {
 	scheme, rest, found := strings.Cut(uri, "://")
 	if !found {
-		return nil, fmt.Errorf("root key %q: must be a URI such as %s: use one of %s", uri, seal.DefaultRootKey, strings.Join(forms, ", "))
+		// It is not repeated: it may be a key, by somebody who took the flag for the place of one.
+		return nil, fmt.Errorf("root key: must be a URI such as %s: use one of %s", seal.DefaultRootKey, strings.Join(forms, ", "))
 	}
 	switch scheme {
-	case schemeFile:
-		return openFileRoot(rest)
-	case schemeKMSv2:
+	case schemeFile, schemeKMSv2:
+		if path, more, found := strings.Cut(rest, "?"); found {
+			if name, _, _ := strings.Cut(more, "="); looksSecret(name) {
+				return nil, fmt.Errorf("root key %s://%s: parameter %q: %w", scheme, path, name, errRootCredentials)
+			}
+			return nil, fmt.Errorf("root key %s://%s: takes no parameters: take out what follows the question mark", scheme, path)
+		}
+		if scheme == schemeFile {
+			return openFileRoot(rest)
+		}
 		return openKMSv2Root(ctx, rest, log)
 	case schemeTransit, schemeAWSKMS, schemeAlicloudKMS:
 		u, err := url.Parse(uri)
@@ -45,6 +53,6 @@ func Open(ctx context.Context, uri string, log logr.Logger) (seal.RootKey, error
 		}
 		return openWrappingRoot(ctx, u)
 	default:
-		return nil, fmt.Errorf("root key %q: the scheme %q is not known: use one of %s", uri, scheme, strings.Join(forms, ", "))
+		return nil, fmt.Errorf("root key %s: the scheme %q is not known: use one of %s", seal.ShownURI(uri), scheme, strings.Join(forms, ", "))
 	}
 }

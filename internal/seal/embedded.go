@@ -30,7 +30,7 @@ type embeddedRoot struct {
 
 func (c Config) openEmbedded(ctx context.Context, name string, create bool) (RootKey, error) {
 	if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 || name == SealingKeysSecret {
-		return nil, fmt.Errorf("root key %s%s: must name a Secret of its own, such as %s", embeddedPrefix, name, DefaultRootKey)
+		return nil, fmt.Errorf("root key %s: must name a Secret of its own, such as %s", ShownURI(embeddedPrefix+name), DefaultRootKey)
 	}
 	s, err := c.Store.Get(ctx, name)
 	if errors.Is(err, ErrSecretNotFound) {

@@ -71,7 +71,7 @@ func (k *Keyring) learn(ctx context.Context, l *layout) error {
 		errCurrent = k.learnBy(ctx, k.current, k.config.RootKey, l)
 	} else if !l.listsURI(k.config.RootKey) {
 		// That it cannot be opened is not what matters.
-		errCurrent = errors.Join(l.notWrappedBy(k.config.RootKey, k.config.RootKey), errCurrent)
+		errCurrent = errors.Join(l.notWrappedBy(ShownURI(k.config.RootKey), k.config.RootKey), errCurrent)
 	}
 	if errCurrent == nil || k.config.PreviousRootKey == "" {
 		return errCurrent

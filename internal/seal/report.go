@@ -2,6 +2,7 @@ package seal
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -68,6 +69,9 @@ type ConfiguredRootKey struct {
 	// Problem says why it opens no more.
 	Problem string
 }
+
+// Name is the ID, or as much of the URI as may be shown where the root key cannot be opened.
+func (c *ConfiguredRootKey) Name() string { return cmp.Or(c.ID, ShownURI(c.URI)) }
 
 // is reports whether it is a listed root key. One that cannot be opened is known by its URI.
 func (c *ConfiguredRootKey) is(root listedRootKey) bool {

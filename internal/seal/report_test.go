@@ -2,9 +2,11 @@ package seal_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 
+	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/datakeys/datakeys/internal/seal"
@@ -84,6 +86,40 @@ func TestTheAdviceOfSealedFitsWhatIsWrong(t *testing.T) {
 			}
 			if !strings.HasSuffix(report.Advice, "; managers that run keep serving, and none that starts becomes ready") {
 				t.Errorf("does not say what goes on: %s", report.Advice)
+			}
+		})
+	}
+}
+
+// What nobody has refused yet may be credentials.
+func TestNoURIOfARootKeyThatCannotBeOpenedIsShownWhole(t *testing.T) {
+	for name, c := range map[string]struct{ uri, shown string }{
+		"a user":                {"transit://me:hidden@vault:8200/transit/root", "transit://vault:8200/transit/root"},
+		"a parameter":           {"transit://vault/transit/root?token=hidden", "transit://vault/transit/root"},
+		"a fragment":            {"transit://vault/transit/root#hidden", "transit://vault/transit/root"},
+		"a user without a host": {"awskms://AKID:hidden/key", "awskms://..."},
+		"a user in the path":    {"awskms:///AKID:hidden@region/key", "awskms://..."},
+		"an embedded root key":  {"secret://root-key?token=hidden", "secret://root-key"},
+		"the key itself":        {"aGlkZGVuhiddenaGlkZGVuaGlkZGVuaGlkZGVuaGlkZGU=", "without a scheme"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			i := newInstallation()
+			i.start(t, stage{root: "fake://root"})
+			config := i.config(stage{root: c.uri})
+			config.OpenRootKey = func(context.Context, string, logr.Logger) (seal.RootKey, error) { return nil, errors.New("refused") }
+			_, err := config.Open(t.Context())
+			if err == nil || !strings.Contains(err.Error(), "and not by "+c.shown+":") || strings.Contains(err.Error(), "hidden") {
+				t.Errorf("got %v, want an error that shows %s", err, c.shown)
+			}
+			report, err := config.Inspect(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := report.Current.Name(); got != c.shown {
+				t.Errorf("the report shows %s, want %s", got, c.shown)
+			}
+			if strings.Contains(report.Advice, "hidden") {
+				t.Errorf("the advice shows the credential: %s", report.Advice)
 			}
 		})
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"strings"
 
 	"github.com/datakeys/datakeys/internal/envelope"
@@ -29,6 +30,20 @@ type RootKey interface {
 	Unwrap(ctx context.Context, wrapped, ad []byte) (envelope.Plaintext, error)
 	// Close drops the key and ends what it runs in the background.
 	Close() error
+}
+
+// ShownURI is as much as errors show of the URI of a root key that could not be opened: neither user nor password nor parameters,
+// since nobody has refused those that are credentials.
+func ShownURI(uri string) string {
+	scheme, _, found := strings.Cut(uri, "://")
+	if !found {
+		return "without a scheme"
+	}
+	u, err := url.Parse(uri)
+	if err != nil || strings.Contains(u.Path, "@") {
+		return scheme + "://..."
+	}
+	return scheme + "://" + u.Host + u.Path
 }
 
 // Staler is a RootKey that can tell that what it wrapped still opens but should be wrapped anew, because the key behind
