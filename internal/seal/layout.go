@@ -101,6 +101,9 @@ func readLayout(s Secret) (*layout, error) {
 	if _, ok := l.index.RootKeys[l.index.SettledOn]; !ok || l.index.Primary == 0 {
 		return nil, broken("has an index without a primary version or the root key that it is settled on")
 	}
+	if uint64(l.index.Primary) > uint64(len(s.Data)) { // each version has one, and all of them are gone through
+		return nil, broken("has an index with the primary version %d, which is more than it has entries", l.index.Primary)
+	}
 	for tag, root := range l.index.RootKeys {
 		if tag != tagOf(root.ID) {
 			return nil, broken("has an index that lists root key %s as %q and not as %s", root.ID, tag, tagOf(root.ID))

@@ -291,6 +291,10 @@ func TestALostOrAlteredSecretIsNamedAndNothingIsMadeInItsPlace(t *testing.T) {
 			damage: editIndex(`"primary":1`, `"primary":0`),
 			secret: seal.SealingKeysSecret, says: "has an index without a primary version",
 		},
+		"the index has a primary version beyond all entries": {
+			damage: editIndex(`"primary":1`, `"primary":4294967295`),
+			secret: seal.SealingKeysSecret, says: "has an index with the primary version 4294967295",
+		},
 		"the index is settled on a root key that it does not list": {
 			damage: editIndex(`"settledOn":"`, `"settledOn":"x`),
 			secret: seal.SealingKeysSecret, says: "has an index without a primary version or the root key",
