@@ -31,19 +31,48 @@ func nextRotation(rotation v1alpha1.MasterKeyRotation, keyID string, since time.
 	if err != nil {
 		return time.Time{}, err
 	}
-	next := schedule.Next(since)
+	next := schedule.next(since)
 	if next.IsZero() {
 		return time.Time{}, fmt.Errorf("spec.rotation.schedule %q has no time in the next five years: correct the day and the month", rotation.Schedule)
 	}
 	return next.Add(jitter(keyID, scheduleJitter)), nil
 }
 
-func parseSchedule(text, timeZone string) (cron.Schedule, error) {
+// A zonedSchedule has its times by the clocks of a zone.
+type zonedSchedule struct {
+	times    *cron.SpecSchedule // in UTC
+	location *time.Location
+}
+
+// next is the first time after a moment, the zero time where there is none in the next five years. The times are looked for on a clock that
+// is never changed, and read as the zone's then: within a zone, cron takes one day for another where midnight is left out, and one
+// hour where the clocks are changed by a part of it.
+func (s zonedSchedule) next(since time.Time) time.Time {
+	shown := onTheWall(since.In(s.location), time.UTC)
+	for limit := shown.Year() + 5; ; {
+		shown = s.times.Next(shown)
+		if shown.IsZero() || shown.Year() > limit {
+			return time.Time{}
+		}
+		at := onTheWall(shown, s.location)
+		leftOut := !onTheWall(at, time.UTC).Equal(shown)
+		if !leftOut && at.After(since) { // of a time that comes twice, one counts, and it may be over
+			return at
+		}
+	}
+}
+
+// onTheWall is when clocks of a zone show what a time shows in its own.
+func onTheWall(t time.Time, location *time.Location) time.Time {
+	return time.Date(t.Year(), t.Month(), t.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond(), location)
+}
+
+func parseSchedule(text, timeZone string) (zonedSchedule, error) {
 	location := time.UTC
 	if timeZone != "" {
 		var err error
 		if location, err = time.LoadLocation(timeZone); err != nil || timeZone == "Local" { // Local is wherever the manager runs
-			return nil, fmt.Errorf("spec.rotation.timeZone %q is not a name of the IANA time zone database, such as Europe/Berlin", timeZone)
+			return zonedSchedule{}, fmt.Errorf("spec.rotation.timeZone %q is not a name of the IANA time zone database, such as Europe/Berlin", timeZone)
 		}
 	}
 	parsed, err := cronParser.Parse(text)
@@ -51,18 +80,18 @@ func parseSchedule(text, timeZone string) (cron.Schedule, error) {
 		err = errors.New("the time zone is a field of its own, timeZone")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("spec.rotation.schedule %q is not a cron schedule of five fields: %w", text, err)
+		return zonedSchedule{}, fmt.Errorf("spec.rotation.schedule %q is not a cron schedule of five fields: %w", text, err)
 	}
 	schedule, ok := parsed.(*cron.SpecSchedule)
 	if !ok {
-		return nil, errors.New("internal error: a schedule of an unknown kind")
+		return zonedSchedule{}, errors.New("internal error: a schedule of an unknown kind")
 	}
 	const minutes = 1<<60 - 1 // the other bits tell a star
 	if bits.OnesCount64(schedule.Minute&minutes) > 1 {
-		return nil, fmt.Errorf("spec.rotation.schedule %q has times less than an hour apart: give one minute in its first field", text)
+		return zonedSchedule{}, fmt.Errorf("spec.rotation.schedule %q has times less than an hour apart: give one minute in its first field", text)
 	}
-	schedule.Location = location
-	return schedule, nil
+	schedule.Location = time.UTC
+	return zonedSchedule{schedule, location}, nil
 }
 
 // A rotationPlan says whether a rotation is due, and why.

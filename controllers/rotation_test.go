@@ -39,6 +39,29 @@ func TestNextRotation(t *testing.T) {
 		"a time that the clocks leave out is left out": {
 			v1alpha1.MasterKeyRotation{Schedule: "30 2 29 3 *", TimeZone: "Europe/Berlin"}, day, time.Date(2027, 3, 29, 0, 30, 0, 0, time.UTC), 5 * time.Minute, "",
 		},
+		"a day of the week whose midnight the clocks leave out": {
+			v1alpha1.MasterKeyRotation{Schedule: "0 3 * * FRI", TimeZone: "Africa/Cairo"}, time.Date(2026, 4, 23, 12, 0, 0, 0, time.UTC),
+			time.Date(2026, 4, 24, 0, 0, 0, 0, time.UTC), 5 * time.Minute, "",
+		},
+		"a day of the year whose midnight the clocks leave out": {
+			v1alpha1.MasterKeyRotation{Schedule: "0 12 24 4 *", TimeZone: "Africa/Cairo"}, day, time.Date(2026, 4, 24, 9, 0, 0, 0, time.UTC), 5 * time.Minute, "",
+		},
+		"the day after is not that day": {
+			v1alpha1.MasterKeyRotation{Schedule: "0 12 8 3 *", TimeZone: "America/Havana"}, time.Date(2025, 3, 8, 18, 0, 0, 0, time.UTC),
+			time.Date(2026, 3, 8, 16, 0, 0, 0, time.UTC), 5 * time.Minute, "",
+		},
+		"clocks that are changed by half an hour": {
+			v1alpha1.MasterKeyRotation{Schedule: "0 3 * * *", TimeZone: "Australia/Lord_Howe"}, time.Date(2026, 4, 4, 12, 0, 0, 0, time.UTC),
+			time.Date(2026, 4, 4, 16, 30, 0, 0, time.UTC), 5 * time.Minute, "",
+		},
+		"a time that comes twice": {
+			v1alpha1.MasterKeyRotation{Schedule: "30 2 * * *", TimeZone: "Europe/Berlin"}, time.Date(2026, 10, 24, 12, 0, 0, 0, time.UTC),
+			time.Date(2026, 10, 25, 0, 30, 0, 0, time.UTC), 65 * time.Minute, "",
+		},
+		"a time that comes twice counts once": {
+			v1alpha1.MasterKeyRotation{Schedule: "30 2 * * *", TimeZone: "Europe/Berlin"}, time.Date(2026, 10, 25, 0, 32, 0, 0, time.UTC),
+			time.Date(2026, 10, 26, 1, 30, 0, 0, time.UTC), 5 * time.Minute, "",
+		},
 		"names of months and days": {
 			v1alpha1.MasterKeyRotation{Schedule: "0 0 * feb mon"}, day, time.Date(2026, 2, 2, 0, 0, 0, 0, time.UTC), 5 * time.Minute, "",
 		},

@@ -176,7 +176,8 @@ type MasterKeyRotation struct {
 
 	// schedule is a cron schedule of five fields, as of a CronJob: minute, hour, day of the month, the month and day of the week. At
 	// each of its times, or up to five minutes later, different for each key, a key is rotated that was not since. Two of its times
-	// must be an hour apart or more. Times that a change of the clocks leaves out are left out.
+	// must be an hour apart or more. Times that a change of the clocks leaves out are left out; those
+	// that come twice count once.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=128
