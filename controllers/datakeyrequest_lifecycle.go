@@ -112,7 +112,11 @@ func (r *dataKeyRequestReconciler) rotate(ctx context.Context, request *v1alpha1
 		return done()
 	case len(view.generations) >= v1alpha1.MaxGenerations:
 		view.next = time.Time{}
-		return say(v1alpha1.ReasonTooManyGenerations, "there are %d generations, the most that a data key may have: set spec.rotation.keep", len(view.generations))
+		wayOut := "set spec.rotation.keep"
+		if request.Spec.Rotation.Keep != nil {
+			wayOut = "it waits until spec.rotation.keep drops the oldest, 24 hours after that was superseded"
+		}
+		return say(v1alpha1.ReasonTooManyGenerations, "there are %d generations, the most that a data key may have: %s", len(view.generations), wayOut)
 	case !isAsked:
 		if err := r.clocks.agree(ctx); err != nil {
 			view.failed = err

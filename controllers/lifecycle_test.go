@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -425,6 +426,33 @@ func TestADataKeyIsRotatedAndOldGenerationsDropped(t *testing.T) {
 	expect(t, "a year later", serials(l.secret(t)), []int64{7, 6})
 	expect(t, "events", told, []string{"Normal Dropped dropped generations 4, 3, 2 of the data key, as spec.rotation.keep says"})
 	expect(t, "generations in the status", len(l.request(t).Status.Generations), 2)
+}
+
+// A hundred generations within a day are more than keep can drop at once.
+func TestTooManyGenerations(t *testing.T) {
+	l := newLifetime(t, masterKey(), request())
+	l.settle(t)
+	for i := range 100 {
+		edit(t, l, l.request(t), annotate[*v1alpha1.DataKeyRequest](v1alpha1.AnnotationRotateRequestedAt, strconv.Itoa(i)))
+		l.settle(t)
+	}
+	says := func(reason, message string) {
+		t.Helper()
+		rotated := meta.FindStatusCondition(l.request(t).Status.Conditions, v1alpha1.ConditionRotated)
+		expect(t, "the reason of Rotated", rotated.Reason, reason)
+		if !strings.Contains(rotated.Message, message) {
+			t.Errorf("Rotated says %q, want %q in it", rotated.Message, message)
+		}
+	}
+	says("TooManyGenerations", "there are 100 generations, the most that a data key may have: set spec.rotation.keep")
+
+	edit(t, l, l.request(t), func(r *v1alpha1.DataKeyRequest) { r.Spec.Rotation.Keep = new(int32(2)) })
+	l.settle(t)
+	says("TooManyGenerations", "it waits until spec.rotation.keep drops the oldest, 24 hours after that was superseded")
+
+	l.pass(25 * time.Hour)
+	l.settle(t)
+	says("Rotated", "generation 101 is the newest")
 }
 
 func TestNothingThatIsDurableIsLostByAnEdit(t *testing.T) {
