@@ -59,9 +59,11 @@ func (a *api) stream(w http.ResponseWriter, r *http.Request, name string) {
 	defer beat.Stop()
 	for {
 		now := a.store.current.Load()
-		k := now.byName[name] // whose name the sidecar was started with
-		text += told.until(k, known)
-		told, known = toldOf(k, told), true
+		k := now.byName[name]                                         // whose name the sidecar was started with
+		if k.Reason != ReasonStarting && k.Reason != ReasonStopping { // that the sidecar is restarted says nothing of the data key
+			text += told.until(k, known)
+			told, known = toldOf(k, told), true
+		}
 		if text != "" {
 			a.dog.allow(c, maxBusy)                          // a reader that is too slow is cut off in the midst of this, and comes back
 			if _, err := w.Write([]byte(text)); err != nil { //nolint:gosec // text/event-stream, which no browser shows

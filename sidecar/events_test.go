@@ -94,7 +94,9 @@ func TestEvents(t *testing.T) {
 	s.publish([]*dataKey{statusKey("orders", StatePending, ReasonStarting)})
 	path := serveStore(t, s, nil)
 	events := openStream(t, path, get(ordersEvents, "Accept: text/event-stream"))
-	events.wants(t, "retry: 1000", revokedEvent("0-Starting", StatePending, "Starting"))
+	events.wants(t, "retry: 1000")
+	s.publish([]*dataKey{statusKey("orders", StatePending, ReasonSecretNotFound)})
+	events.wants(t, revokedEvent("0-SecretNotFound", StatePending, "SecretNotFound"))
 
 	s.publish([]*dataKey{issuedKey(t, "orders", testPlaintext)})
 	events.wants(t, generationEvent("restored", 3), generationEvent("generation", 3))
@@ -115,6 +117,35 @@ func TestEvents(t *testing.T) {
 	events.wants(t, revokedEvent("4-AccessDenied", StateRefused, "AccessDenied"))
 	s.publish([]*dataKey{keyOf(issuedGeneration(t, "orders", 5, testPlaintext))})
 	events.wants(t, generationEvent("restored", 5), generationEvent("generation", 5))
+}
+
+// TestEventsAfterARestart: a sidecar that has just started does not know yet, and its reader is told what is new once it does.
+func TestEventsAfterARestart(t *testing.T) {
+	for name, test := range map[string]struct {
+		lastID string
+		key    func(testing.TB) *dataKey
+		want   []string
+	}{
+		"the same generation":  {"3", ordersIssued, nil},
+		"another generation":   {"2", ordersIssued, []string{generationEvent("generation", 3)}},
+		"revoked before":       {"3-AccessDenied", ordersIssued, []string{generationEvent("restored", 3)}},
+		"revoked meanwhile":    {"3", ordersDenied, []string{revokedEvent("3-AccessDenied", StateRefused, "AccessDenied")}},
+		"a reader that is new": {"", ordersIssued, []string{generationEvent("generation", 3)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore([]string{"orders"})
+			path := serveStore(t, s, nil)
+			events := openStream(t, path, get(ordersEvents, "Last-Event-ID: "+test.lastID))
+			events.wants(t, "retry: 1000")
+			s.publish([]*dataKey{test.key(t)})
+			next := keyOf(issuedGeneration(t, "orders", 9, testPlaintext))
+			if test.want == nil {
+				test.want = []string{generationEvent("generation", 9)}
+				s.publish([]*dataKey{next})
+			}
+			events.wants(t, test.want...)
+		})
+	}
 }
 
 // TestEventsBegin: a stream begins with what the data key is, unless its reader has seen that already.
