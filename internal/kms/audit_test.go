@@ -170,7 +170,7 @@ func TestNoCallWaitsForTheAuditLogForEver(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := settled(t)
-				blob := w.sealed(t, orders())
+				blob := w.Sealed(t, orders())
 				s := stuck{make(chan struct{})}
 				a := kms.NewJSONAuditor(s)
 				var first sync.WaitGroup
@@ -178,7 +178,7 @@ func TestNoCallWaitsForTheAuditLogForEver(t *testing.T) {
 				defer first.Wait()
 				defer close(s.gate)
 				synctest.Wait()
-				w.auditor, w.limits = a, c.limits
+				w.Auditor, w.Limits = a, c.limits
 				w = replica(t, w)
 				ctx, cancel := context.WithTimeout(t.Context(), patience)
 				defer cancel()

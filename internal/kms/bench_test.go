@@ -33,7 +33,7 @@ func BenchmarkDecryptOverTLS(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer func() { _ = file.Close() }()
-	blob := w.sealed(b, orders())
+	blob := w.Sealed(b, orders())
 	w.Service = benchService(b, w, kms.NewJSONAuditor(file), clock.RealClock{})
 	conn := serve(b, w, registerFloor(b, w))
 	client := kmsv1.NewKeyServiceClient(conn)
@@ -171,7 +171,7 @@ func median(d []time.Duration) time.Duration {
 // BenchmarkDecrypt is the same without gRPC and TLS.
 func BenchmarkDecrypt(b *testing.B) {
 	w := settled(b)
-	blob := w.sealed(b, orders())
+	blob := w.Sealed(b, orders())
 	w.Service = benchService(b, w, discard{}, clock.RealClock{})
 	req := kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext}
 	b.ReportAllocs()
@@ -195,12 +195,12 @@ func (allowed) Authorize(context.Context, kms.Caller, kms.Access) (bool, error) 
 // benchService is a key service in a world that keeps nothing, and lets one pod do as much as it can.
 func benchService(b testing.TB, w *world, auditor kms.Auditor, c clock.PassiveClock) *kms.Service {
 	b.Helper()
-	ring, err := sealtest.OpenEmbedded(b.Context(), w.store)
+	ring, err := sealtest.OpenEmbedded(b.Context(), w.Store)
 	if err != nil {
 		b.Fatal(err)
 	}
 	s, err := kms.New(kms.Config{
-		Seal: ring, Keys: w.store, MasterKeys: w.objects, Authenticator: w.tokens, Authorizer: allowed{}, Auditor: auditor,
+		Seal: ring, Keys: w.Store, MasterKeys: w.MasterKeys, Authenticator: w.Tokens, Authorizer: allowed{}, Auditor: auditor,
 		Clock: c, Limits: kms.Limits{Calls: 1e9, CallsBurst: 1e9, Refusals: 1e9, RefusalsBurst: 1e9},
 	})
 	if err != nil {

@@ -19,8 +19,8 @@ import (
 // blobs of a settled world, by what they are.
 func blobs(t *testing.T, w *world) map[string][]byte {
 	t.Helper()
-	materialID, material := w.material(t, ordersKey)
-	theirsID, theirs := w.material(t, theirsKey)
+	materialID, material := w.Material(t, ordersKey)
+	theirsID, theirs := w.Material(t, theirsKey)
 	scope := envelope.Scope{Namespace: "team-a", Name: "orders", Generation: 1}
 	h := envelope.Header{Kind: envelope.KindAWS, KeyID: keyID(t, ordersKey.KeyID), KeyVersion: 1, MaterialID: materialID}
 	with := func(change func(*envelope.Header)) envelope.Header {
@@ -30,9 +30,9 @@ func blobs(t *testing.T, w *world) map[string][]byte {
 	}
 	scoped := with(func(h *envelope.Header) { h.Kind, h.Scope = envelope.KindDataKey, scope })
 	return map[string][]byte{
-		"scoped":   w.sealed(t, orders()),
+		"scoped":   w.Sealed(t, orders()),
 		"unscoped": forged(t, h, material),
-		"payments": w.sealed(t, kms.DataKey{MasterKey: ordersKey, Namespace: "team-a", Name: "payments", Generation: 1, Length: 32}),
+		"payments": w.Sealed(t, kms.DataKey{MasterKey: ordersKey, Namespace: "team-a", Name: "payments", Generation: 1, Length: 32}),
 		"scoped to team-b": forged(t, with(func(h *envelope.Header) {
 			h.Kind, h.Scope = envelope.KindDataKey, envelope.Scope{Namespace: "team-b", Name: "orders", Generation: 1}
 		}), material),
@@ -48,9 +48,9 @@ func blobs(t *testing.T, w *world) map[string][]byte {
 			h.Kind, h.Scope, h.KeyID, h.MaterialID = envelope.KindDataKey, scope, keyID(t, theirsKey.KeyID), theirsID
 		}), theirs),
 		"Alibaba":           forged(t, with(func(h *envelope.Header) { h.Kind = envelope.KindAlibabaInitial }), material),
-		"a sealed version":  w.store.Secrets()[ordersKey.KeyID].Data["v1"],
-		"a sealing key":     w.store.WrappedSealingKey(),
-		"without its start": w.sealed(t, orders())[1:],
+		"a sealed version":  w.Store.Secrets()[ordersKey.KeyID].Data["v1"],
+		"a sealing key":     w.Store.WrappedSealingKey(),
+		"without its start": w.Sealed(t, orders())[1:],
 		"nothing":           nil,
 		"too large":         make([]byte, 6145),
 	}
@@ -93,7 +93,7 @@ func TestDecrypt(t *testing.T) {
 		"permission on the key's namespace only, the request's scope": {token: keyUser, blob: "scoped, of team-b's key", want: kms.CodeDenied, says: deniedScoped, event: "orders"},
 		"a permission that was taken back": {
 			token: app, blob: "scoped", context: pairs,
-			change: func(w *world) { w.rbac.Revoke("system:serviceaccount:team-a:app") },
+			change: func(w *world) { w.RBAC.Revoke("system:serviceaccount:team-a:app") },
 			want:   kms.CodeDenied, says: deniedScoped, event: "orders",
 		},
 
@@ -105,7 +105,7 @@ func TestDecrypt(t *testing.T) {
 			change: func(w *world) {
 				c := kmstest.Caller("team-a", app, "")
 				c.PodUID = ""
-				w.tokens.Add("no-pod", c)
+				w.Tokens.Add("no-pod", c)
 			},
 			want: kms.CodeUnauthenticated, says: "the token is bound to no pod",
 		},
@@ -114,7 +114,7 @@ func TestDecrypt(t *testing.T) {
 			change: func(w *world) {
 				c := kmstest.Caller("team-a", app, "app-pod")
 				c.PodUID = ""
-				w.tokens.Add("no-uid", c)
+				w.Tokens.Add("no-uid", c)
 			},
 			want: kms.CodeUnauthenticated, says: "the token is bound to no pod",
 		},
@@ -155,32 +155,32 @@ func TestDecrypt(t *testing.T) {
 		// The state of the world.
 		"the MasterKey is deleted": {
 			token: app, blob: "scoped", context: pairs,
-			change: func(w *world) { w.objects.Delete("team-a", "orders") },
+			change: func(w *world) { w.MasterKeys.Delete("team-a", "orders") },
 			want:   kms.CodeNotFound, says: "MasterKey team-a/orders does not exist any more: apply it again with its annotation datakeys.io/key-id",
 		},
 		"the MasterKey was made anew": {
 			token: app, blob: "scoped", context: pairs,
-			change: func(w *world) { w.objects.Put(kms.MasterKey{KeyID: goneID, Namespace: "team-a", Name: "orders"}) },
+			change: func(w *world) { w.MasterKeys.Put(kms.MasterKey{KeyID: goneID, Namespace: "team-a", Name: "orders"}) },
 			want:   kms.CodeNotFound, says: "MasterKey team-a/orders is another key now",
 		},
 		"the MasterKeys cannot be read": {
 			token: app, blob: "scoped", context: pairs,
-			change: func(w *world) { w.objects.Err = errors.New("no connection") },
+			change: func(w *world) { w.MasterKeys.Err = errors.New("no connection") },
 			want:   kms.CodeUnavailable,
 		},
 		"tokens cannot be reviewed": {
 			token: app, blob: "scoped", context: pairs,
-			change: func(w *world) { w.tokens.Err = errors.New("no connection") },
+			change: func(w *world) { w.Tokens.Err = errors.New("no connection") },
 			want:   kms.CodeUnavailable, says: "the token could not be reviewed",
 		},
 		"permissions cannot be reviewed": {
 			token: app, blob: "scoped", context: pairs,
-			change: func(w *world) { w.rbac.Err = errors.New("no connection") },
+			change: func(w *world) { w.RBAC.Err = errors.New("no connection") },
 			want:   kms.CodeUnavailable, says: "the permission could not be reviewed",
 		},
 		"the audit log is full": {
 			token: app, blob: "scoped", context: pairs,
-			change: func(w *world) { w.audit.Err = errors.New("disk full") },
+			change: func(w *world) { w.Audit.Err = errors.New("disk full") },
 			want:   kms.CodeUnavailable, says: "the audit record could not be written",
 		},
 	} {
@@ -200,7 +200,7 @@ func TestDecrypt(t *testing.T) {
 			if c.change != nil {
 				c.change(w)
 			}
-			before := len(w.audit.Records())
+			before := len(w.Audit.Records())
 			got, err := w.Decrypt(t.Context(), c.token, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: c.context, KeyID: c.keyID, Door: kms.DoorAWS})
 			if kms.CodeOf(err) != c.want {
 				t.Fatalf("got %v, want code %v", err, c.want)
@@ -227,16 +227,16 @@ func TestDecrypt(t *testing.T) {
 					}}
 				}
 			}
-			if diff := cmp.Diff(events, w.events.Denials()); diff != "" {
+			if diff := cmp.Diff(events, w.Events.Denials()); diff != "" {
 				t.Errorf("events: %s", diff)
 			}
 
 			// Every call of a known caller with a request that is well-formed leaves one record.
-			records := w.audit.Records()[before:]
+			records := w.Audit.Records()[before:]
 			wellFormed := !strings.Contains(c.says, "key_id: must") && !strings.Contains(c.says, "key_id: an ARN") &&
 				!strings.Contains(c.says, "is opened for nobody") && !strings.Contains(c.says, "is no blob") &&
 				!strings.Contains(c.says, "1 to 6144") && !strings.Contains(c.says, "encryption_context: ")
-			known := c.want != kms.CodeUnauthenticated && w.tokens.Err == nil && w.audit.Err == nil
+			known := c.want != kms.CodeUnauthenticated && w.Tokens.Err == nil && w.Audit.Err == nil
 			if !wellFormed || !known {
 				if len(records) > 0 {
 					t.Errorf("got audit records %v, want none", records)
@@ -312,22 +312,22 @@ func TestADenialDoesNotTellWhetherThereIsAKey(t *testing.T) {
 	same("key IDs, no permission", generate(nobody, ordersKey.KeyID), generate(nobody, goneID), generate(nobody, theirsKey.KeyID))
 	same("key IDs, permission on all keys here", generate(allKeys, goneID), generate(allKeys, theirsKey.KeyID))
 
-	w.store.Edit(theirsKey.KeyID, func(s *seal.Secret) { s.Data["v1"][70] ^= 1 })
+	w.Store.Edit(theirsKey.KeyID, func(s *seal.Secret) { s.Data["v1"][70] ^= 1 })
 	w = replica(t, w)
 	same("a key whose material is broken", decrypt(nobody, "of no key"), decrypt(nobody, "of team-b's key"))
 }
 
 func TestWhoHangsUpDoesNotGetAroundTheRecord(t *testing.T) {
 	w := settled(t)
-	blob := w.sealed(t, orders())
-	before := len(w.audit.Records())
+	blob := w.Sealed(t, orders())
+	before := len(w.Audit.Records())
 	gone, hangUp := context.WithCancel(t.Context())
 	hangUp()
 	req := kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext}
 	if _, err := w.Decrypt(gone, nobody, req); kms.CodeOf(err) != kms.CodeDenied {
 		t.Errorf("got %v, want Denied", err)
 	}
-	if got := len(w.audit.Records()) - before; got != 1 {
+	if got := len(w.Audit.Records()) - before; got != 1 {
 		t.Errorf("got %d records of the denial, want 1", got)
 	}
 	// What cannot be recorded in time is not released.
@@ -341,9 +341,9 @@ func TestGenerateDataKey(t *testing.T) {
 	materialGone := func(w *world) { // and the key is known, and has an alias
 		o := object(ordersKey)
 		o.Aliases = []string{"orders-prod"}
-		w.objects.Put(o)
-		w.store.Delete(ordersKey.KeyID)
-		w.clock.SetTime(begin.Add(11e9))
+		w.MasterKeys.Put(o)
+		w.Store.Delete(ordersKey.KeyID)
+		w.Clock.SetTime(begin.Add(11e9))
 	}
 	for name, c := range map[string]struct {
 		token  string
@@ -373,24 +373,24 @@ func TestGenerateDataKey(t *testing.T) {
 		"no token":                                     {token: "", req: kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32}, want: kms.CodeUnauthenticated},
 		"the MasterKey is deleted": {
 			token: keyUser, req: kms.GenerateDataKeyRequest{KeyID: ordersKey.KeyID, NumberOfBytes: 32},
-			change: func(w *world) { w.objects.Delete("team-a", "orders") },
+			change: func(w *world) { w.MasterKeys.Delete("team-a", "orders") },
 			want:   kms.CodeNotFound, says: "does not exist any more",
 		},
 		"the MasterKey has no material yet": {
 			token: allKeys, req: kms.GenerateDataKeyRequest{KeyID: "fresh", NumberOfBytes: 32},
-			change: func(w *world) { w.objects.Put(kms.MasterKey{KeyID: goneID, Namespace: "team-a", Name: "fresh"}) },
+			change: func(w *world) { w.MasterKeys.Put(kms.MasterKey{KeyID: goneID, Namespace: "team-a", Name: "fresh"}) },
 			want:   kms.CodeFailedPrecondition, says: "see the conditions",
 		},
 		"the MasterKey names another's key ID": {
 			token: allKeys, req: kms.GenerateDataKeyRequest{KeyID: "thief", NumberOfBytes: 32},
 			change: func(w *world) {
-				w.objects.Put(kms.MasterKey{KeyID: theirsKey.KeyID, Namespace: "team-a", Name: "thief"})
+				w.MasterKeys.Put(kms.MasterKey{KeyID: theirsKey.KeyID, Namespace: "team-a", Name: "thief"})
 			},
 			want: kms.CodeFailedPrecondition, says: "see the conditions",
 		},
 		"the MasterKey's key ID is none": {
 			token: allKeys, req: kms.GenerateDataKeyRequest{KeyID: "odd", NumberOfBytes: 32},
-			change: func(w *world) { w.objects.Put(kms.MasterKey{KeyID: "odd", Namespace: "team-a", Name: "odd"}) },
+			change: func(w *world) { w.MasterKeys.Put(kms.MasterKey{KeyID: "odd", Namespace: "team-a", Name: "odd"}) },
 			want:   kms.CodeFailedPrecondition, says: "has no valid key ID",
 		},
 		"the material is gone for a while": {
@@ -415,12 +415,12 @@ func TestGenerateDataKey(t *testing.T) {
 		},
 		"another namespace's material is gone for a while": {
 			token: allKeys, req: kms.GenerateDataKeyRequest{KeyID: theirsKey.KeyID, NumberOfBytes: 32},
-			change: func(w *world) { w.store.Delete(theirsKey.KeyID); w.clock.SetTime(begin.Add(11e9)) },
+			change: func(w *world) { w.Store.Delete(theirsKey.KeyID); w.Clock.SetTime(begin.Add(11e9)) },
 			want:   kms.CodeNotFound, says: "there is no key",
 		},
 		"the audit log is full": {
 			token: keyUser, req: kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32},
-			change: func(w *world) { w.audit.Err = errors.New("disk full") },
+			change: func(w *world) { w.Audit.Err = errors.New("disk full") },
 			want:   kms.CodeUnavailable,
 		},
 	} {
@@ -487,7 +487,7 @@ func TestABatchAnswersEachRequestByItself(t *testing.T) {
 		0, kms.CodeDenied, kms.CodeInvalidArgument, kms.CodeInvalidArgument,
 		kms.CodeDenied, kms.CodeNotFound, 0,
 	}
-	reviews, records := w.tokens.Calls(), len(w.audit.Records())
+	reviews, records := w.Tokens.Calls(), len(w.Audit.Records())
 	results, err := w.BatchDecrypt(t.Context(), app, reqs)
 	if err != nil {
 		t.Fatal(err)
@@ -505,14 +505,14 @@ func TestABatchAnswersEachRequestByItself(t *testing.T) {
 	if !results[0].Response.Plaintext.Equal(results[6].Response.Plaintext) {
 		t.Error("one blob opened to two data keys")
 	}
-	if got := w.tokens.Calls() - reviews; got != 1 {
+	if got := w.Tokens.Calls() - reviews; got != 1 {
 		t.Errorf("the token was reviewed %d times, want once", got)
 	}
-	if got := len(w.audit.Records()) - records; got != 6 {
+	if got := len(w.Audit.Records()) - records; got != 6 {
 		t.Errorf("got %d audit records, want one for each of 6 well-formed requests", got)
 	}
 	asked := map[kms.Access]int{}
-	for _, a := range w.rbac.Asked() {
+	for _, a := range w.RBAC.Asked() {
 		asked[a]++
 	}
 	wantAsked := map[kms.Access]int{
@@ -528,7 +528,7 @@ func TestABatchAnswersEachRequestByItself(t *testing.T) {
 
 func TestABatchOfTheWrongSizeOrWithoutCallerIsRefusedWhole(t *testing.T) {
 	w := settled(t)
-	good := kms.DecryptRequest{CiphertextBlob: w.sealed(t, orders()), EncryptionContext: orders().EncryptionContext}
+	good := kms.DecryptRequest{CiphertextBlob: w.Sealed(t, orders()), EncryptionContext: orders().EncryptionContext}
 	many := func(n int) []kms.DecryptRequest {
 		reqs := make([]kms.DecryptRequest, n)
 		for i := range reqs {

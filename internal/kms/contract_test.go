@@ -31,9 +31,9 @@ func exchanges(t *testing.T, w *world, conn *grpc.ClientConn) map[string]exchang
 	decrypt := &kmsv1.DecryptRequest{CiphertextBlob: made.GetCiphertextBlob(), Door: door}
 	other := orders() // of a key whose state will not allow it
 	other.MasterKey = otherKey
-	going := w.sealed(t, other)
+	going := w.Sealed(t, other)
 	due := begin
-	w.objects.Put(kms.MasterKey{
+	w.MasterKeys.Put(kms.MasterKey{
 		KeyID: otherKey.KeyID, Namespace: "team-a", Name: "other", Description: "goes soon", Aliases: []string{"b", "c"},
 		State: kms.KeyStatePendingDeletion, CreatedAt: begin, DeletionTime: due,
 	})
@@ -45,7 +45,7 @@ func exchanges(t *testing.T, w *world, conn *grpc.ClientConn) map[string]exchang
 		"Encrypt":                             {allKeys, &kmsv1.EncryptRequest{KeyId: "orders", Plaintext: []byte("secret"), Door: door}},
 		"Decrypt":                             {allKeys, decrypt},
 		"BatchDecrypt":                        {allKeys, &kmsv1.BatchDecryptRequest{Requests: []*kmsv1.DecryptRequest{decrypt, {}, {CiphertextBlob: going}}}},
-		"Renew":                               {allKeys, &kmsv1.RenewRequest{DataKeys: []*kmsv1.RenewDataKey{renewMessage(t, w.sealed(t, orders())), {}, renewMessage(t, going)}}},
+		"Renew":                               {allKeys, &kmsv1.RenewRequest{DataKeys: []*kmsv1.RenewDataKey{renewMessage(t, w.Sealed(t, orders())), {}, renewMessage(t, going)}}},
 		"ReEncrypt":                           {allKeys, &kmsv1.ReEncryptRequest{CiphertextBlob: made.GetCiphertextBlob(), DestinationKeyId: "orders", Door: door}},
 		"GenerateRandom":                      {lister, &kmsv1.GenerateRandomRequest{NumberOfBytes: 32}},
 		"DescribeKey":                         {lister, &kmsv1.DescribeKeyRequest{KeyId: "other"}},

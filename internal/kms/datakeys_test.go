@@ -33,7 +33,7 @@ func TestADataKeyWithoutPlaintextOpensAsItselfOnly(t *testing.T) {
 		change(&d)
 		return d
 	}
-	materialID, material := w.material(t, ordersKey)
+	materialID, material := w.Material(t, ordersKey)
 	header := envelope.Header{
 		Kind: envelope.KindDataKey, KeyID: keyID(t, ordersKey.KeyID), KeyVersion: 1, MaterialID: materialID,
 		Scope: envelope.Scope{Namespace: "team-a", Name: "orders", Generation: 1},
@@ -110,7 +110,7 @@ func TestGenerateDataKeyWithoutPlaintextTellsWhatItMade(t *testing.T) {
 			DataKey: &kms.AuditDataKey{Namespace: "team-a", Name: "orders", Generation: 1},
 			Bytes:   length,
 		}
-		records := w.audit.Records()
+		records := w.Audit.Records()
 		if diff := cmp.Diff(want, records[len(records)-1]); diff != "" {
 			t.Errorf("%d bytes: audit: %s", length, diff)
 		}
@@ -134,7 +134,7 @@ func TestAKeyPairWithoutPlaintextOpensAsItselfOnly(t *testing.T) {
 	if key, err := x509.ParsePKIXPublicKey(made.PublicKey); err != nil || key.(*ecdsa.PublicKey).Curve != elliptic.P256() {
 		t.Errorf("the public key is %T (%v), want one of P-256", key, err)
 	}
-	records := w.audit.Records()
+	records := w.Audit.Records()
 	want := kms.AuditRecord{
 		Time: begin, Operation: kms.OperationGenerateDataKeyPairWithoutPlaintext, Decision: kms.DecisionAllowed,
 		Key:     &kms.AuditKey{ID: ordersKey.KeyID, Namespace: "team-a", Name: "orders", Version: 1},
@@ -218,11 +218,11 @@ func (s *vanishing) Get(ctx context.Context, name string) (seal.Secret, error) {
 
 func TestNoKeyPairIsSealedUnderMaterialThatWentWhileItWasMade(t *testing.T) {
 	w := settled(t)
-	before := len(w.audit.Records())
-	service := serviceOver(t, w, &vanishing{Store: w.store})
+	before := len(w.Audit.Records())
+	service := serviceOver(t, w, &vanishing{Store: w.Store})
 	_, err := service.GenerateDataKeyWithoutPlaintext(t.Context(), pair(v1alpha1.KeyPairSpecNISTP256))
-	if !errors.Is(err, kms.ErrMaterialMissing) || len(w.audit.Records()) != before {
-		t.Errorf("got %v and %d records, want ErrMaterialMissing and none", err, len(w.audit.Records())-before)
+	if !errors.Is(err, kms.ErrMaterialMissing) || len(w.Audit.Records()) != before {
+		t.Errorf("got %v and %d records, want ErrMaterialMissing and none", err, len(w.Audit.Records())-before)
 	}
 }
 
@@ -263,21 +263,21 @@ func TestGenerateDataKeyWithoutPlaintextRefuses(t *testing.T) {
 		},
 		"a name that no object has": {func(_ *world, d *kms.DataKey) { d.Name = "Orders" }, kms.CodeInvalidArgument, "name"},
 		"the MasterKey is deleted": {
-			func(w *world, _ *kms.DataKey) { w.objects.Delete("team-a", "orders") },
+			func(w *world, _ *kms.DataKey) { w.MasterKeys.Delete("team-a", "orders") },
 			kms.CodeNotFound, "MasterKey team-a/orders does not exist any more",
 		},
 		"the MasterKey is another key now": {
 			func(w *world, _ *kms.DataKey) {
-				w.objects.Put(kms.MasterKey{KeyID: goneID, Namespace: "team-a", Name: "orders"})
+				w.MasterKeys.Put(kms.MasterKey{KeyID: goneID, Namespace: "team-a", Name: "orders"})
 			},
 			kms.CodeNotFound, "MasterKey team-a/orders is another key now",
 		},
 		"the MasterKeys cannot be read": {
-			func(w *world, _ *kms.DataKey) { w.objects.Err = errors.New("no connection") },
+			func(w *world, _ *kms.DataKey) { w.MasterKeys.Err = errors.New("no connection") },
 			kms.CodeUnavailable, "could not be read",
 		},
 		"the audit log is full": {
-			func(w *world, _ *kms.DataKey) { w.audit.Err = errors.New("disk full") },
+			func(w *world, _ *kms.DataKey) { w.Audit.Err = errors.New("disk full") },
 			kms.CodeUnavailable, "the audit record could not be written",
 		},
 	} {
@@ -299,10 +299,10 @@ func TestGenerateDataKeyWithoutPlaintextRefuses(t *testing.T) {
 func TestTheDataKeysOfASecondReadTheirMasterKeyOnce(t *testing.T) {
 	w := settled(t)
 	for second := range 3 {
-		w.later(time.Second)
+		w.Later(time.Second)
 		before := gets(w, "")
 		for range 100 {
-			w.sealed(t, orders())
+			w.Sealed(t, orders())
 		}
 		if got := gets(w, "") - before; got != 1 {
 			t.Errorf("second %d: the store was read %d times, want once", second+1, got)
@@ -312,9 +312,9 @@ func TestTheDataKeysOfASecondReadTheirMasterKeyOnce(t *testing.T) {
 
 func TestNoDataKeyIsMadeUnderMaterialThatIsGone(t *testing.T) {
 	w := settled(t)
-	blob := w.sealed(t, orders())
-	w.store.Delete(ordersKey.KeyID)
-	w.later(time.Second)
+	blob := w.Sealed(t, orders())
+	w.Store.Delete(ordersKey.KeyID)
+	w.Later(time.Second)
 	if _, err := w.GenerateDataKeyWithoutPlaintext(t.Context(), orders()); !errors.Is(err, kms.ErrMaterialMissing) {
 		t.Errorf("got %v, want ErrMaterialMissing", err)
 	}
@@ -329,19 +329,19 @@ func TestNoDataKeyIsMadeUnderMaterialThatIsGone(t *testing.T) {
 
 func TestARestoredVersionNumberIsNotTakenForItsPredecessor(t *testing.T) {
 	w := settled(t)
-	old := w.store.Secrets()[ordersKey.KeyID]
-	w.addVersion(t, ordersKey, 2)
-	w.later(time.Second)
-	lost := w.sealed(t, orders()) // under the version 2 that the backup lacks
-	w.store.Put(old)
-	w.addVersion(t, ordersKey, 2) // another version 2
+	old := w.Store.Secrets()[ordersKey.KeyID]
+	w.AddVersion(t, ordersKey, 2)
+	w.Later(time.Second)
+	lost := w.Sealed(t, orders()) // under the version 2 that the backup lacks
+	w.Store.Put(old)
+	w.AddVersion(t, ordersKey, 2) // another version 2
 	w = replica(t, w)
 
 	_, err := w.OpenDataKey(t.Context(), orders(), lost)
 	if !errors.Is(err, kms.ErrKeyVersionMissing) || !strings.Contains(err.Error(), "has no version 2 with the material") {
 		t.Errorf("got %v, want ErrKeyVersionMissing that tells of the material", err)
 	}
-	if _, err := w.OpenDataKey(t.Context(), orders(), w.sealed(t, orders())); err != nil {
+	if _, err := w.OpenDataKey(t.Context(), orders(), w.Sealed(t, orders())); err != nil {
 		t.Errorf("a data key of the new version 2: %v", err)
 	}
 }

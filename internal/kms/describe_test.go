@@ -46,7 +46,7 @@ func TestDescribeKey(t *testing.T) {
 		"nothing":                        {token: lister, keyID: "", want: kms.CodeInvalidArgument, says: "key_id: must name a key"},
 		"no token":                       {token: "", keyID: "orders", want: kms.CodeUnauthenticated},
 		"the audit log is full": {
-			token: describer, keyID: "orders", change: func(w *world) { w.audit.Err = errors.New("disk full") }, want: kms.CodeUnavailable,
+			token: describer, keyID: "orders", change: func(w *world) { w.Audit.Err = errors.New("disk full") }, want: kms.CodeUnavailable,
 		},
 		"Disabled": {
 			token: describer, keyID: "orders",
@@ -62,7 +62,7 @@ func TestDescribeKey(t *testing.T) {
 		},
 		"the material is missing": {
 			token: describer, keyID: "orders",
-			change: func(w *world) { w.store.Delete(ordersKey.KeyID); w.clock.SetTime(begin.Add(11 * time.Second)) },
+			change: func(w *world) { w.Store.Delete(ordersKey.KeyID); w.Clock.SetTime(begin.Add(11 * time.Second)) },
 			metadata: func(m *kms.KeyMetadata) {
 				m.State, m.PrimaryVersion, m.MaterialID = "Unavailable", 0, envelope.MaterialID{}
 			},
@@ -71,8 +71,8 @@ func TestDescribeKey(t *testing.T) {
 			token: describer, keyID: "orders",
 			change: func(w *world) {
 				w.edit("orders", func(k *kms.MasterKey) { k.State = kms.KeyStateDisabled })
-				w.store.Delete(ordersKey.KeyID)
-				w.clock.SetTime(begin.Add(11 * time.Second))
+				w.Store.Delete(ordersKey.KeyID)
+				w.Clock.SetTime(begin.Add(11 * time.Second))
 			},
 			metadata: func(m *kms.KeyMetadata) {
 				m.State, m.PrimaryVersion, m.MaterialID = "Disabled", 0, envelope.MaterialID{}
@@ -81,8 +81,8 @@ func TestDescribeKey(t *testing.T) {
 		"the material does not open": {
 			token: describer, keyID: "orders",
 			change: func(w *world) {
-				w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v1"][70] ^= 1 })
-				w.clock.SetTime(begin.Add(11 * time.Second))
+				w.Store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v1"][70] ^= 1 })
+				w.Clock.SetTime(begin.Add(11 * time.Second))
 			},
 			metadata: func(m *kms.KeyMetadata) {
 				m.State, m.PrimaryVersion, m.MaterialID = "Unavailable", 0, envelope.MaterialID{}
@@ -91,8 +91,8 @@ func TestDescribeKey(t *testing.T) {
 		"the primary version does not open": {
 			token: describer, keyID: "orders",
 			change: func(w *world) {
-				w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v2"], s.Data["record"] = s.Data["v1"], recordOf(2) })
-				w.clock.SetTime(begin.Add(11 * time.Second))
+				w.Store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v2"], s.Data["record"] = s.Data["v1"], recordOf(2) })
+				w.Clock.SetTime(begin.Add(11 * time.Second))
 			},
 			metadata: func(m *kms.KeyMetadata) {
 				m.State, m.PrimaryVersion, m.MaterialID = "Unavailable", 0, envelope.MaterialID{}
@@ -110,7 +110,7 @@ func TestDescribeKey(t *testing.T) {
 		"the store does not answer": {
 			token: describer, keyID: "orders",
 			change: func(w *world) {
-				w.objects.Err = errors.New("no connection")
+				w.MasterKeys.Err = errors.New("no connection")
 			},
 			want: kms.CodeUnavailable,
 		},
@@ -118,19 +118,19 @@ func TestDescribeKey(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := listed(t)
 			arn := w.arn(t)
-			materialID, _ := w.material(t, ordersKey)
+			materialID, _ := w.Material(t, ordersKey)
 			if c.change != nil {
 				c.change(w)
 			}
 			if rest, ok := strings.CutPrefix(c.keyID, "ARN "); ok {
 				c.keyID = arn + rest
 			}
-			before := len(w.audit.Records())
+			before := len(w.Audit.Records())
 			got, err := w.DescribeKey(t.Context(), c.token, c.keyID)
 			if kms.CodeOf(err) != c.want || c.want != 0 && !strings.Contains(err.Error(), c.says) {
 				t.Fatalf("got %v, want code %v that says %q", err, c.want, c.says)
 			}
-			if got := len(w.events.Denials()) > 0; got != c.event {
+			if got := len(w.Events.Denials()) > 0; got != c.event {
 				t.Errorf("an event: got %v, want %v", got, c.event)
 			}
 			want := kms.KeyMetadata{}
@@ -146,10 +146,10 @@ func TestDescribeKey(t *testing.T) {
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
-			if c.want == kms.CodeUnauthenticated || c.want == kms.CodeInvalidArgument || w.audit.Err != nil {
+			if c.want == kms.CodeUnauthenticated || c.want == kms.CodeInvalidArgument || w.Audit.Err != nil {
 				return
 			}
-			records := w.audit.Records()[before:]
+			records := w.Audit.Records()[before:]
 			if len(records) != 1 || records[0].Operation != kms.OperationDescribeKey || (records[0].Decision == kms.DecisionAllowed) != (c.want == 0) {
 				t.Fatalf("got records %+v, want one", records)
 			}
@@ -162,11 +162,11 @@ func TestDescribeKey(t *testing.T) {
 
 // edit changes a MasterKey of team-a.
 func (w *world) edit(name string, change func(*kms.MasterKey)) {
-	all, _ := w.objects.List(context.Background(), "team-a")
+	all, _ := w.MasterKeys.List(context.Background(), "team-a")
 	for _, k := range all {
 		if k.Name == name {
 			change(&k)
-			w.objects.Put(k)
+			w.MasterKeys.Put(k)
 		}
 	}
 }
@@ -187,25 +187,25 @@ func TestGenerateRandom(t *testing.T) {
 		"no permission":                  {token: nobody, n: 32, want: kms.CodeDenied, says: "needs the verb generaterandom on masterkeys in namespace team-a"},
 		"permission on a key":            {token: describer, n: 32, want: kms.CodeDenied, says: "needs the verb generaterandom"},
 		"no token":                       {token: "", n: 32, want: kms.CodeUnauthenticated},
-		"permissions cannot be reviewed": {token: lister, n: 32, change: func(w *world) { w.rbac.Err = errors.New("x") }, want: kms.CodeUnavailable},
-		"the audit log is full":          {token: lister, n: 32, change: func(w *world) { w.audit.Err = errors.New("x") }, want: kms.CodeUnavailable},
+		"permissions cannot be reviewed": {token: lister, n: 32, change: func(w *world) { w.RBAC.Err = errors.New("x") }, want: kms.CodeUnavailable},
+		"the audit log is full":          {token: lister, n: 32, change: func(w *world) { w.Audit.Err = errors.New("x") }, want: kms.CodeUnavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := listed(t)
 			if c.change != nil {
 				c.change(w)
 			}
-			before := len(w.audit.Records())
+			before := len(w.Audit.Records())
 			got, err := w.GenerateRandom(t.Context(), c.token, c.n)
 			if kms.CodeOf(err) != c.want || c.want != 0 && !strings.Contains(err.Error(), c.says) {
 				t.Fatalf("got %v, want code %v that says %q", err, c.want, c.says)
 			}
-			records := w.audit.Records()[before:]
+			records := w.Audit.Records()[before:]
 			if c.want != 0 {
 				if !got.IsZero() {
 					t.Error("bytes came beside the error")
 				}
-				if refused := c.want == kms.CodeDenied || c.want == kms.CodeUnavailable && w.audit.Err == nil; (len(records) == 1) != refused {
+				if refused := c.want == kms.CodeDenied || c.want == kms.CodeUnavailable && w.Audit.Err == nil; (len(records) == 1) != refused {
 					t.Errorf("got records %+v", records)
 				}
 				return

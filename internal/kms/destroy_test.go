@@ -16,7 +16,7 @@ import (
 // schedule begins the waiting period of a master key, and returns its end.
 func (w *world) schedule(t testing.TB, ref kms.MasterKeyRef) time.Time {
 	t.Helper()
-	info, err := w.RecordDeletion(t.Context(), ref, terms, w.clock.Now())
+	info, err := w.RecordDeletion(t.Context(), ref, terms, w.Clock.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,9 +27,9 @@ func (w *world) schedule(t testing.TB, ref kms.MasterKeyRef) time.Time {
 func destroyed(t testing.TB) (*world, [][]byte) {
 	t.Helper()
 	w := settled(t)
-	blobs := [][]byte{w.sealed(t, orders())}
+	blobs := [][]byte{w.Sealed(t, orders())}
 	w.rotate(t, 1)
-	blobs = append(blobs, w.sealed(t, orders()))
+	blobs = append(blobs, w.Sealed(t, orders()))
 	if err := w.DestroyMasterKey(t.Context(), ordersKey, w.schedule(t, ordersKey)); err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +72,7 @@ func TestRecordDeletionKeepsWhenItBeganAndNeverBringsTheEndNearer(t *testing.T) 
 			if !c.began.IsZero() {
 				w.schedule(t, ordersKey)
 			}
-			before, calls, records := w.store.Secrets()[ordersKey.KeyID], len(w.store.Calls()), len(w.audit.Records())
+			before, calls, records := w.Store.Secrets()[ordersKey.KeyID], len(w.Store.Calls()), len(w.Audit.Records())
 			got, err := w.RecordDeletion(t.Context(), ordersKey, c.terms, c.at)
 			if err != nil {
 				t.Fatal(err)
@@ -88,13 +88,13 @@ func TestRecordDeletionKeepsWhenItBeganAndNeverBringsTheEndNearer(t *testing.T) 
 					Key: &kms.AuditKey{ID: ordersKey.KeyID, Namespace: "team-a", Name: "orders"},
 				})
 			}
-			if diff := cmp.Diff(want, w.audit.Records()[records:]); diff != "" {
+			if diff := cmp.Diff(want, w.Audit.Records()[records:]); diff != "" {
 				t.Errorf("audit: %s", diff)
 			}
 			if got := w.writes(calls); len(got) != writes {
 				t.Errorf("it wrote %v, want %d writes", got, writes)
 			}
-			after := w.store.Secrets()[ordersKey.KeyID]
+			after := w.Store.Secrets()[ordersKey.KeyID]
 			for _, entry := range []string{"v1", "v2", "v1.createdAt", "v2.createdAt"} {
 				if string(before.Data[entry]) != string(after.Data[entry]) {
 					t.Errorf("entry %s was changed", entry)
@@ -124,9 +124,9 @@ func TestWhatIsWrongWithDeletionTermsIsSaid(t *testing.T) {
 
 func TestAKeyIsDestroyedWhenItIsDueAndNotBefore(t *testing.T) {
 	w := settled(t)
-	blobs := [][]byte{w.sealed(t, orders())}
+	blobs := [][]byte{w.Sealed(t, orders())}
 	w.rotate(t, 1)
-	blobs = append(blobs, w.sealed(t, orders()))
+	blobs = append(blobs, w.Sealed(t, orders()))
 	other := replica(t, w) // has both versions in memory
 	for _, blob := range blobs {
 		if _, err := other.OpenDataKey(t.Context(), orders(), blob); err != nil {
@@ -137,26 +137,26 @@ func TestAKeyIsDestroyedWhenItIsDueAndNotBefore(t *testing.T) {
 		t.Errorf("before the waiting period began: got %v", err)
 	}
 	due := w.schedule(t, ordersKey)
-	before := w.store.Secrets()[ordersKey.KeyID]
+	before := w.Store.Secrets()[ordersKey.KeyID]
 	if err := w.DestroyMasterKey(t.Context(), ordersKey, due.Add(-time.Nanosecond)); !errors.Is(err, kms.ErrNotDue) || !strings.Contains(err.Error(), "ends at 2026-12-21T12:00:00Z") {
 		t.Errorf("just before its end: got %v", err)
 	}
 	if err := w.ForgetMasterKey(t.Context(), ordersKey.KeyID); !errors.Is(err, kms.ErrNotDue) {
 		t.Errorf("it is forgotten before: got %v", err)
 	}
-	if diff := cmp.Diff(before, w.store.Secrets()[ordersKey.KeyID]); diff != "" {
+	if diff := cmp.Diff(before, w.Store.Secrets()[ordersKey.KeyID]); diff != "" {
 		t.Errorf("something was written: %s", diff)
 	}
-	w.audit.Err = errors.New("disk full")
+	w.Audit.Err = errors.New("disk full")
 	if err := w.DestroyMasterKey(t.Context(), ordersKey, due); kms.CodeOf(err) != kms.CodeUnavailable {
 		t.Errorf("without an audit record: got %v", err)
 	}
-	w.audit.Err = nil
-	if diff := cmp.Diff(before, w.store.Secrets()[ordersKey.KeyID]); diff != "" {
+	w.Audit.Err = nil
+	if diff := cmp.Diff(before, w.Store.Secrets()[ordersKey.KeyID]); diff != "" {
 		t.Errorf("something was written: %s", diff)
 	}
 
-	calls, records := len(w.store.Calls()), len(w.audit.Records())
+	calls, records := len(w.Store.Calls()), len(w.Audit.Records())
 	for range 2 {
 		if err := w.DestroyMasterKey(t.Context(), ordersKey, due); err != nil {
 			t.Fatal(err)
@@ -169,13 +169,13 @@ func TestAKeyIsDestroyedWhenItIsDueAndNotBefore(t *testing.T) {
 		Time: begin, Operation: kms.OperationDestroyMasterKey, Decision: kms.DecisionAllowed, Reason: "2 versions, due at 2026-12-21T12:00:00Z",
 		Key: &kms.AuditKey{ID: ordersKey.KeyID, Namespace: "team-a", Name: "orders"},
 	}}
-	if diff := cmp.Diff(wantAudit, w.audit.Records()[records:]); diff != "" {
+	if diff := cmp.Diff(wantAudit, w.Audit.Records()[records:]); diff != "" {
 		t.Errorf("audit: %s", diff)
 	}
 	want := map[string][]byte{"record": []byte(`{"primary":2,"primarySince":"2026-11-21T12:00:00Z","waitingPeriod":"720h0m0s",` +
 		`"deletion":{"beganAt":"2026-11-21T12:00:00Z","dueAt":"2026-12-21T12:00:00Z"},` +
 		`"destroyed":{"at":"2026-12-21T12:00:00Z","namespace":"team-a","name":"orders","versions":2}}`)}
-	after := w.store.Secrets()[ordersKey.KeyID]
+	after := w.Store.Secrets()[ordersKey.KeyID]
 	if diff := cmp.Diff(want, after.Data); diff != "" {
 		t.Errorf("what is left: %s", diff)
 	}
@@ -219,7 +219,7 @@ func TestAKeyIsDestroyedWhenItIsDueAndNotBefore(t *testing.T) {
 			t.Errorf("%s: another MasterKey destroys it: %v", who, err)
 		}
 	}
-	if diff := cmp.Diff(after, w.store.Secrets()[ordersKey.KeyID]); diff != "" {
+	if diff := cmp.Diff(after, w.Store.Secrets()[ordersKey.KeyID]); diff != "" {
 		t.Errorf("what is left was changed: %s", diff)
 	}
 }
@@ -227,13 +227,13 @@ func TestAKeyIsDestroyedWhenItIsDueAndNotBefore(t *testing.T) {
 // A backup undoes even that.
 func TestADestroyedKeyComesBackWithABackup(t *testing.T) {
 	w := settled(t)
-	blob := w.sealed(t, orders())
-	backup := w.store.Secrets()[ordersKey.KeyID]
+	blob := w.Sealed(t, orders())
+	backup := w.Store.Secrets()[ordersKey.KeyID]
 	w.rotate(t, 1) // which the backup lacks, and nobody needs any more
 	if err := w.DestroyMasterKey(t.Context(), ordersKey, w.schedule(t, ordersKey)); err != nil {
 		t.Fatal(err)
 	}
-	w.store.Put(backup)
+	w.Store.Put(backup)
 	if _, err := w.OpenDataKey(t.Context(), orders(), blob); err != nil {
 		t.Error(err)
 	}
@@ -244,10 +244,10 @@ func TestADestroyedKeyComesBackWithABackup(t *testing.T) {
 
 func TestADestructionThatIsCancelledMeanwhileIsNone(t *testing.T) {
 	w := settled(t)
-	blob := w.sealed(t, orders())
+	blob := w.Sealed(t, orders())
 	due := w.schedule(t, ordersKey)
 	other, cancelled := replica(t, w), false
-	w.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+	w.Store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
 		if c.Method == sealtest.Update && !cancelled {
 			cancelled = true
 			if _, err := other.RecordDeletion(t.Context(), ordersKey, terms, time.Time{}); err != nil {
@@ -259,7 +259,7 @@ func TestADestructionThatIsCancelledMeanwhileIsNone(t *testing.T) {
 	if err := w.DestroyMasterKey(t.Context(), ordersKey, due); !errors.Is(err, kms.ErrNotDue) {
 		t.Errorf("got %v, want ErrNotDue", err)
 	}
-	w.store.Hook = nil
+	w.Store.Hook = nil
 	if _, err := replica(t, w).OpenDataKey(t.Context(), orders(), blob); err != nil {
 		t.Error(err)
 	}
@@ -280,15 +280,15 @@ func TestADestructionConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
 			for n := 1; ; n++ {
 				w := settled(t)
 				due := w.schedule(t, ordersKey)
-				before := len(w.store.Calls())
-				w.store.Hook = func(call int, _ sealtest.Call) sealtest.Fault {
+				before := len(w.Store.Calls())
+				w.Store.Hook = func(call int, _ sealtest.Call) sealtest.Fault {
 					if call == before+n {
 						return fault
 					}
 					return sealtest.None
 				}
 				err := whole(w, due)
-				w.store.Hook = nil
+				w.Store.Hook = nil
 				if err == nil {
 					if n != 6 {
 						t.Errorf("it made %d calls, want 5: read, write, read; read, remove", n-1)
@@ -298,12 +298,12 @@ func TestADestructionConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
 				if !errors.Is(err, sealtest.ErrInjected) {
 					t.Fatalf("call %d: got %v, want the injected error", n, err)
 				}
-				secret, there := w.store.Secrets()[ordersKey.KeyID]
+				secret, there := w.Store.Secrets()[ordersKey.KeyID]
 				if _, versions := secret.Data["v1"]; there && !versions && !strings.Contains(string(secret.Data["record"]), "destroyed") {
 					t.Errorf("call %d: the versions are gone, and nothing says why", n)
 				}
 				err = whole(replica(t, w), due) // the manager died
-				if _, still := w.store.Secrets()[ordersKey.KeyID]; still || err != nil && (there || !errors.Is(err, kms.ErrMaterialMissing)) {
+				if _, still := w.Store.Secrets()[ordersKey.KeyID]; still || err != nil && (there || !errors.Is(err, kms.ErrMaterialMissing)) {
 					t.Errorf("call %d: it does not converge: %v", n, err)
 				}
 			}
@@ -313,20 +313,20 @@ func TestADestructionConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
 
 func TestWhatIsLeftOfADestroyedKeyIsForgotten(t *testing.T) {
 	w, blobs := destroyed(t)
-	records := len(w.audit.Records())
+	records := len(w.Audit.Records())
 	for range 2 {
 		if err := w.ForgetMasterKey(t.Context(), ordersKey.KeyID); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, still := w.store.Secrets()[ordersKey.KeyID]; still {
+	if _, still := w.Store.Secrets()[ordersKey.KeyID]; still {
 		t.Error("the Secret is still there")
 	}
 	want := []kms.AuditRecord{{
 		Time: begin, Operation: kms.OperationForgetMasterKey, Decision: kms.DecisionAllowed,
 		Key: &kms.AuditKey{ID: ordersKey.KeyID, Namespace: "team-a", Name: "orders"},
 	}}
-	if diff := cmp.Diff(want, w.audit.Records()[records:]); diff != "" {
+	if diff := cmp.Diff(want, w.Audit.Records()[records:]); diff != "" {
 		t.Errorf("audit: %s", diff)
 	}
 	if _, err := w.OpenDataKey(t.Context(), orders(), blobs[0]); !errors.Is(err, kms.ErrMaterialMissing) {
@@ -339,21 +339,21 @@ func TestWhatIsLeftOfADestroyedKeyIsForgotten(t *testing.T) {
 
 func TestNothingIsForgottenThatSomebodyRestoredMeanwhile(t *testing.T) {
 	for name, put := range map[string]func(w *world, backup seal.Secret){
-		"into what was left": func(w *world, backup seal.Secret) { w.store.Put(backup) },
+		"into what was left": func(w *world, backup seal.Secret) { w.Store.Put(backup) },
 		"after somebody removed that": func(w *world, backup seal.Secret) {
-			w.store.Delete(backup.Name)
-			w.store.Put(backup)
+			w.Store.Delete(backup.Name)
+			w.Store.Put(backup)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := settled(t)
-			blob := w.sealed(t, orders())
-			backup := w.store.Secrets()[ordersKey.KeyID]
+			blob := w.Sealed(t, orders())
+			backup := w.Store.Secrets()[ordersKey.KeyID]
 			if err := w.DestroyMasterKey(t.Context(), ordersKey, w.schedule(t, ordersKey)); err != nil {
 				t.Fatal(err)
 			}
 			restored := false
-			w.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+			w.Store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
 				if c.Method == sealtest.Remove && !restored {
 					restored = true
 					put(w, backup)
@@ -363,7 +363,7 @@ func TestNothingIsForgottenThatSomebodyRestoredMeanwhile(t *testing.T) {
 			if err := w.ForgetMasterKey(t.Context(), ordersKey.KeyID); !errors.Is(err, kms.ErrNotDue) {
 				t.Errorf("got %v, want ErrNotDue", err)
 			}
-			w.store.Hook = nil
+			w.Store.Hook = nil
 			if _, err := replica(t, w).OpenDataKey(t.Context(), orders(), blob); err != nil {
 				t.Error(err)
 			}

@@ -38,7 +38,7 @@ var opening = map[envelope.Kind][4]int{
 // Every kind, at every door, with every IV, bound to and opened with every associated data: 6 * 4 * 3 * 3 * 5 cases.
 func TestWhichKindOpensThroughWhichDoor(t *testing.T) {
 	w := settled(t)
-	materialID, material := w.material(t, ordersKey)
+	materialID, material := w.Material(t, ordersKey)
 	ivs := map[string]func(iv []byte) []byte{
 		"no IV":    func([]byte) []byte { return nil },
 		"its IV":   bytes.Clone,
@@ -68,7 +68,7 @@ func TestWhichKindOpensThroughWhichDoor(t *testing.T) {
 			for i, door := range allDoors {
 				for ivName, iv := range ivs {
 					for statedName, statedAD := range stated {
-						w.clock.SetTime(w.clock.Now().Add(time.Second)) // or the pod had too much refused
+						w.Clock.SetTime(w.Clock.Now().Add(time.Second)) // or the pod had too much refused
 						resp, err := w.Decrypt(t.Context(), allKeys, kms.DecryptRequest{
 							CiphertextBlob: blob, EncryptionContext: statedAD.Context, AAD: statedAD.Raw, IV: iv(parsed.IV()), Door: door,
 						})
@@ -113,7 +113,7 @@ func TestWhatADoorMakes(t *testing.T) {
 	} {
 		t.Run(door.String(), func(t *testing.T) {
 			w := settled(t)
-			w.addVersion(t, ordersKey, 2)
+			w.AddVersion(t, ordersKey, 2)
 			w = replica(t, w)
 			info, err := w.MasterKey(t.Context(), ordersKey)
 			if err != nil {
@@ -180,7 +180,7 @@ func TestWhatADoorMakes(t *testing.T) {
 			if bytes.Equal(again.CiphertextBlob, cipher.CiphertextBlob) {
 				t.Error("ReEncrypt returns the same blob")
 			}
-			for _, r := range w.audit.Records() {
+			for _, r := range w.Audit.Records() {
 				if r.Caller != nil && r.Door != door.String() {
 					t.Errorf("the record of %s names the door %q", r.Operation, r.Door)
 				}

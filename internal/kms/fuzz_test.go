@@ -25,8 +25,8 @@ import (
 // the associated data that it was made with.
 func FuzzCall(f *testing.F) {
 	w := settled(f)
-	scoped := w.sealed(f, orders())
-	materialID, material := w.material(f, ordersKey)
+	scoped := w.Sealed(f, orders())
+	materialID, material := w.Material(f, ordersKey)
 	h := envelope.Header{Kind: envelope.KindAWS, KeyID: keyID(f, ordersKey.KeyID), KeyVersion: 1, MaterialID: materialID}
 	unscoped := forged(f, h, material)
 	h.Kind = envelope.KindAlibabaInitial
@@ -65,7 +65,7 @@ func FuzzCall(f *testing.F) {
 		seed(&kmsv1.GenerateDataKeyPairRequest{KeyId: "alias/orders", KeyPairSpec: "ECC_NIST_P256", Aad: []byte("aad"), Door: d, DryRun: true})
 		seed(&kmsv1.GenerateDataKeyPairWithoutPlaintextRequest{KeyId: arn, KeyPairSpec: "ECC_NIST_EDWARDS25519", KeyFormat: "PEM", Door: d})
 		seed(&kmsv1.EncryptRequest{KeyId: "orders", Plaintext: []byte("secret"), EncryptionContext: pairs, Door: d})
-		for _, blob := range [][]byte{scoped, unscoped, initial, noVersion, noKey, w.store.Secrets()[ordersKey.KeyID].Data["v1"]} {
+		for _, blob := range [][]byte{scoped, unscoped, initial, noVersion, noKey, w.Store.Secrets()[ordersKey.KeyID].Data["v1"]} {
 			q := &kmsv1.DecryptRequest{CiphertextBlob: blob, KeyId: "orders", Aad: []byte("aad"), Iv: parsed.IV(), Door: d}
 			seed(q)
 			seed(&kmsv1.BatchDecryptRequest{Requests: []*kmsv1.DecryptRequest{q, {CiphertextBlob: blob, EncryptionContext: pairs, Door: d}, {}}})
@@ -81,9 +81,9 @@ func FuzzCall(f *testing.F) {
 	seed(&kmsv1.ListAliasesRequest{KeyId: "orders", Marker: "x"})
 
 	ctx := metadata.NewIncomingContext(f.Context(), metadata.Pairs("authorization", "Bearer "+allKeys))
-	service := benchService(f, w, discard{}, w.clock)
+	service := benchService(f, w, discard{}, w.Clock)
 	f.Fuzz(func(t *testing.T, which uint8, b []byte) {
-		w.clock.SetTime(w.clock.Now().Add(time.Minute)) // what was not found is looked for again
+		w.Clock.SetTime(w.Clock.Now().Add(time.Minute)) // what was not found is looked for again
 		method := methods[int(which)%len(methods)]
 		if strings.Contains(method.MethodName, "Pair") && bytes.Contains(b, []byte("RSA")) {
 			return // they take seconds
@@ -202,7 +202,7 @@ func checkOpened(t *testing.T, made map[string]envelope.AssociatedData, b []byte
 func TestMessagesLoseTheirPlaintext(t *testing.T) {
 	w := settled(t)
 	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer "+allKeys))
-	blob := w.sealed(t, orders())
+	blob := w.Sealed(t, orders())
 	decrypt := &kmsv1.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext}
 	for name, c := range map[string]struct {
 		req       proto.Message
@@ -233,7 +233,7 @@ func TestMessagesLoseTheirPlaintext(t *testing.T) {
 				if method.MethodName != name {
 					continue
 				}
-				resp, refusal, _ := kms.Call(ctx, w.Service, w.log.logger(), method, b)
+				resp, refusal, _ := kms.Call(ctx, w.Service, w.Log.Logger(), method, b)
 				if refusal != nil {
 					t.Fatal(refusal)
 				}

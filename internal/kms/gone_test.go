@@ -20,15 +20,15 @@ func TestAReplicaForgetsAKeyThatIsGone(t *testing.T) {
 	}
 	for name, tc := range map[string]step{
 		"nothing happens":                  {func(*testing.T, *world) {}, true},
-		"its MasterKey is gone for a time": {func(_ *testing.T, w *world) { w.objects.Delete(ordersKey.Namespace, ordersKey.Name) }, true},
+		"its MasterKey is gone for a time": {func(_ *testing.T, w *world) { w.MasterKeys.Delete(ordersKey.Namespace, ordersKey.Name) }, true},
 		"its MasterKey is another key for a time": {func(_ *testing.T, w *world) {
 			o := object(ordersKey)
 			o.KeyID = otherKey.KeyID
-			w.objects.Put(o)
+			w.MasterKeys.Put(o)
 		}, true},
 		"it is destroyed and forgotten": {func(t *testing.T, w *world) {
 			t.Helper()
-			w.objects.Delete(ordersKey.Namespace, ordersKey.Name)
+			w.MasterKeys.Delete(ordersKey.Namespace, ordersKey.Name)
 			if err := w.DestroyMasterKey(t.Context(), ordersKey, w.schedule(t, ordersKey)); err != nil {
 				t.Fatal(err)
 			}
@@ -38,19 +38,19 @@ func TestAReplicaForgetsAKeyThatIsGone(t *testing.T) {
 		}, false},
 		"its Secret alone is gone, and pods go on": {func(t *testing.T, w *world) {
 			t.Helper()
-			w.store.Delete(ordersKey.KeyID)
+			w.Store.Delete(ordersKey.KeyID)
 		}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := settled(t)
-			blob := w.sealed(t, orders())
+			blob := w.Sealed(t, orders())
 			other := replica(t, w)
 			if err := opens(t, other, blob); err != nil {
 				t.Fatal(err)
 			}
 			tc.change(t, w)
 			other.ForgetGone(t.Context())
-			w.objects.Put(object(ordersKey))
+			w.MasterKeys.Put(object(ordersKey))
 			if err := opens(t, other, blob); (err == nil) != tc.wantOpen {
 				t.Errorf("got error %v, want that it opens: %t", err, tc.wantOpen)
 			}

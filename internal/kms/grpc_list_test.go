@@ -16,10 +16,10 @@ import (
 func TestListsAndDescriptionsOverGRPC(t *testing.T) {
 	w := listed(t)
 	arn := w.arn(t)
-	materialID, _ := w.material(t, ordersKey)
+	materialID, _ := w.Material(t, ordersKey)
 	due := begin.AddDate(0, 0, 30)
 	w.edit("other", func(k *kms.MasterKey) { k.State, k.DeletionTime = kms.KeyStatePendingDeletion, due })
-	w.store.Delete(otherKey.KeyID)
+	w.Store.Delete(otherKey.KeyID)
 	w = replica(t, w)
 	client := kmsv1.NewKeyServiceClient(serve(t, w))
 	ctx := as(t, lister)

@@ -29,6 +29,7 @@ import (
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/kms/kmstest"
 	"github.com/datakeys/datakeys/internal/seal"
 )
 
@@ -63,7 +64,7 @@ func certificate(t testing.TB) (tls.Certificate, *x509.CertPool) {
 func serve(t testing.TB, w *world, more ...func(*grpc.Server)) *grpc.ClientConn {
 	t.Helper()
 	cert, roots := certificate(t)
-	server := kms.NewGRPCServer(w.Service, &tls.Config{Certificates: []tls.Certificate{cert}}, w.log.logger())
+	server := kms.NewGRPCServer(w.Service, &tls.Config{Certificates: []tls.Certificate{cert}}, w.Log.Logger())
 	for _, f := range more {
 		f(server)
 	}
@@ -95,7 +96,7 @@ func as(t testing.TB, token string) context.Context {
 }
 
 func TestTheServerExposesTheseMethodsAndNoOther(t *testing.T) {
-	server := kms.NewGRPCServer(settled(t).Service, &tls.Config{}, (&lines{}).logger())
+	server := kms.NewGRPCServer(settled(t).Service, &tls.Config{}, (&kmstest.Log{}).Logger())
 	defer server.Stop()
 	got := map[string][]string{}
 	for service, info := range server.GetServiceInfo() {
@@ -124,7 +125,7 @@ func renewMessage(t testing.TB, blob []byte) *kmsv1.RenewDataKey {
 func TestWhoMayCallWhat(t *testing.T) {
 	w := settled(t)
 	client := kmsv1.NewKeyServiceClient(serve(t, w))
-	blob, pairs := w.sealed(t, orders()), orders().EncryptionContext
+	blob, pairs := w.Sealed(t, orders()), orders().EncryptionContext
 	const aws = kmsv1.Door_DOOR_AWS
 	methods := map[string]func(ctx context.Context) error{
 		"GenerateDataKey": func(ctx context.Context) error {
@@ -199,9 +200,9 @@ func TestWhoMayCallWhat(t *testing.T) {
 // Every refusal says why in a word that a program can read, alone or in a batch.
 func TestARefusalCarriesItsReason(t *testing.T) {
 	w := settled(t)
-	w.objects.Put(inState(otherKey, kms.KeyStateDisabled))
+	w.MasterKeys.Put(inState(otherKey, kms.KeyStateDisabled))
 	client := kmsv1.NewKeyServiceClient(serve(t, w))
-	good := &kmsv1.DecryptRequest{CiphertextBlob: w.sealed(t, orders()), EncryptionContext: orders().EncryptionContext}
+	good := &kmsv1.DecryptRequest{CiphertextBlob: w.Sealed(t, orders()), EncryptionContext: orders().EncryptionContext}
 	of := func(change func(*kmsv1.DecryptRequest)) *kmsv1.DecryptRequest {
 		r := proto.CloneOf(good)
 		change(r)
@@ -242,7 +243,7 @@ func TestARefusalCarriesItsReason(t *testing.T) {
 		!strings.HasSuffix(arn, ":team-a:key/"+otherKey.KeyID) {
 		t.Errorf("of a Disabled key: got the key %q, want the ARN of team-a/other", arn)
 	}
-	w.objects.Put(inState(ordersKey, kms.KeyStateDisabled))
+	w.MasterKeys.Put(inState(ordersKey, kms.KeyStateDisabled))
 	batch, err := client.BatchDecrypt(as(t, app), &kmsv1.BatchDecryptRequest{Requests: []*kmsv1.DecryptRequest{good}})
 	if r := batch.GetResults()[0].GetRefusal(); err != nil || r.GetReason() != kmsv1.ReasonKeyDisabled || !strings.HasSuffix(r.GetKey(), ":team-a:key/"+ordersKey.KeyID) {
 		t.Errorf("of a Disabled key in a batch: got %v (%v)", r, err)
@@ -255,7 +256,7 @@ func TestARefusalCarriesItsReason(t *testing.T) {
 func TestATokenStandsOnceAndAsBearer(t *testing.T) {
 	w := settled(t)
 	client := kmsv1.NewKeyServiceClient(serve(t, w))
-	req := &kmsv1.DecryptRequest{CiphertextBlob: w.sealed(t, orders()), EncryptionContext: orders().EncryptionContext}
+	req := &kmsv1.DecryptRequest{CiphertextBlob: w.Sealed(t, orders()), EncryptionContext: orders().EncryptionContext}
 	for name, c := range map[string]struct {
 		headers []string
 		want    codes.Code
@@ -304,7 +305,7 @@ func TestTheAnswersOverGRPCAreThoseOfTheService(t *testing.T) {
 		t.Errorf("got %d bytes, and back %d", len(made.GetPlaintext()), len(opened.GetPlaintext()))
 	}
 
-	blob := w.sealed(t, orders())
+	blob := w.Sealed(t, orders())
 	batch, err := client.BatchDecrypt(as(t, app), &kmsv1.BatchDecryptRequest{Requests: []*kmsv1.DecryptRequest{
 		{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext},
 		{CiphertextBlob: made.GetCiphertextBlob()},
@@ -343,28 +344,28 @@ func TestWhatACallerIsToldByCode(t *testing.T) {
 			says: "system:serviceaccount:team-a:nobody needs the verb decrypt on datakeyrequests/orders in namespace team-a, or on its MasterKey",
 		},
 		"the audit log is full": {
-			token: app, change: func(w *world) { w.audit.Err = errors.New("write /dev/stdout: disk full") }, want: codes.Unavailable,
+			token: app, change: func(w *world) { w.Audit.Err = errors.New("write /dev/stdout: disk full") }, want: codes.Unavailable,
 			says: "the key service cannot answer now: try again", logs: "disk full",
 		},
 		"the review fails": {
-			token: app, change: func(w *world) { w.rbac.Err = errors.New("dial tcp 10.0.0.1:443") }, want: codes.Unavailable,
+			token: app, change: func(w *world) { w.RBAC.Err = errors.New("dial tcp 10.0.0.1:443") }, want: codes.Unavailable,
 			says: "the key service cannot answer now: try again", logs: "10.0.0.1",
 		},
 		"the version is damaged": {
 			token: app, want: codes.FailedPrecondition,
-			change: func(w *world) { w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v1"][80] ^= 1 }) },
+			change: func(w *world) { w.Store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v1"][80] ^= 1 }) },
 			says:   "the key is in a state that does not allow this: see the conditions of its MasterKey", logs: "has an entry v1 that does not open",
 		},
 		"something panics": {
-			token: app, change: func(w *world) { w.audit = nil }, want: codes.Internal,
+			token: app, change: func(w *world) { w.Audit = nil }, want: codes.Internal,
 			says: "internal error", logs: "nil pointer dereference",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := settled(t)
-			blob := w.sealed(t, orders())
+			blob := w.Sealed(t, orders())
 			if c.want == codes.FailedPrecondition {
-				w.addVersion(t, ordersKey, 2)
+				w.AddVersion(t, ordersKey, 2)
 			}
 			if c.change != nil {
 				c.change(w)
@@ -377,8 +378,8 @@ func TestWhatACallerIsToldByCode(t *testing.T) {
 			if got.Code() != c.want || got.Message() != c.says || resp.GetPlaintext() != nil {
 				t.Errorf("got %v: %q, want %v: %q", got.Code(), got.Message(), c.want, c.says)
 			}
-			if !strings.Contains(w.log.String(), c.logs) {
-				t.Errorf("the log does not say %q: %s", c.logs, w.log)
+			if !strings.Contains(w.Log.String(), c.logs) {
+				t.Errorf("the log does not say %q: %s", c.logs, w.Log)
 			}
 			batch, err := client.BatchDecrypt(as(t, c.token), &kmsv1.BatchDecryptRequest{Requests: []*kmsv1.DecryptRequest{req}})
 			if err != nil {
@@ -406,17 +407,17 @@ func TestACallerWhoHangsUpIsNoErrorOfTheLog(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := settled(t)
-			w.rbac.Err = c.review
-			req := &kmsv1.DecryptRequest{CiphertextBlob: w.sealed(t, orders()), EncryptionContext: orders().EncryptionContext}
+			w.RBAC.Err = c.review
+			req := &kmsv1.DecryptRequest{CiphertextBlob: w.Sealed(t, orders()), EncryptionContext: orders().EncryptionContext}
 			_, err := kmsv1.NewKeyServiceClient(serve(t, w)).Decrypt(as(t, app), req)
 			if got := status.Code(err); got != codes.Unavailable {
 				t.Errorf("got %v, want Unavailable", got)
 			}
-			if !strings.Contains(w.log.String(), c.review.Error()) {
-				t.Errorf("the log does not say why: %s", w.log)
+			if !strings.Contains(w.Log.String(), c.review.Error()) {
+				t.Errorf("the log does not say why: %s", w.Log)
 			}
-			if got := strings.Contains(w.log.String(), "Could not answer a call"); got != c.want {
-				t.Errorf("an error of the log: %t, want %t: %s", got, c.want, w.log)
+			if got := strings.Contains(w.Log.String(), "Could not answer a call"); got != c.want {
+				t.Errorf("an error of the log: %t, want %t: %s", got, c.want, w.Log)
 			}
 		})
 	}
@@ -481,7 +482,7 @@ func TestACallIsRefusedBeforeItsRequestIsSent(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := settled(t)
-			w.limits = c.limits
+			w.Limits = c.limits
 			w = replica(t, w)
 			stream, err := serve(t, w).NewStream(as(t, c.token), &grpc.StreamDesc{ClientStreams: true}, kmsv1.KeyService_BatchDecrypt_FullMethodName)
 			if err != nil {
@@ -516,11 +517,11 @@ func TestARequestThatCannotBeReadIsRefused(t *testing.T) {
 // A pod has brought it upon itself.
 func TestARequestThatCannotBeReadCounts(t *testing.T) {
 	w := settled(t)
-	w.limits = kms.Limits{Calls: 1000, CallsBurst: 1000, Refusals: 1, RefusalsBurst: 2}
+	w.Limits = kms.Limits{Calls: 1000, CallsBurst: 1000, Refusals: 1, RefusalsBurst: 2}
 	w = replica(t, w)
 	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer "+app))
 	for range 2 {
-		if _, refusal, ok := kms.Call(ctx, w.Service, w.log.logger(), kmsv1.KeyService_ServiceDesc.Methods[0], []byte{0xff}); ok || refusal == nil {
+		if _, refusal, ok := kms.Call(ctx, w.Service, w.Log.Logger(), kmsv1.KeyService_ServiceDesc.Methods[0], []byte{0xff}); ok || refusal == nil {
 			t.Fatalf("got %v", refusal)
 		}
 	}
@@ -532,8 +533,8 @@ func TestARequestThatCannotBeReadCounts(t *testing.T) {
 func TestNoKeyIsInTheServersLog(t *testing.T) {
 	w := settled(t)
 	client := kmsv1.NewKeyServiceClient(serve(t, w))
-	_, material := w.material(t, ordersKey)
-	blob := w.sealed(t, orders())
+	_, material := w.Material(t, ordersKey)
+	blob := w.Sealed(t, orders())
 	opened, err := client.Decrypt(as(t, app), &kmsv1.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext})
 	if err != nil {
 		t.Fatal(err)
@@ -550,9 +551,9 @@ func TestNoKeyIsInTheServersLog(t *testing.T) {
 		"data key": opened.GetPlaintext(), "master key": material.AppendTo(insecuresecret.Token{}, nil),
 		"token": []byte("a-token-that-nobody-should-ever-log"),
 	}
-	if w.log.String() == "" {
+	if w.Log.String() == "" {
 		t.Fatal("the log is empty")
 	}
-	mustNotHold(t, "the log", w.log.String(), secrets)
-	mustNotHold(t, "an answer", told.String(), secrets)
+	kmstest.MustNotHold(t, "the log", w.Log.String(), secrets)
+	kmstest.MustNotHold(t, "an answer", told.String(), secrets)
 }

@@ -65,7 +65,7 @@ func TestUsesOfAnInitialVersionThatRotationDoesNotReach(t *testing.T) {
 			t.Run(name+": "+operation, func(t *testing.T) {
 				w := settled(t)
 				if c.rotated {
-					w.addVersion(t, ordersKey, 2)
+					w.AddVersion(t, ordersKey, 2)
 				}
 				w = replica(t, w)
 				if err := call(w, c.door, c.dryRun); (err != nil) != c.dryRun {
@@ -79,7 +79,7 @@ func TestUsesOfAnInitialVersionThatRotationDoesNotReach(t *testing.T) {
 					want = []kmstest.InitialUse{{Key: ordersKey, Pod: pod, Operation: operation}}
 					wantCount = 1
 				}
-				if diff := cmp.Diff(want, w.events.InitialUses()); diff != "" {
+				if diff := cmp.Diff(want, w.Events.InitialUses()); diff != "" {
 					t.Error(diff)
 				}
 				if got := initialUses(t, w, operation); got != wantCount {
@@ -93,7 +93,7 @@ func TestUsesOfAnInitialVersionThatRotationDoesNotReach(t *testing.T) {
 // initialUses is the metric.
 func initialUses(t *testing.T, w *world, operation string) (sum float64) {
 	t.Helper()
-	families, err := w.metrics.Gather()
+	families, err := w.Metrics.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}

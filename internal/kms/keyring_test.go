@@ -18,7 +18,7 @@ import (
 
 // gets counts the reads of a key's Secret so far.
 func gets(w *world, name string) (n int) {
-	for _, c := range w.store.Calls() {
+	for _, c := range w.Store.Calls() {
 		if c.Method == sealtest.Get && (name == "" || c.Name == name) {
 			n++
 		}
@@ -35,12 +35,12 @@ func TestAReplicaFetchesWhatItHasNotSeenBeforeItSaysNo(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	open(orders(), w.sealed(t, orders())) // a key that it has not seen
-	w.addVersion(t, ordersKey, 2)
-	w.later(time.Second)
-	open(orders(), w.sealed(t, orders())) // a version that it has not seen
+	open(orders(), w.Sealed(t, orders())) // a key that it has not seen
+	w.AddVersion(t, ordersKey, 2)
+	w.Later(time.Second)
+	open(orders(), w.Sealed(t, orders())) // a version that it has not seen
 	before := gets(w, ordersKey.KeyID)
-	open(orders(), w.sealed(t, orders()))
+	open(orders(), w.Sealed(t, orders()))
 	if got := gets(w, ordersKey.KeyID) - before; got != 0 {
 		t.Errorf("a version that is known was read %d times, want 0", got)
 	}
@@ -59,7 +59,7 @@ func TestANewPrimaryVersionIsUsedByEveryReplicaAfterTenSeconds(t *testing.T) {
 	if got := generate(); got != 1 {
 		t.Fatalf("got version %d, want 1", got)
 	}
-	w.addVersion(t, ordersKey, 2)
+	w.AddVersion(t, ordersKey, 2)
 	before := gets(w, ordersKey.KeyID)
 	for range 5 {
 		generate()
@@ -67,7 +67,7 @@ func TestANewPrimaryVersionIsUsedByEveryReplicaAfterTenSeconds(t *testing.T) {
 	if got := gets(w, ordersKey.KeyID) - before; got != 0 {
 		t.Errorf("the key was read %d times within ten seconds, want 0", got)
 	}
-	w.clock.SetTime(begin.Add(10 * time.Second))
+	w.Clock.SetTime(begin.Add(10 * time.Second))
 	if got := generate(); got != 2 {
 		t.Errorf("got version %d after ten seconds, want 2", got)
 	}
@@ -76,10 +76,10 @@ func TestANewPrimaryVersionIsUsedByEveryReplicaAfterTenSeconds(t *testing.T) {
 func TestAllWhoAskForAKeyAtOnceReadItOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := settled(t)
-		blob := w.sealed(t, orders())
+		blob := w.Sealed(t, orders())
 		w = replica(t, w)
 		gate := make(chan struct{})
-		w.store.Hook = func(int, sealtest.Call) sealtest.Fault { <-gate; return sealtest.None }
+		w.Store.Hook = func(int, sealtest.Call) sealtest.Fault { <-gate; return sealtest.None }
 		before := gets(w, ordersKey.KeyID)
 
 		var all sync.WaitGroup
@@ -103,10 +103,10 @@ func TestAllWhoAskForAKeyAtOnceReadItOnce(t *testing.T) {
 func TestOneWhoGivesUpDoesNotSpoilTheOthersLoad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := settled(t)
-		blob := w.sealed(t, orders())
+		blob := w.Sealed(t, orders())
 		w = replica(t, w)
 		gate := make(chan struct{})
-		w.store.Hook = func(int, sealtest.Call) sealtest.Fault { <-gate; return sealtest.None }
+		w.Store.Hook = func(int, sealtest.Call) sealtest.Fault { <-gate; return sealtest.None }
 		decrypt := func(ctx context.Context) error {
 			_, err := w.Decrypt(ctx, app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext, Door: kms.DoorAWS})
 			return err
@@ -132,10 +132,10 @@ func TestOneWhoGivesUpDoesNotSpoilTheOthersLoad(t *testing.T) {
 func TestNobodyWaitsForAnotherKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := settled(t)
-		slow, cold := w.sealed(t, orders()), forgedFor(t, w, otherKey)
+		slow, cold := w.Sealed(t, orders()), forgedFor(t, w, otherKey)
 		w = replica(t, w)
 		gate := make(chan struct{})
-		w.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+		w.Store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
 			if c.Name == ordersKey.KeyID {
 				<-gate
 			}
@@ -167,7 +167,7 @@ func TestNobodyWaitsForAnotherKey(t *testing.T) {
 // forgedFor makes an unscoped blob under version 1 of a master key.
 func forgedFor(t *testing.T, w *world, ref kms.MasterKeyRef) []byte {
 	t.Helper()
-	id, m := w.material(t, ref)
+	id, m := w.Material(t, ref)
 	return forged(t, envelope.Header{Kind: envelope.KindAWS, KeyID: keyID(t, ref.KeyID), KeyVersion: 1, MaterialID: id}, m)
 }
 
@@ -189,8 +189,8 @@ func (s *lateAnswers) Get(ctx context.Context, name string) (seal.Secret, error)
 func TestALoadThatBeganTooEarlyDoesNotSayNo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := settled(t)
-		w.store.Delete(ordersKey.KeyID) // it is not made yet
-		slow := &lateAnswers{Store: w.store, gate: make(chan struct{})}
+		w.Store.Delete(ordersKey.KeyID) // it is not made yet
+		slow := &lateAnswers{Store: w.Store, gate: make(chan struct{})}
 		late := *w
 		late.Service = serviceOver(t, w, slow)
 		decrypt := func(blob []byte) chan error {
@@ -225,7 +225,7 @@ func TestALoadThatBeganTooEarlyDoesNotSayNo(t *testing.T) {
 func TestASlowOldLoadDoesNotReplaceANewerOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := settled(t)
-		slow := &lateAnswers{Store: w.store, gate: make(chan struct{})}
+		slow := &lateAnswers{Store: w.Store, gate: make(chan struct{})}
 		late := *w
 		late.Service = serviceOver(t, w, slow)
 		generate := func() (int32, error) {
@@ -235,7 +235,7 @@ func TestASlowOldLoadDoesNotReplaceANewerOne(t *testing.T) {
 		old := make(chan int32, 1)
 		go func() { got, _ := generate(); old <- got }()
 		synctest.Wait() // it has read version 1, and waits for the answer
-		w.addVersion(t, ordersKey, 2)
+		w.AddVersion(t, ordersKey, 2)
 		if _, err := late.MasterKey(t.Context(), ordersKey); err != nil {
 			t.Fatal(err)
 		}
@@ -251,8 +251,8 @@ func TestASlowOldLoadDoesNotReplaceANewerOne(t *testing.T) {
 
 func TestHostileBlobsDoNotHammerTheStore(t *testing.T) {
 	w := settled(t)
-	good := w.sealed(t, orders())
-	w.limits = kms.Limits{Calls: 10_000, CallsBurst: 10_000, Refusals: 10, RefusalsBurst: 100}
+	good := w.Sealed(t, orders())
+	w.Limits = kms.Limits{Calls: 10_000, CallsBurst: 10_000, Refusals: 10, RefusalsBurst: 100}
 	w = replica(t, w)
 	ask := func(token string, h envelope.Header) kms.Code {
 		h.Kind = envelope.KindAWS
@@ -272,7 +272,7 @@ func TestHostileBlobsDoNotHammerTheStore(t *testing.T) {
 	if got := gets(w, goneID); got != 1 {
 		t.Errorf("one unknown key was looked for %d times, want once", got)
 	}
-	w.clock.SetTime(begin.Add(2 * time.Second))
+	w.Clock.SetTime(begin.Add(2 * time.Second))
 	ask(nobody, one)
 	if got := gets(w, goneID); got != 2 {
 		t.Errorf("after two seconds it was looked for %d times in all, want twice", got)
@@ -316,7 +316,7 @@ func TestAPodThatIsAllowedNothingKeepsNobodyFromAKnownKey(t *testing.T) {
 		}
 	}
 	generate()
-	w.clock.SetTime(begin.Add(11 * time.Second)) // it has to be read again
+	w.Clock.SetTime(begin.Add(11 * time.Second)) // it has to be read again
 	for range 200 {
 		h := envelope.Header{Kind: envelope.KindAWS, KeyID: envelope.NewKeyID(), KeyVersion: 1, MaterialID: envelope.NewMaterialID()}
 		_, err := w.Decrypt(t.Context(), nobody, kms.DecryptRequest{CiphertextBlob: forged(t, h, envelope.NewMaterial()), Door: kms.DoorAWS})
@@ -333,7 +333,7 @@ func TestAPodThatIsAllowedNothingKeepsNobodyFromAKnownKey(t *testing.T) {
 
 // A manager that has a version in memory may be the last that has it: the pods that run go on while the Secret is restored.
 func TestWhatWasLoadedOpensWhateverBecomesOfTheSecret(t *testing.T) {
-	backup := func(_ *testing.T, w *world, of seal.Secret) { w.store.Put(of) }
+	backup := func(_ *testing.T, w *world, of seal.Secret) { w.Store.Put(of) }
 	for name, alter := range map[string]func(t *testing.T, w *world, before seal.Secret){
 		"an entry is damaged": func(_ *testing.T, w *world, _ seal.Secret) {
 			w.editEntry("v1", func(b []byte) []byte { b[90] ^= 1; return b })
@@ -341,19 +341,19 @@ func TestWhatWasLoadedOpensWhateverBecomesOfTheSecret(t *testing.T) {
 		"an entry is gone":          func(_ *testing.T, w *world, _ seal.Secret) { w.editEntry("v1", func([]byte) []byte { return nil }) },
 		"the newest entry is gone":  func(_ *testing.T, w *world, _ seal.Secret) { w.editEntry("v2", func([]byte) []byte { return nil }) },
 		"an older backup is back":   backup,
-		"and another version 2 too": func(t *testing.T, w *world, before seal.Secret) { backup(t, w, before); w.addVersion(t, ordersKey, 2) },
-		"all of it is gone":         func(_ *testing.T, w *world, _ seal.Secret) { w.store.Delete(ordersKey.KeyID) },
+		"and another version 2 too": func(t *testing.T, w *world, before seal.Secret) { backup(t, w, before); w.AddVersion(t, ordersKey, 2) },
+		"all of it is gone":         func(_ *testing.T, w *world, _ seal.Secret) { w.Store.Delete(ordersKey.KeyID) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := settled(t)
-			before := w.store.Secrets()[ordersKey.KeyID]
-			first := w.sealed(t, orders())
-			w.addVersion(t, ordersKey, 2)
-			w.later(time.Second)
-			second := w.sealed(t, orders())
+			before := w.Store.Secrets()[ordersKey.KeyID]
+			first := w.Sealed(t, orders())
+			w.AddVersion(t, ordersKey, 2)
+			w.Later(time.Second)
+			second := w.Sealed(t, orders())
 			alter(t, w, before)
 			for i := range 3 { // each time it is read anew
-				w.clock.SetTime(w.clock.Now().Add(11 * time.Second))
+				w.Clock.SetTime(w.Clock.Now().Add(11 * time.Second))
 				_, _ = w.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32, Door: kms.DoorAWS})
 				for version, blob := range [][]byte{first, second} {
 					if _, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext}); err != nil {
@@ -367,7 +367,7 @@ func TestWhatWasLoadedOpensWhateverBecomesOfTheSecret(t *testing.T) {
 
 // editEntry changes an entry of the Secret of ordersKey, or takes it out.
 func (w *world) editEntry(entry string, change func([]byte) []byte) {
-	w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) {
+	w.Store.Edit(ordersKey.KeyID, func(s *seal.Secret) {
 		if s.Data[entry] = change(s.Data[entry]); s.Data[entry] == nil {
 			delete(s.Data, entry)
 		}
@@ -377,12 +377,12 @@ func (w *world) editEntry(entry string, change func([]byte) []byte) {
 // What is proved has to open after a restart too, and nothing new may depend on memory alone.
 func TestWhatOnlyMemoryHasProvesNothingAndWrapsNothing(t *testing.T) {
 	w := settled(t)
-	before := w.store.Secrets()[ordersKey.KeyID]
-	w.addVersion(t, ordersKey, 2)
-	w.later(time.Second)
-	blob := w.sealed(t, orders())
-	w.store.Put(before)
-	w.later(10 * time.Second)
+	before := w.Store.Secrets()[ordersKey.KeyID]
+	w.AddVersion(t, ordersKey, 2)
+	w.Later(time.Second)
+	blob := w.Sealed(t, orders())
+	w.Store.Put(before)
+	w.Later(10 * time.Second)
 	made, err := w.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32, Door: kms.DoorAWS})
 	if err != nil || made.KeyVersion != 1 {
 		t.Errorf("got version %d, %v", made.KeyVersion, err)
@@ -397,20 +397,20 @@ func TestWhatOnlyMemoryHasProvesNothingAndWrapsNothing(t *testing.T) {
 
 func TestAStoreThatFailsIsUnavailableAndNotRemembered(t *testing.T) {
 	w := settled(t)
-	blob := w.sealed(t, orders())
+	blob := w.Sealed(t, orders())
 	w = replica(t, w)
 	req := kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext, Door: kms.DoorAWS}
-	w.store.Hook = func(int, sealtest.Call) sealtest.Fault { return sealtest.Fail }
+	w.Store.Hook = func(int, sealtest.Call) sealtest.Fault { return sealtest.Fail }
 	for range 600 { // more than a pod may have refused
 		if _, err := w.Decrypt(t.Context(), app, req); kms.CodeOf(err) != kms.CodeUnavailable {
 			t.Fatalf("got %v, want Unavailable", err)
 		}
 	}
-	w.store.Hook = nil
+	w.Store.Hook = nil
 	if _, err := w.Decrypt(t.Context(), app, req); err != nil {
 		t.Errorf("when the store is back: %v", err)
 	}
-	w.store.Hook = func(int, sealtest.Call) sealtest.Fault { return sealtest.Fail }
+	w.Store.Hook = func(int, sealtest.Call) sealtest.Fault { return sealtest.Fail }
 	if _, err := w.Decrypt(t.Context(), app, req); err != nil {
 		t.Errorf("a key that is known needs no store: %v", err)
 	}
@@ -418,9 +418,9 @@ func TestAStoreThatFailsIsUnavailableAndNotRemembered(t *testing.T) {
 
 func TestAPanicOfTheStoreIsAnError(t *testing.T) {
 	w := settled(t)
-	blob := w.sealed(t, orders())
+	blob := w.Sealed(t, orders())
 	w = replica(t, w)
-	w.store.Hook = func(int, sealtest.Call) sealtest.Fault { panic("sesame") }
+	w.Store.Hook = func(int, sealtest.Call) sealtest.Fault { panic("sesame") }
 	_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext, Door: kms.DoorAWS})
 	if got := kms.CodeOf(err); got != kms.CodeInternal {
 		t.Errorf("got %v, want Internal", err)

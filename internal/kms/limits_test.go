@@ -31,8 +31,8 @@ type limited struct {
 func newLimited(t testing.TB, l kms.Limits) *limited {
 	t.Helper()
 	w := settled(t)
-	w.limits = l
-	blob := w.sealed(t, orders())
+	w.Limits = l
+	blob := w.Sealed(t, orders())
 	w = replica(t, w)
 	return &limited{world: w, t: t, blob: blob}
 }
@@ -66,7 +66,7 @@ func (l *limited) until(call func() error) (calls int) {
 	return 0
 }
 
-func (l *limited) after(d time.Duration) { l.clock.SetTime(l.clock.Now().Add(d)) }
+func (l *limited) after(d time.Duration) { l.Clock.SetTime(l.Clock.Now().Add(d)) }
 
 func TestAPodThatIsRefusedTooOftenIsThrottled(t *testing.T) {
 	l := newLimited(t, kms.Limits{Calls: 1000, CallsBurst: 1000, Refusals: 2, RefusalsBurst: 10})
@@ -75,16 +75,16 @@ func TestAPodThatIsRefusedTooOftenIsThrottled(t *testing.T) {
 		t.Errorf("%d refusals were answered at once, want 10", got)
 	}
 	// Throttled, it costs nobody anything: no review of a permission, no read, no record but one a minute.
-	asked, records, calls, denials := len(l.rbac.Asked()), len(l.audit.Records()), len(l.store.Calls()), len(l.events.Denials())
+	asked, records, calls, denials := len(l.RBAC.Asked()), len(l.Audit.Records()), len(l.Store.Calls()), len(l.Events.Denials())
 	for range 1000 {
 		if err := denied(); kms.CodeOf(err) != kms.CodeThrottled || !strings.Contains(err.Error(), "2 a second are answered") {
 			t.Fatalf("got %v, want Throttled", err)
 		}
 	}
-	if len(l.rbac.Asked()) != asked || len(l.store.Calls()) != calls || len(l.audit.Records()) != records || len(l.events.Denials()) != denials {
+	if len(l.RBAC.Asked()) != asked || len(l.Store.Calls()) != calls || len(l.Audit.Records()) != records || len(l.Events.Denials()) != denials {
 		t.Error("a throttled call costs something")
 	}
-	last := l.audit.Records()[records-1]
+	last := l.Audit.Records()[records-1]
 	if last.Operation != kms.OperationThrottle || last.Decision != kms.DecisionRefused || last.Code != "Throttled" || last.Caller == nil || last.Caller.Pod != nobody+"-pod" {
 		t.Errorf("the record of it is %+v", last)
 	}
@@ -103,7 +103,7 @@ func TestAPodThatIsRefusedTooOftenIsThrottled(t *testing.T) {
 		t.Errorf("%d refusals were answered a minute later, want 10", got)
 	}
 	notes := 0
-	for _, r := range l.audit.Records() {
+	for _, r := range l.Audit.Records() {
 		if r.Operation == kms.OperationThrottle {
 			notes++
 		}
@@ -139,7 +139,7 @@ func TestOnlyRefusalsThatAPodBroughtUponItselfCount(t *testing.T) {
 			change: func(w *world) {
 				o := object(ordersKey)
 				o.State = kms.KeyStateDisabled
-				w.objects.Put(o)
+				w.MasterKeys.Put(o)
 			},
 			call: func(w *world) error {
 				_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: b["scoped"], Door: kms.DoorAWS})
@@ -161,7 +161,7 @@ func TestOnlyRefusalsThatAPodBroughtUponItselfCount(t *testing.T) {
 				if _, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: b["scoped"], EncryptionContext: orders().EncryptionContext, Door: kms.DoorAWS}); err != nil {
 					t.Fatal(err)
 				}
-				w.rbac.Err = context.Canceled
+				w.RBAC.Err = context.Canceled
 			},
 			call: func(w *world) error {
 				caller, err := w.Enter(t.Context(), "", app)
@@ -175,14 +175,14 @@ func TestOnlyRefusalsThatAPodBroughtUponItselfCount(t *testing.T) {
 			},
 		},
 		"permissions that cannot be reviewed": {
-			change: func(w *world) { w.rbac.Err = errors.New("no connection") },
+			change: func(w *world) { w.RBAC.Err = errors.New("no connection") },
 			call: func(w *world) error {
 				_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: b["scoped"], Door: kms.DoorAWS})
 				return err
 			},
 		},
 		"a store that does not answer": {
-			change: func(w *world) { w.store.Hook = func(int, sealtest.Call) sealtest.Fault { return sealtest.Fail } },
+			change: func(w *world) { w.Store.Hook = func(int, sealtest.Call) sealtest.Fault { return sealtest.Fail } },
 			call: func(w *world) error {
 				_, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: b["scoped"], Door: kms.DoorAWS})
 				return err
@@ -192,11 +192,11 @@ func TestOnlyRefusalsThatAPodBroughtUponItselfCount(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := *w
 			fresh := settled(t)
-			w.objects, w.rbac, w.limits = fresh.objects, fresh.rbac, kms.Limits{Calls: 1000, CallsBurst: 1000, Refusals: 1, RefusalsBurst: 5}
+			w.MasterKeys, w.RBAC, w.Limits = fresh.MasterKeys, fresh.RBAC, kms.Limits{Calls: 1000, CallsBurst: 1000, Refusals: 1, RefusalsBurst: 5}
 			r := replica(t, &w)
 			if c.change != nil {
 				c.change(r)
-				defer func() { r.store.Hook = nil }()
+				defer func() { r.Store.Hook = nil }()
 			}
 			throttled := false
 			for range 10 {
@@ -274,7 +274,7 @@ func TestHonestPodsAreNotThrottled(t *testing.T) {
 		batch = append(batch, l.request())
 		d := orders()
 		d.Name = fmt.Sprintf("denied-%d", i)
-		denied = append(denied, kms.DecryptRequest{CiphertextBlob: l.sealed(t, d), EncryptionContext: d.EncryptionContext, Door: kms.DoorAWS})
+		denied = append(denied, kms.DecryptRequest{CiphertextBlob: l.Sealed(t, d), EncryptionContext: d.EncryptionContext, Door: kms.DoorAWS})
 	}
 	open := func(reqs []kms.DecryptRequest, want kms.Code) {
 		t.Helper()
@@ -399,14 +399,14 @@ func TestAConnectionWithoutAValidTokenIsThrottled(t *testing.T) {
 			t.Fatalf("call %d: got %v, want Unauthenticated", i, s)
 		}
 	}
-	reviews := l.tokens.Calls()
+	reviews := l.Tokens.Calls()
 	for i := range 100 {
 		s := call(fmt.Sprintf("stolen-again-%d", i))
 		if s.Code() != codes.ResourceExhausted || len(s.Details()) != 1 || s.Details()[0].(*errdetails.ErrorInfo).GetReason() != kmsv1.ReasonThrottled {
 			t.Fatalf("got %v %v, want ResourceExhausted", s, s.Details())
 		}
 	}
-	if got := l.tokens.Calls() - reviews; got > 0 {
+	if got := l.Tokens.Calls() - reviews; got > 0 {
 		t.Errorf("a throttled connection cost %d reviews", got)
 	}
 	other := kmsv1.NewKeyServiceClient(serve(t, l.world))

@@ -37,18 +37,18 @@ func listed(t testing.TB) *world {
 		if ref == otherKey {
 			o.CreatedAt = begin.Add(-time.Hour)
 		}
-		w.objects.Put(o)
+		w.MasterKeys.Put(o)
 	}
 	for _, token := range []string{lister, describer} {
-		w.tokens.Add(token, kmstest.Caller("team-a", token, token+"-pod"))
+		w.Tokens.Add(token, kmstest.Caller("team-a", token, token+"-pod"))
 	}
 	here := func(verb, name string) kms.Access {
 		return kms.Access{Verb: verb, Resource: v1alpha1.ResourceMasterKeys, Namespace: "team-a", Name: name}
 	}
 	for _, verb := range []string{v1alpha1.VerbListKeys, v1alpha1.VerbListAliases, v1alpha1.VerbDescribeKey, v1alpha1.VerbGenerateRandom} {
-		w.rbac.Grant("system:serviceaccount:team-a:"+lister, here(verb, ""))
+		w.RBAC.Grant("system:serviceaccount:team-a:"+lister, here(verb, ""))
 	}
-	w.rbac.Grant("system:serviceaccount:team-a:"+describer, here(v1alpha1.VerbDescribeKey, "orders"))
+	w.RBAC.Grant("system:serviceaccount:team-a:"+describer, here(v1alpha1.VerbDescribeKey, "orders"))
 	return w
 }
 
@@ -64,7 +64,7 @@ func (w *world) arn(t testing.TB) string {
 
 func TestListKeys(t *testing.T) {
 	w := listed(t)
-	w.objects.Put(kms.MasterKey{KeyID: "odd", Namespace: "team-a", Name: "no-key-id"})
+	w.MasterKeys.Put(kms.MasterKey{KeyID: "odd", Namespace: "team-a", Name: "no-key-id"})
 	arn := w.arn(t)
 	keys, next, err := w.ListKeys(t.Context(), lister, 0, "")
 	want := []kms.KeyEntry{
@@ -135,9 +135,9 @@ func TestListsAreRefused(t *testing.T) {
 		"a marker that is none":          {token: lister, marker: "orders", want: kms.CodeInvalidArgument, reason: kmsv1.ReasonInvalidMarker, says: "marker: must be the next_marker", unheard: true},
 		"a marker of base64":             {token: lister, marker: base64.RawURLEncoding.EncodeToString([]byte("k01234567orders")), want: kms.CodeInvalidArgument, reason: kmsv1.ReasonInvalidMarker, unheard: true},
 		"a marker too long":              {token: lister, marker: strings.Repeat("A", 1025), want: kms.CodeInvalidArgument, reason: kmsv1.ReasonInvalidMarker, unheard: true},
-		"the MasterKeys cannot be read":  {token: lister, change: func(w *world) { w.objects.Err = errors.New("no connection") }, want: kms.CodeUnavailable},
-		"permissions cannot be reviewed": {token: lister, change: func(w *world) { w.rbac.Err = errors.New("no connection") }, want: kms.CodeUnavailable},
-		"the audit log is full":          {token: lister, change: func(w *world) { w.audit.Err = errors.New("disk full") }, want: kms.CodeUnavailable, unheard: true},
+		"the MasterKeys cannot be read":  {token: lister, change: func(w *world) { w.MasterKeys.Err = errors.New("no connection") }, want: kms.CodeUnavailable},
+		"permissions cannot be reviewed": {token: lister, change: func(w *world) { w.RBAC.Err = errors.New("no connection") }, want: kms.CodeUnavailable},
+		"the audit log is full":          {token: lister, change: func(w *world) { w.Audit.Err = errors.New("disk full") }, want: kms.CodeUnavailable, unheard: true},
 	} {
 		for operation, call := range map[string]func(w *world) (int, string, error){
 			kms.OperationListKeys: func(w *world) (int, string, error) {
@@ -154,7 +154,7 @@ func TestListsAreRefused(t *testing.T) {
 				if c.change != nil {
 					c.change(w)
 				}
-				before := len(w.audit.Records())
+				before := len(w.Audit.Records())
 				n, next, err := call(w)
 				if kms.CodeOf(err) != c.want || !strings.Contains(err.Error(), c.says) || c.reason != "" && kms.ReasonOf(err) != c.reason {
 					t.Errorf("got %v (%s), want code %v that says %q", err, kms.ReasonOf(err), c.want, c.says)
@@ -162,7 +162,7 @@ func TestListsAreRefused(t *testing.T) {
 				if n > 0 || next != "" {
 					t.Error("something came beside the error")
 				}
-				records := w.audit.Records()[before:]
+				records := w.Audit.Records()[before:]
 				if c.unheard {
 					if len(records) > 0 {
 						t.Errorf("got records %v, want none", records)
@@ -179,7 +179,7 @@ func TestListsAreRefused(t *testing.T) {
 
 func TestListsLeaveARecord(t *testing.T) {
 	w := listed(t)
-	before := len(w.audit.Records())
+	before := len(w.Audit.Records())
 	if _, _, err := w.ListKeys(t.Context(), lister, 0, ""); err != nil {
 		t.Fatal(err)
 	}
@@ -194,7 +194,7 @@ func TestListsLeaveARecord(t *testing.T) {
 		Key                      *kms.AuditKey
 	}
 	var got []told
-	for _, r := range w.audit.Records()[before:] {
+	for _, r := range w.Audit.Records()[before:] {
 		got = append(got, told{r.Operation, r.Decision, r.Caller.Pod, r.Key})
 	}
 	want := []told{
@@ -215,11 +215,11 @@ func TestPagesNeitherSkipNorDouble(t *testing.T) {
 		"nothing changes":                      {change: func(*world, int) {}},
 		"keys are made in front of the reader": {change: func(w *world, page int) { w.put(fmt.Sprintf("%03d-new", 100+page*9)) }},
 		"keys are made behind the reader":      {change: func(w *world, page int) { w.put(fmt.Sprintf("000-new-%d", page)) }},
-		"the key of the marker is deleted":     {change: func(w *world, page int) { w.objects.Delete("team-a", fmt.Sprintf("%03d-gone", page*7)) }},
+		"the key of the marker is deleted":     {change: func(w *world, page int) { w.MasterKeys.Delete("team-a", fmt.Sprintf("%03d-gone", page*7)) }},
 		"all that was read is deleted": {change: func(w *world, page int) {
 			for i := range 100 {
 				if i%2 == 1 && i <= page*7 {
-					w.objects.Delete("team-a", fmt.Sprintf("%03d-gone", i))
+					w.MasterKeys.Delete("team-a", fmt.Sprintf("%03d-gone", i))
 				}
 			}
 		}},
@@ -227,7 +227,7 @@ func TestPagesNeitherSkipNorDouble(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := listed(t)
 			for _, k := range []string{"orders", "other"} {
-				w.objects.Delete("team-a", k)
+				w.MasterKeys.Delete("team-a", k)
 			}
 			var stays []string
 			for i := range 100 {
@@ -286,7 +286,7 @@ func TestPagesNeitherSkipNorDouble(t *testing.T) {
 
 // put makes a MasterKey of team-a whose alias is its name.
 func (w *world) put(name string) {
-	w.objects.Put(kms.MasterKey{KeyID: goneID, Namespace: "team-a", Name: name, Aliases: []string{name}, CreatedAt: begin})
+	w.MasterKeys.Put(kms.MasterKey{KeyID: goneID, Namespace: "team-a", Name: name, Aliases: []string{name}, CreatedAt: begin})
 }
 
 func TestPagesHaveTheUsualLength(t *testing.T) {
@@ -359,12 +359,12 @@ func (l lagging) List(ctx context.Context, namespace string) ([]kms.MasterKey, e
 func TestAliasesOfAKeyThatTheListHasNotHeardOf(t *testing.T) {
 	w := listed(t)
 	arn := w.arn(t)
-	ring, err := sealtest.OpenEmbedded(t.Context(), w.store)
+	ring, err := sealtest.OpenEmbedded(t.Context(), w.Store)
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.Service, err = kms.New(kms.Config{
-		Seal: ring, Keys: w.store, MasterKeys: lagging{w.objects, "orders"}, Authenticator: w.tokens, Authorizer: w.rbac, Auditor: w.audit, Clock: w.clock,
+		Seal: ring, Keys: w.Store, MasterKeys: lagging{w.MasterKeys, "orders"}, Authenticator: w.Tokens, Authorizer: w.RBAC, Auditor: w.Audit, Clock: w.Clock,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -382,9 +382,9 @@ func TestListsAreOfThePodsOwnNamespace(t *testing.T) {
 	w := listed(t)
 	const guest, owner = "guest", "owner" // pods of team-b: with permissions in team-a, and in team-b
 	for token, namespace := range map[string]string{guest: "team-a", owner: "team-b"} {
-		w.tokens.Add(token, kmstest.Caller("team-b", token, token+"-pod"))
+		w.Tokens.Add(token, kmstest.Caller("team-b", token, token+"-pod"))
 		for _, verb := range []string{v1alpha1.VerbListKeys, v1alpha1.VerbListAliases, v1alpha1.VerbGenerateRandom} {
-			w.rbac.Grant("system:serviceaccount:team-b:"+token, kms.Access{Verb: verb, Resource: v1alpha1.ResourceMasterKeys, Namespace: namespace})
+			w.RBAC.Grant("system:serviceaccount:team-b:"+token, kms.Access{Verb: verb, Resource: v1alpha1.ResourceMasterKeys, Namespace: namespace})
 		}
 	}
 	if _, _, err := w.ListKeys(t.Context(), guest, 0, ""); kms.CodeOf(err) != kms.CodeDenied {

@@ -65,9 +65,9 @@ func memory(t *testing.T) (heap, resident int64) {
 func BenchmarkVersions(b *testing.B) {
 	for _, versions := range []uint32{1, 1000} {
 		w := settled(b)
-		blob := w.sealed(b, orders())
+		blob := w.Sealed(b, orders())
 		for v := uint32(2); v <= versions; v++ {
-			w.addVersion(b, ordersKey, v)
+			w.AddVersion(b, ordersKey, v)
 		}
 		w.Service = benchService(b, w, discard{}, clock.RealClock{})
 		p, err := envelope.NewPlaintext(32)

@@ -37,17 +37,17 @@ func TestNoMasterKeyIsMadeThatNoManagerThatStartsCouldOpen(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			before := w.store.Secrets()
-			lose(t, w.store)
+			before := w.Store.Secrets()
+			lose(t, w.Store)
 			_, err := w.EnsureMasterKey(t.Context(), ordersKey, terms, "")
 			if _, ok := errors.AsType[*seal.SecretError](err); !ok {
 				t.Errorf("got %v, want an error that names the Secret to restore", err)
 			}
-			if _, made := w.store.Secrets()[ordersKey.KeyID]; made {
+			if _, made := w.Store.Secrets()[ordersKey.KeyID]; made {
 				t.Error("material was made")
 			}
 			for _, secret := range []string{rootKey, seal.SealingKeysSecret} {
-				w.store.Put(before[secret])
+				w.Store.Put(before[secret])
 			}
 			if _, err := w.EnsureMasterKey(t.Context(), ordersKey, terms, ""); err != nil {
 				t.Errorf("after a restore: %v", err)
@@ -65,7 +65,7 @@ func TestEnsureMasterKeyMakesVersionOneAndFindsItAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ring, err := sealtest.OpenEmbedded(t.Context(), w.store)
+	ring, err := sealtest.OpenEmbedded(t.Context(), w.Store)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +82,7 @@ func TestEnsureMasterKeyMakesVersionOneAndFindsItAgain(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("first time: %s", diff)
 	}
-	secret := w.store.Secrets()[ordersKey.KeyID]
+	secret := w.Store.Secrets()[ordersKey.KeyID]
 	if secret.Type != "datakeys.io/master-key" {
 		t.Errorf("type of the Secret: got %s", secret.Type)
 	}
@@ -94,12 +94,12 @@ func TestEnsureMasterKeyMakesVersionOneAndFindsItAgain(t *testing.T) {
 		Time: begin, Operation: kms.OperationCreateMasterKeyVersion, Decision: kms.DecisionAllowed,
 		Key: &kms.AuditKey{ID: ordersKey.KeyID, Namespace: "team-a", Name: "orders", Version: 1},
 	}}
-	if diff := cmp.Diff(wantAudit, w.audit.Records()); diff != "" {
+	if diff := cmp.Diff(wantAudit, w.Audit.Records()); diff != "" {
 		t.Errorf("audit: %s", diff)
 	}
 
 	want.Created = false
-	w.clock.SetTime(begin.Add(time.Hour))
+	w.Clock.SetTime(begin.Add(time.Hour))
 	again, err := replica(t, w).EnsureMasterKey(t.Context(), ordersKey, terms, "")
 	if err != nil {
 		t.Fatal(err)
@@ -107,7 +107,7 @@ func TestEnsureMasterKeyMakesVersionOneAndFindsItAgain(t *testing.T) {
 	if diff := cmp.Diff(want, again); diff != "" {
 		t.Errorf("second time: %s", diff)
 	}
-	if diff := cmp.Diff(secret.Data, w.store.Secrets()[ordersKey.KeyID].Data); diff != "" {
+	if diff := cmp.Diff(secret.Data, w.Store.Secrets()[ordersKey.KeyID].Data); diff != "" {
 		t.Errorf("the second time changed the Secret: %s", diff)
 	}
 }
@@ -117,7 +117,7 @@ func TestTwoManagersThatMakeTheSameKeyAtOnceHaveOneMaterial(t *testing.T) {
 	managers := []*world{replica(t, w), replica(t, w)}
 	var both sync.WaitGroup
 	both.Add(len(managers))
-	w.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+	w.Store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
 		if c.Method == sealtest.Create {
 			both.Done()
 			both.Wait()
@@ -136,9 +136,9 @@ func TestTwoManagersThatMakeTheSameKeyAtOnceHaveOneMaterial(t *testing.T) {
 	if infos[0].Created == infos[1].Created {
 		t.Errorf("both say Created: %v", infos[0].Created)
 	}
-	w.objects.Put(object(ordersKey))
+	w.MasterKeys.Put(object(ordersKey))
 	for i, m := range managers {
-		blob := m.sealed(t, orders())
+		blob := m.Sealed(t, orders())
 		if _, err := managers[1-i].OpenDataKey(t.Context(), orders(), blob); err != nil {
 			t.Errorf("what manager %d made, the other does not open: %v", i, err)
 		}
@@ -153,16 +153,16 @@ func TestAMasterKeyConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for n := 1; ; n++ {
 				w := newWorld(t)
-				w.objects.Put(object(ordersKey))
-				before := len(w.store.Calls())
-				w.store.Hook = func(call int, _ sealtest.Call) sealtest.Fault {
+				w.MasterKeys.Put(object(ordersKey))
+				before := len(w.Store.Calls())
+				w.Store.Hook = func(call int, _ sealtest.Call) sealtest.Fault {
 					if call == before+n {
 						return fault
 					}
 					return sealtest.None
 				}
 				_, err := w.EnsureMasterKey(t.Context(), ordersKey, terms, "")
-				w.store.Hook = nil
+				w.Store.Hook = nil
 				if err == nil {
 					if n != 6 {
 						t.Errorf("EnsureMasterKey made %d calls, want 5: look, check the sealing keys, check the root key, make, read back", n-1)
@@ -172,7 +172,7 @@ func TestAMasterKeyConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
 				if !errors.Is(err, sealtest.ErrInjected) {
 					t.Fatalf("call %d: got %v, want the injected error", n, err)
 				}
-				durable := w.store.Secrets()[ordersKey.KeyID]
+				durable := w.Store.Secrets()[ordersKey.KeyID]
 
 				after := replica(t, w) // the manager died
 				info, err := after.EnsureMasterKey(t.Context(), ordersKey, terms, "")
@@ -183,11 +183,11 @@ func TestAMasterKeyConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
 					t.Errorf("call %d: got %d versions, want 1", n, len(info.Versions))
 				}
 				if len(durable.Data) > 0 {
-					if diff := cmp.Diff(durable.Data, w.store.Secrets()[ordersKey.KeyID].Data); diff != "" {
+					if diff := cmp.Diff(durable.Data, w.Store.Secrets()[ordersKey.KeyID].Data); diff != "" {
 						t.Errorf("call %d: material that was there was changed: %s", n, diff)
 					}
 				}
-				if _, err := replica(t, w).OpenDataKey(t.Context(), orders(), after.sealed(t, orders())); err != nil {
+				if _, err := replica(t, w).OpenDataKey(t.Context(), orders(), after.Sealed(t, orders())); err != nil {
 					t.Errorf("call %d: a data key does not open: %v", n, err)
 				}
 			}
@@ -197,7 +197,7 @@ func TestAMasterKeyConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
 
 func TestMasterKeyMaterialThatIsNotAsItShouldBe(t *testing.T) {
 	flip := func(w *world) {
-		w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v1"][70] ^= 1 })
+		w.Store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v1"][70] ^= 1 })
 	}
 	for name, c := range map[string]struct {
 		damage func(*testing.T, *world)
@@ -206,7 +206,7 @@ func TestMasterKeyMaterialThatIsNotAsItShouldBe(t *testing.T) {
 		says   string
 	}{
 		"it is gone": {
-			damage: func(_ *testing.T, w *world) { w.store.Delete(ordersKey.KeyID) },
+			damage: func(_ *testing.T, w *world) { w.Store.Delete(ordersKey.KeyID) },
 			ref:    ordersKey, want: kms.ErrMaterialMissing,
 		},
 		"it belongs to another namespace": {
@@ -223,47 +223,47 @@ func TestMasterKeyMaterialThatIsNotAsItShouldBe(t *testing.T) {
 		},
 		"it was copied from another key's Secret": {
 			damage: func(_ *testing.T, w *world) {
-				theirs := w.store.Secrets()[otherKey.KeyID].Data
-				w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data = theirs })
+				theirs := w.Store.Secrets()[otherKey.KeyID].Data
+				w.Store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data = theirs })
 			},
 			ref: ordersKey, want: kms.ErrMaterialBroken, says: "has an entry v1 that does not open",
 		},
 		"version 1 stands again as version 2": {
 			damage: func(_ *testing.T, w *world) {
-				w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v2"] = s.Data["v1"] })
+				w.Store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v2"] = s.Data["v1"] })
 			},
 			ref: ordersKey, want: kms.ErrMaterialBroken, says: "has an entry v2 that does not open",
 		},
 		"version 1 is lost and there is a version 2": {
 			damage: func(t *testing.T, w *world) {
 				t.Helper()
-				w.addVersion(t, ordersKey, 2)
-				w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { delete(s.Data, "v1") })
+				w.AddVersion(t, ordersKey, 2)
+				w.Store.Edit(ordersKey.KeyID, func(s *seal.Secret) { delete(s.Data, "v1") })
 			},
 			ref: ordersKey, want: kms.ErrMaterialBroken, says: "lacks an entry: it has 1 versions and the newest is 2",
 		},
 		"version 2 belongs to another MasterKey": {
 			damage: func(t *testing.T, w *world) {
 				t.Helper()
-				w.addVersion(t, kms.MasterKeyRef{KeyID: ordersKey.KeyID, Namespace: "team-b", Name: "orders"}, 2)
+				w.AddVersion(t, kms.MasterKeyRef{KeyID: ordersKey.KeyID, Namespace: "team-b", Name: "orders"}, 2)
 			},
 			ref: ordersKey, want: kms.ErrMaterialBroken, says: "has versions of two MasterKeys",
 		},
 		"there is no version in its Secret": {
 			damage: func(_ *testing.T, w *world) {
-				w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data = nil })
+				w.Store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data = nil })
 			},
 			ref: ordersKey, want: kms.ErrMaterialBroken, says: "has no entry with a version",
 		},
 		"its age is not known": {
 			damage: func(_ *testing.T, w *world) {
-				w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v1.createdAt"] = []byte("yesterday") })
+				w.Store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v1.createdAt"] = []byte("yesterday") })
 			},
 			ref: ordersKey, want: kms.ErrMaterialBroken, says: "has no time as in RFC 3339 in its entry v1.createdAt",
 		},
 		"its Secret is of another type": {
 			damage: func(_ *testing.T, w *world) {
-				w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Type = "Opaque" })
+				w.Store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Type = "Opaque" })
 			},
 			ref: ordersKey, want: kms.ErrMaterialBroken, says: `is of type "Opaque"`,
 		},
@@ -281,8 +281,8 @@ func TestMasterKeyMaterialThatIsNotAsItShouldBe(t *testing.T) {
 			if c.damage != nil {
 				c.damage(t, w)
 			}
-			w.later(time.Second)
-			before := w.store.Secrets()
+			w.Later(time.Second)
+			before := w.Store.Secrets()
 			data := orders()
 			data.MasterKey, data.Namespace = c.ref, c.ref.Namespace
 
@@ -307,7 +307,7 @@ func TestMasterKeyMaterialThatIsNotAsItShouldBe(t *testing.T) {
 					}
 				}
 			}
-			if diff := cmp.Diff(before, w.store.Secrets()); diff != "" {
+			if diff := cmp.Diff(before, w.Store.Secrets()); diff != "" {
 				t.Errorf("Secrets were changed: %s", diff)
 			}
 		})
@@ -316,11 +316,11 @@ func TestMasterKeyMaterialThatIsNotAsItShouldBe(t *testing.T) {
 
 func TestOneDamagedVersionTakesNoDataKeyOfAnotherAway(t *testing.T) {
 	w := settled(t)
-	blob := w.sealed(t, orders())
-	w.addVersion(t, ordersKey, 2)
-	w.later(time.Second)
-	second := w.sealed(t, orders())
-	w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v2"][80] ^= 1 })
+	blob := w.Sealed(t, orders())
+	w.AddVersion(t, ordersKey, 2)
+	w.Later(time.Second)
+	second := w.Sealed(t, orders())
+	w.Store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v2"][80] ^= 1 })
 	w = replica(t, w)
 
 	if _, err := w.OpenDataKey(t.Context(), orders(), second); !errors.Is(err, kms.ErrMaterialBroken) || errors.Is(err, kms.ErrKeyVersionMissing) {
@@ -342,7 +342,7 @@ func TestOneDamagedVersionTakesNoDataKeyOfAnotherAway(t *testing.T) {
 func TestMasterKeyReportsEveryVersionNewestFirst(t *testing.T) {
 	w := settled(t)
 	for v := range uint32(11) {
-		w.addVersion(t, ordersKey, v+2)
+		w.AddVersion(t, ordersKey, v+2)
 	}
 	got, err := w.MasterKey(t.Context(), ordersKey)
 	if err != nil {
@@ -367,8 +367,8 @@ func TestOwnerOfTellsWhoseTheMaterialIs(t *testing.T) {
 	if err != nil || owner != theirsKey || !cmp.Equal(want, info) {
 		t.Errorf("got %+v, %v: %s", owner, err, cmp.Diff(want, info))
 	}
-	w.store.Edit(theirsKey.KeyID, func(s *seal.Secret) { s.Data["record"] = recordOf(0) })
-	w.store.Edit(otherKey.KeyID, func(s *seal.Secret) { s.Data["v1"][80] ^= 1 })
+	w.Store.Edit(theirsKey.KeyID, func(s *seal.Secret) { s.Data["record"] = recordOf(0) })
+	w.Store.Edit(otherKey.KeyID, func(s *seal.Secret) { s.Data["v1"][80] ^= 1 })
 	nobody := func(id string) kms.MasterKeyRef { return kms.MasterKeyRef{KeyID: id} }
 	for name, c := range map[string]struct {
 		id    string
@@ -399,7 +399,7 @@ func TestALongMasterKeyNameFitsIntoALabel(t *testing.T) {
 		if _, err := w.EnsureMasterKey(t.Context(), ref, terms, ""); err != nil {
 			t.Fatal(err)
 		}
-		if got := w.store.Secrets()[ref.KeyID].Labels["datakeys.io/master-key"]; got != want {
+		if got := w.Store.Secrets()[ref.KeyID].Labels["datakeys.io/master-key"]; got != want {
 			t.Errorf("%s: got %q, want %q", name, got, want)
 		}
 	}
@@ -407,12 +407,12 @@ func TestALongMasterKeyNameFitsIntoALabel(t *testing.T) {
 
 func TestNoMasterKeyIsMadeThatCannotBeAudited(t *testing.T) {
 	w := newWorld(t)
-	w.audit.Err = errors.New("disk full")
+	w.Audit.Err = errors.New("disk full")
 	_, err := w.EnsureMasterKey(t.Context(), ordersKey, terms, "")
 	if kms.CodeOf(err) != kms.CodeUnavailable {
 		t.Errorf("got %v, want Unavailable", err)
 	}
-	if _, made := w.store.Secrets()[ordersKey.KeyID]; made {
+	if _, made := w.Store.Secrets()[ordersKey.KeyID]; made {
 		t.Error("the key was made")
 	}
 }

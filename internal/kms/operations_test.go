@@ -26,9 +26,9 @@ var verbs = []string{
 
 // limited adds a caller of team-a who has these verbs on the master key orders and nothing else, and returns the token.
 func (w *world) limited(token string, verbs ...string) string {
-	w.tokens.Add(token, kmstest.Caller("team-a", token, token+"-pod"))
+	w.Tokens.Add(token, kmstest.Caller("team-a", token, token+"-pod"))
 	for _, verb := range verbs {
-		w.rbac.Grant("system:serviceaccount:team-a:"+token,
+		w.RBAC.Grant("system:serviceaccount:team-a:"+token,
 			kms.Access{Verb: verb, Resource: v1alpha1.ResourceMasterKeys, Namespace: "team-a", Name: "orders"})
 	}
 	return token
@@ -75,7 +75,7 @@ func TestEachOperationNeedsItsVerbsAndNoOther(t *testing.T) {
 			return errors.Join(err, results[0].Err)
 		}},
 		"Renew": {[]string{"decrypt"}, func(_ context.Context, token string) error {
-			return w.renew(t, token, renewOf(t, w.sealed(t, orders()))) //nolint:contextcheck // the test's
+			return w.renew(t, token, renewOf(t, w.Sealed(t, orders()))) //nolint:contextcheck // the test's
 		}},
 		"ReEncrypt": {[]string{"reencryptfrom", "reencryptto"}, func(ctx context.Context, token string) error {
 			_, err := w.ReEncrypt(ctx, token, kms.ReEncryptRequest{CiphertextBlob: made.CiphertextBlob, DestinationKeyID: "orders", Door: kms.DoorAWS})
@@ -104,7 +104,7 @@ func TestReEncrypt(t *testing.T) {
 	}
 	request := func(change func(*kms.ReEncryptRequest)) kms.ReEncryptRequest {
 		r := kms.ReEncryptRequest{
-			CiphertextBlob: w.sealed(t, orders()), SourceEncryptionContext: orders().EncryptionContext,
+			CiphertextBlob: w.Sealed(t, orders()), SourceEncryptionContext: orders().EncryptionContext,
 			DestinationKeyID: "orders", DestinationEncryptionContext: map[string]string{"new": "context"}, Door: kms.DoorAWS,
 		}
 		if change != nil {
@@ -120,7 +120,7 @@ func TestReEncrypt(t *testing.T) {
 		r.CiphertextBlob, r.SourceEncryptionContext = made.CiphertextBlob, nil
 	}
 	onRequest := func(token string) string {
-		w.rbac.Grant("system:serviceaccount:team-a:"+token,
+		w.RBAC.Grant("system:serviceaccount:team-a:"+token,
 			kms.Access{Verb: "decrypt", Resource: v1alpha1.ResourceDataKeyRequests, Namespace: "team-a", Name: "orders"})
 		return token
 	}
@@ -143,12 +143,12 @@ func TestReEncrypt(t *testing.T) {
 		"with another context":                              {allKeys, request(func(r *kms.ReEncryptRequest) { r.SourceEncryptionContext = nil }), kmsv1.ReasonInvalidCiphertext},
 	} {
 		t.Run(name, func(t *testing.T) {
-			before := len(w.audit.Records())
+			before := len(w.Audit.Records())
 			got, err := w.ReEncrypt(t.Context(), c.token, c.req)
 			if kms.ReasonOf(err) != c.want {
 				t.Fatalf("got %v, want %q", err, c.want)
 			}
-			records := w.audit.Records()[before:]
+			records := w.Audit.Records()[before:]
 			if len(records) != 1 {
 				t.Fatalf("got %d audit records, want 1", len(records))
 			}
@@ -193,10 +193,10 @@ func TestKeysByTheirAliases(t *testing.T) {
 	w := settled(t)
 	o := inState(ordersKey, kms.KeyStateEnabled)
 	o.Aliases = []string{"orders-prod"}
-	w.objects.Put(o)
+	w.MasterKeys.Put(o)
 	theirs := inState(theirsKey, kms.KeyStateEnabled)
 	theirs.Aliases = []string{"theirs"}
-	w.objects.Put(theirs)
+	w.MasterKeys.Put(theirs)
 	info, err := w.MasterKey(t.Context(), ordersKey)
 	if err != nil {
 		t.Fatal(err)
@@ -244,7 +244,7 @@ func TestADamagedBlobOpensForNobody(t *testing.T) {
 	said := map[string]bool{}
 	check := func(what string, at int, blob []byte, want ...string) {
 		t.Helper()
-		w.clock.SetTime(w.clock.Now().Add(time.Second)) // or the pod had too much refused
+		w.Clock.SetTime(w.Clock.Now().Add(time.Second)) // or the pod had too much refused
 		for door, opened := range map[string]func() error{
 			"Decrypt": func() error {
 				resp, err := w.Decrypt(t.Context(), allKeys, kms.DecryptRequest{CiphertextBlob: blob, Door: kms.DoorAWS})
@@ -294,7 +294,7 @@ func TestADamagedBlobOpensForNobody(t *testing.T) {
 	if len(said) > 12 {
 		t.Errorf("%d different answers: %v", len(said), said)
 	}
-	for _, r := range w.audit.Records() {
+	for _, r := range w.Audit.Records() {
 		if r.Decision == kms.DecisionAllowed && r.Operation != kms.OperationGenerateDataKey && r.Operation != kms.OperationCreateMasterKeyVersion {
 			t.Errorf("a record says that something was allowed: %+v", r)
 		}

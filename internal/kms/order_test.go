@@ -36,11 +36,11 @@ func TestTheOrderOfChecks(t *testing.T) {
 	}
 	states := func(r *request) []rule {
 		return []rule{
-			{kmsv1.ReasonKeyDisabled, "is Disabled", func() { r.w.objects.Put(inState(ordersKey, kms.KeyStatePendingDeletion)) }},
+			{kmsv1.ReasonKeyDisabled, "is Disabled", func() { r.w.MasterKeys.Put(inState(ordersKey, kms.KeyStatePendingDeletion)) }},
 			{kmsv1.ReasonKeyPendingDeletion, "is PendingDeletion: set its spec.state to Enabled to use it again", func() {
-				r.w.objects.Put(inState(ordersKey, "Strange"))
+				r.w.MasterKeys.Put(inState(ordersKey, "Strange"))
 			}},
-			{kmsv1.ReasonKeyUnavailable, `in the unknown state "Strange"`, func() { r.w.objects.Put(inState(ordersKey, kms.KeyStateEnabled)) }},
+			{kmsv1.ReasonKeyUnavailable, `in the unknown state "Strange"`, func() { r.w.MasterKeys.Put(inState(ordersKey, kms.KeyStateEnabled)) }},
 		}
 	}
 	join := func(lists ...[]rule) (all []rule) {
@@ -111,7 +111,7 @@ func TestTheOrderOfChecks(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r.w.objects.Put(inState(otherKey, kms.KeyStateDisabled))
+			r.w.MasterKeys.Put(inState(otherKey, kms.KeyStateDisabled))
 			q := &kms.ReEncryptRequest{
 				CiphertextBlob: []byte("no blob"), SourceEncryptionContext: pairs, SourceAAD: aad, SourceKeyID: "no/name", SourceIV: []byte("short"),
 				DestinationKeyID: "", DestinationEncryptionContext: map[string]string{"k": strings.Repeat("v", 8192)}, DestinationAAD: aad, DryRun: true,
@@ -130,7 +130,7 @@ func TestTheOrderOfChecks(t *testing.T) {
 				{kmsv1.ReasonIncorrectKey, "source_key_id: the blob is of another key", func() { q.SourceKeyID = "other" }},
 				{kmsv1.ReasonDenied, `needs the verb reencryptto on the MasterKey that destination_key_id "none" names`, func() { r.token = allKeys }},
 				{kmsv1.ReasonKeyNotFound, "destination_key_id: ", func() { q.DestinationKeyID = "orders" }},
-				{kmsv1.ReasonKeyDisabled, "team-a/other is Disabled", func() { r.w.objects.Put(inState(otherKey, kms.KeyStateEnabled)) }},
+				{kmsv1.ReasonKeyDisabled, "team-a/other is Disabled", func() { r.w.MasterKeys.Put(inState(otherKey, kms.KeyStateEnabled)) }},
 			}, states(r), []rule{
 				{kmsv1.ReasonInvalidCiphertext, "source_iv: is not the one of the blob", func() { q.SourceIV = nil }},
 				{kmsv1.ReasonInvalidCiphertext, "does not open with this source_encryption_context or source_aad", func() { q.SourceEncryptionContext = nil }},
@@ -142,16 +142,16 @@ func TestTheOrderOfChecks(t *testing.T) {
 			r := &request{w: settled(t)}
 			call, rules := operation(r)
 			rules = append([]rule{{kmsv1.ReasonUnauthenticated, "carries no token", func() { r.token = nobody }}}, rules...)
-			r.w.objects.Put(inState(ordersKey, kms.KeyStateDisabled))
+			r.w.MasterKeys.Put(inState(ordersKey, kms.KeyStateDisabled))
 			wellFormed := false
 			for i, rule := range rules {
 				wellFormed = wellFormed || rule.reason == kmsv1.ReasonDenied
-				before := len(r.w.audit.Records())
+				before := len(r.w.Audit.Records())
 				err := call()
 				if kms.ReasonOf(err) != rule.reason || !strings.Contains(err.Error(), rule.says) {
 					t.Fatalf("rule %d: got %v (%s), want %s that says %q", i, err, kms.ReasonOf(err), rule.reason, rule.says)
 				}
-				records := r.w.audit.Records()[before:]
+				records := r.w.Audit.Records()[before:]
 				if (len(records) == 1) != wellFormed {
 					t.Errorf("rule %d: got the audit records %v", i, records)
 				}
@@ -163,7 +163,7 @@ func TestTheOrderOfChecks(t *testing.T) {
 			if err := call(); err != nil {
 				t.Errorf("with every rule kept: %v", err)
 			}
-			last := r.w.audit.Records()[len(r.w.audit.Records())-1]
+			last := r.w.Audit.Records()[len(r.w.Audit.Records())-1]
 			if last.DryRun || last.Decision != kms.DecisionAllowed || last.Operation != name && name != "GenerateDataKeyPair" || last.Bytes == 0 {
 				t.Errorf("got the audit record %+v", last)
 			}
@@ -173,7 +173,7 @@ func TestTheOrderOfChecks(t *testing.T) {
 
 // blobRules are those that a blob and what stands beside it keep by themselves.
 func (w *world) blobRules(q *kms.DecryptRequest, made kms.GenerateDataKeyResponse) []rule {
-	sealed := w.store.Secrets()[ordersKey.KeyID].Data["v1"]
+	sealed := w.Store.Secrets()[ordersKey.KeyID].Data["v1"]
 	return []rule{
 		{kmsv1.ReasonInvalid, "ciphertext_blob: must be 1 to 6144 bytes", func() { q.CiphertextBlob = nil }},
 		{kmsv1.ReasonInvalid, "ciphertext_blob: must be 1 to 6144 bytes", func() { q.CiphertextBlob = made.CiphertextBlob[1:] }},

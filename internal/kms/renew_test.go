@@ -49,23 +49,23 @@ func TestRenewDecidesAsDecryptDoes(t *testing.T) {
 	scoped := []string{"scoped", "payments", "scoped, of no key", "scoped, of team-b's key", "scoped, of no version", "scoped, of no material"}
 	for name, change := range map[string]func(*world){
 		"all is well":                    nil,
-		"a permission is taken back":     func(w *world) { w.rbac.Revoke("system:serviceaccount:team-a:app") },
-		"the MasterKey is deleted":       func(w *world) { w.objects.Delete("team-a", "orders") },
-		"the MasterKey is made anew":     func(w *world) { w.objects.Put(kms.MasterKey{KeyID: goneID, Namespace: "team-a", Name: "orders"}) },
-		"Disabled":                       func(w *world) { w.objects.Put(inState(ordersKey, kms.KeyStateDisabled)) },
-		"PendingDeletion":                func(w *world) { w.objects.Put(inState(ordersKey, kms.KeyStatePendingDeletion)) },
-		"Destroyed":                      func(w *world) { w.objects.Put(inState(ordersKey, kms.KeyStateDestroyed)) },
-		"a state of the future":          func(w *world) { w.objects.Put(inState(ordersKey, "Strange")) },
-		"the MasterKeys cannot be read":  func(w *world) { w.objects.Err = errors.New("no connection") },
-		"tokens cannot be reviewed":      func(w *world) { w.tokens.Err = errors.New("no connection") },
-		"permissions cannot be reviewed": func(w *world) { w.rbac.Err = errors.New("no connection") },
-		"the material is damaged":        func(w *world) { w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v1"][70] ^= 1 }) },
-		"the material is gone":           func(w *world) { w.store.Delete(ordersKey.KeyID) },
+		"a permission is taken back":     func(w *world) { w.RBAC.Revoke("system:serviceaccount:team-a:app") },
+		"the MasterKey is deleted":       func(w *world) { w.MasterKeys.Delete("team-a", "orders") },
+		"the MasterKey is made anew":     func(w *world) { w.MasterKeys.Put(kms.MasterKey{KeyID: goneID, Namespace: "team-a", Name: "orders"}) },
+		"Disabled":                       func(w *world) { w.MasterKeys.Put(inState(ordersKey, kms.KeyStateDisabled)) },
+		"PendingDeletion":                func(w *world) { w.MasterKeys.Put(inState(ordersKey, kms.KeyStatePendingDeletion)) },
+		"Destroyed":                      func(w *world) { w.MasterKeys.Put(inState(ordersKey, kms.KeyStateDestroyed)) },
+		"a state of the future":          func(w *world) { w.MasterKeys.Put(inState(ordersKey, "Strange")) },
+		"the MasterKeys cannot be read":  func(w *world) { w.MasterKeys.Err = errors.New("no connection") },
+		"tokens cannot be reviewed":      func(w *world) { w.Tokens.Err = errors.New("no connection") },
+		"permissions cannot be reviewed": func(w *world) { w.RBAC.Err = errors.New("no connection") },
+		"the material is damaged":        func(w *world) { w.Store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v1"][70] ^= 1 }) },
+		"the material is gone":           func(w *world) { w.Store.Delete(ordersKey.KeyID) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := settled(t)
 			b := blobs(t, w)
-			materialID, material := w.material(t, ordersKey)
+			materialID, material := w.Material(t, ordersKey)
 			h := envelope.Header{
 				Kind: envelope.KindDataKey, KeyID: keyID(t, ordersKey.KeyID), KeyVersion: 2, MaterialID: materialID,
 				Scope: envelope.Scope{Namespace: "team-a", Name: "orders", Generation: 1},
@@ -84,9 +84,9 @@ func TestRenewDecidesAsDecryptDoes(t *testing.T) {
 							req.EncryptionContext = orders().EncryptionContext
 						}
 						_, want := w.Decrypt(t.Context(), token, req)
-						w.later(3 * time.Second) // what was not found is looked for again
+						w.Later(3 * time.Second) // what was not found is looked for again
 						got := w.renew(t, token, renewOf(t, b[blob]))
-						w.later(3 * time.Second)
+						w.Later(3 * time.Second)
 						if text(got) != text(want) || kms.ReasonOf(got) != kms.ReasonOf(want) {
 							t.Errorf("%q, %s: Renew says %v, Decrypt %v", token, blob, got, want)
 						}
@@ -115,19 +115,19 @@ func TestRenewOpensNothing(t *testing.T) {
 // The namespace is never the caller's to say: what a pod of another one asks for is a data key of its own.
 func TestRenewIsOfTheCallersNamespace(t *testing.T) {
 	w := settled(t)
-	err := w.renew(t, stranger, renewOf(t, w.sealed(t, orders())))
+	err := w.renew(t, stranger, renewOf(t, w.Sealed(t, orders())))
 	// It may decrypt under the master key of team-a: that is what the key's owner allowed. The request is asked about at home.
 	if err != nil {
 		t.Errorf("got %v", err)
 	}
-	for _, a := range w.rbac.Asked() {
+	for _, a := range w.RBAC.Asked() {
 		if a.Resource == "datakeyrequests" && a.Namespace != "team-b" {
 			t.Errorf("RBAC was asked %+v", a)
 		}
 	}
-	w.rbac.Revoke("system:serviceaccount:team-b:stranger")
-	w.later(11 * time.Second)
-	if err := w.renew(t, stranger, renewOf(t, w.sealed(t, orders()))); kms.CodeOf(err) != kms.CodeDenied || !strings.Contains(err.Error(), "in namespace team-b") {
+	w.RBAC.Revoke("system:serviceaccount:team-b:stranger")
+	w.Later(11 * time.Second)
+	if err := w.renew(t, stranger, renewOf(t, w.Sealed(t, orders()))); kms.CodeOf(err) != kms.CodeDenied || !strings.Contains(err.Error(), "in namespace team-b") {
 		t.Errorf("without a permission: got %v", err)
 	}
 }
@@ -135,9 +135,9 @@ func TestRenewIsOfTheCallersNamespace(t *testing.T) {
 // The first rule that a data key breaks is told; once it is kept, the next.
 func TestTheOrderOfChecksOfRenew(t *testing.T) {
 	w := settled(t)
-	good := renewOf(t, w.sealed(t, orders()))
+	good := renewOf(t, w.Sealed(t, orders()))
 	q, token := kms.RenewRequest{KeyID: "orders", KeyVersion: -1, MaterialID: []byte("short"), Name: "No name!"}, ""
-	w.objects.Put(inState(ordersKey, kms.KeyStateDisabled))
+	w.MasterKeys.Put(inState(ordersKey, kms.KeyStateDisabled))
 	for i, rule := range []rule{
 		{"UNAUTHENTICATED", "carries no token", func() { token = nobody }},
 		{"INVALID", "key_id: must be a key ID, as in the blob", func() { q.KeyID = "arn:datakeys:kms:0123456789ab:team-a:key/" + goneID }},
@@ -150,18 +150,18 @@ func TestTheOrderOfChecksOfRenew(t *testing.T) {
 		{"INVALID", "name: must be the name of a DataKeyRequest", func() { q.Name = "orders" }},
 		{"DENIED", "needs the verb decrypt on datakeyrequests/orders in namespace team-a, or on its MasterKey", func() { token = app }},
 		{"KEY_NOT_FOUND", "ciphertext_blob: the key or key version that made it is not known here", func() { q.KeyID = good.KeyID }},
-		{"KEY_DISABLED", "is Disabled", func() { w.objects.Put(inState(ordersKey, kms.KeyStatePendingDeletion)) }},
-		{"KEY_PENDING_DELETION", "is PendingDeletion", func() { w.objects.Put(inState(ordersKey, kms.KeyStateEnabled)) }},
+		{"KEY_DISABLED", "is Disabled", func() { w.MasterKeys.Put(inState(ordersKey, kms.KeyStatePendingDeletion)) }},
+		{"KEY_PENDING_DELETION", "is PendingDeletion", func() { w.MasterKeys.Put(inState(ordersKey, kms.KeyStateEnabled)) }},
 		{"KEY_NOT_FOUND", "ciphertext_blob: the key or key version that made it is not known here", func() { q.KeyVersion = 1 }},
 		{"KEY_NOT_FOUND", "ciphertext_blob: the key or key version that made it is not known here", func() { q.MaterialID = good.MaterialID }},
 	} {
-		before := len(w.audit.Records())
+		before := len(w.Audit.Records())
 		err := w.renew(t, token, q)
 		if kms.ReasonOf(err) != rule.reason || !strings.Contains(err.Error(), rule.says) {
 			t.Fatalf("rule %d: got %v (%s), want %s that says %q", i, err, kms.ReasonOf(err), rule.reason, rule.says)
 		}
 		wellFormed := rule.reason != "UNAUTHENTICATED" && rule.reason != "INVALID"
-		if got := len(w.audit.Records()) - before; (got == 1) != wellFormed {
+		if got := len(w.Audit.Records()) - before; (got == 1) != wellFormed {
 			t.Errorf("rule %d: got %d audit records", i, got)
 		}
 		rule.mend()
@@ -174,29 +174,29 @@ func TestTheOrderOfChecksOfRenew(t *testing.T) {
 // Sidecars renew all the time: the audit log has what is refused, and nothing else.
 func TestOnlyRefusedRenewalsAreRecorded(t *testing.T) {
 	w := settled(t)
-	good := renewOf(t, w.sealed(t, orders()))
-	before, asked := len(w.audit.Records()), len(w.rbac.Asked())
+	good := renewOf(t, w.Sealed(t, orders()))
+	before, asked := len(w.Audit.Records()), len(w.RBAC.Asked())
 	refusals, err := w.Renew(t.Context(), app, slices.Repeat([]kms.RenewRequest{good}, 100))
 	if err != nil || slices.ContainsFunc(refusals, func(err error) bool { return err != nil }) {
 		t.Fatalf("got %v, %v", refusals, err)
 	}
-	if got := len(w.audit.Records()) - before; got != 0 {
+	if got := len(w.Audit.Records()) - before; got != 0 {
 		t.Errorf("got %d audit records, want none", got)
 	}
-	if got := len(w.rbac.Asked()) - asked; got != 2 { // the key, the request
+	if got := len(w.RBAC.Asked()) - asked; got != 2 { // the key, the request
 		t.Errorf("RBAC was asked %d times, want once about the same access", got)
 	}
 	// What cannot be recorded is not released: but nothing is.
-	w.audit.Err = errors.New("disk full")
+	w.Audit.Err = errors.New("disk full")
 	if err := w.renew(t, app, good); err != nil {
 		t.Errorf("while the audit log is full: %v", err)
 	}
-	w.audit.Err = nil
+	w.Audit.Err = nil
 
 	if err := w.renew(t, nobody, good); kms.CodeOf(err) != kms.CodeDenied {
 		t.Fatalf("got %v", err)
 	}
-	records := w.audit.Records()[before:]
+	records := w.Audit.Records()[before:]
 	if len(records) != 1 {
 		t.Fatalf("got %d audit records, want 1", len(records))
 	}
@@ -206,14 +206,14 @@ func TestOnlyRefusedRenewalsAreRecorded(t *testing.T) {
 		!cmp.Equal(*r.DataKey, kms.AuditDataKey{Namespace: "team-a", Name: "orders"}) {
 		t.Errorf("got %+v of %+v, %+v", r, r.Key, r.DataKey)
 	}
-	if events := w.events.Denials(); len(events) != 1 || events[0].DataKeyRequest != "orders" {
+	if events := w.Events.Denials(); len(events) != 1 || events[0].DataKeyRequest != "orders" {
 		t.Errorf("got the events %+v", events)
 	}
 }
 
 func TestARenewalOfTheWrongSizeIsRefusedWhole(t *testing.T) {
 	w := settled(t)
-	good := renewOf(t, w.sealed(t, orders()))
+	good := renewOf(t, w.Sealed(t, orders()))
 	for n, want := range map[int]kms.Code{0: kms.CodeInvalidArgument, 1: 0, 100: 0, 101: kms.CodeInvalidArgument} {
 		refusals, err := w.Renew(t.Context(), app, slices.Repeat([]kms.RenewRequest{good}, n))
 		if kms.CodeOf(err) != want || err == nil && len(refusals) != n || err != nil && !strings.Contains(err.Error(), "data_keys: must be 1 to 100") {
@@ -225,7 +225,7 @@ func TestARenewalOfTheWrongSizeIsRefusedWhole(t *testing.T) {
 // Renewals cost a pod what opening does, and refused ones what refused ones do.
 func TestRenewalsCountAgainstTheLimitsOfAPod(t *testing.T) {
 	l := newLimited(t, kms.Limits{Calls: 10, CallsBurst: 200, Refusals: 1, RefusalsBurst: 50})
-	good := renewOf(t, l.sealed(t, orders()))
+	good := renewOf(t, l.Sealed(t, orders()))
 	batch := func(token string, want kms.Code) func() error {
 		return func() error {
 			refusals, err := l.Renew(t.Context(), token, slices.Repeat([]kms.RenewRequest{good}, 50))
@@ -280,12 +280,12 @@ func TestAnItemOfABatchThatHangsLeavesTheOthers(t *testing.T) {
 	w := settled(t)
 	hanging := orders()
 	hanging.MasterKey = otherKey
-	blob, other := w.sealed(t, orders()), w.sealed(t, hanging)
-	w.limits = kms.Limits{Calls: 100, CallsBurst: 100, Refusals: 1, RefusalsBurst: 2}
+	blob, other := w.Sealed(t, orders()), w.Sealed(t, hanging)
+	w.Limits = kms.Limits{Calls: 100, CallsBurst: 100, Refusals: 1, RefusalsBurst: 2}
 	w = replica(t, w)
 	release := make(chan struct{})
 	defer close(release)
-	w.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+	w.Store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
 		if c.Name == otherKey.KeyID {
 			<-release
 		}
@@ -293,7 +293,7 @@ func TestAnItemOfABatchThatHangsLeavesTheOthers(t *testing.T) {
 	}
 	disabled := object(ordersKey)
 	disabled.State = kms.KeyStateDisabled
-	w.objects.Put(disabled)
+	w.MasterKeys.Put(disabled)
 	caller := kmstest.Caller("team-a", app, app+"-pod")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()

@@ -21,7 +21,7 @@ const never = time.Duration(0)
 
 // requestRotation asks for a rotation of the sealing key, as somebody with kubectl does.
 func (w *world) requestRotation(value string) {
-	w.store.Edit(seal.SealingKeysSecret, func(s *seal.Secret) {
+	w.Store.Edit(seal.SealingKeysSecret, func(s *seal.Secret) {
 		s.Annotations = map[string]string{"datakeys.io/rotate-requested-at": value}
 	})
 }
@@ -30,7 +30,7 @@ func (w *world) requestRotation(value string) {
 func (w *world) sealedBy(t testing.TB) map[string]uint32 {
 	t.Helper()
 	by := map[string]uint32{}
-	for name, secret := range w.store.Secrets() {
+	for name, secret := range w.Store.Secrets() {
 		for entry, sealed := range secret.Data {
 			if _, ok := seal.ParseVersionEntry(entry); !ok || secret.Type != "datakeys.io/master-key" {
 				continue
@@ -47,17 +47,17 @@ func (w *world) sealedBy(t testing.TB) map[string]uint32 {
 
 func TestAfterARotationEverythingIsSealedAnewAndOpens(t *testing.T) {
 	w := settled(t)
-	w.addVersion(t, ordersKey, 2)
-	blob := w.sealed(t, orders())
-	_, before := w.material(t, ordersKey)
-	old := w.store.Secrets()
+	w.AddVersion(t, ordersKey, 2)
+	blob := w.Sealed(t, orders())
+	_, before := w.Material(t, ordersKey)
+	old := w.Store.Secrets()
 	w.requestRotation("now")
 	other := replica(t, w)
 
 	if err := other.TendSeal(t.Context(), false, never); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(old[ordersKey.KeyID], w.store.Secrets()[ordersKey.KeyID]); diff != "" {
+	if diff := cmp.Diff(old[ordersKey.KeyID], w.Store.Secrets()[ordersKey.KeyID]); diff != "" {
 		t.Errorf("a replica that does not lead wrote: %s", diff)
 	}
 	if err := w.TendSeal(t.Context(), true, never); err != nil {
@@ -67,7 +67,7 @@ func TestAfterARotationEverythingIsSealedAnewAndOpens(t *testing.T) {
 	if diff := cmp.Diff(want, w.sealedBy(t)); diff != "" {
 		t.Errorf("sealed by: %s", diff)
 	}
-	if _, after := w.material(t, ordersKey); !after.Equal(before) {
+	if _, after := w.Material(t, ordersKey); !after.Equal(before) {
 		t.Error("the material is another one")
 	}
 	for name, manager := range map[string]*world{"the leader": w, "another replica": other, "one that starts": replica(t, w)} {
@@ -79,13 +79,13 @@ func TestAfterARotationEverythingIsSealedAnewAndOpens(t *testing.T) {
 		}
 	}
 	for _, entry := range []string{"v1.createdAt", "v2.createdAt"} {
-		if !bytes.Equal(old[ordersKey.KeyID].Data[entry], w.store.Secrets()[ordersKey.KeyID].Data[entry]) {
+		if !bytes.Equal(old[ordersKey.KeyID].Data[entry], w.Store.Secrets()[ordersKey.KeyID].Data[entry]) {
 			t.Errorf("entry %s was changed", entry)
 		}
 	}
 
 	// What was backed up before opens too: old versions of the sealing key stay.
-	w.store.Put(old[ordersKey.KeyID])
+	w.Store.Put(old[ordersKey.KeyID])
 	if _, err := replica(t, w).OpenDataKey(t.Context(), orders(), blob); err != nil {
 		t.Errorf("a backup from before: %v", err)
 	}
@@ -93,15 +93,15 @@ func TestAfterARotationEverythingIsSealedAnewAndOpens(t *testing.T) {
 
 func TestResealingLeavesTheRecordAlone(t *testing.T) {
 	w, blobs := destroyed(t)
-	left := w.store.Secrets()[ordersKey.KeyID]
+	left := w.Store.Secrets()[ordersKey.KeyID]
 	other := orders()
 	other.MasterKey = otherKey
-	blob := w.sealed(t, other)
-	w.addVersion(t, otherKey, 2)
+	blob := w.Sealed(t, other)
+	w.AddVersion(t, otherKey, 2)
 	pending := []byte(`{"primary":1,"primarySince":"2026-11-21T12:00:00Z","rotateRequestedAt":"then","waitingPeriod":"168h0m0s",` +
 		`"deletion":{"beganAt":"2026-11-21T12:00:00Z","dueAt":"2026-12-21T12:00:00Z"}}`)
-	w.store.Edit(otherKey.KeyID, func(s *seal.Secret) { s.Data["record"] = pending })
-	before := w.store.Secrets()[otherKey.KeyID]
+	w.Store.Edit(otherKey.KeyID, func(s *seal.Secret) { s.Data["record"] = pending })
+	before := w.Store.Secrets()[otherKey.KeyID]
 
 	w.requestRotation("now")
 	if err := w.TendSeal(t.Context(), true, never); err != nil {
@@ -111,10 +111,10 @@ func TestResealingLeavesTheRecordAlone(t *testing.T) {
 	if diff := cmp.Diff(want, w.sealedBy(t)); diff != "" {
 		t.Errorf("sealed by: %s", diff)
 	}
-	if diff := cmp.Diff(left, w.store.Secrets()[ordersKey.KeyID]); diff != "" {
+	if diff := cmp.Diff(left, w.Store.Secrets()[ordersKey.KeyID]); diff != "" {
 		t.Errorf("what is left of a destroyed key was changed: %s", diff)
 	}
-	after := w.store.Secrets()[otherKey.KeyID]
+	after := w.Store.Secrets()[otherKey.KeyID]
 	for _, entry := range []string{"record", "v1.createdAt", "v2.createdAt"} {
 		if !bytes.Equal(before.Data[entry], after.Data[entry]) {
 			t.Errorf("entry %s was changed", entry)
@@ -143,11 +143,11 @@ func TestResealingIsIdleOnceItIsDone(t *testing.T) {
 		t.Fatal(err)
 	}
 	count := func() (calls, writes int) {
-		before := len(w.store.Calls())
+		before := len(w.Store.Calls())
 		if err := w.TendSeal(t.Context(), true, never); err != nil {
 			t.Fatal(err)
 		}
-		for _, c := range w.store.Calls()[before:] {
+		for _, c := range w.Store.Calls()[before:] {
 			calls++
 			if c.Method == sealtest.Update || c.Method == sealtest.Create {
 				writes++
@@ -158,17 +158,17 @@ func TestResealingIsIdleOnceItIsDone(t *testing.T) {
 	if calls, writes := count(); calls > 2 || writes > 0 {
 		t.Errorf("a minute later: %d calls and %d writes", calls, writes)
 	}
-	w.clock.SetTime(w.clock.Now().Add(25 * time.Hour))
+	w.Clock.SetTime(w.Clock.Now().Add(25 * time.Hour))
 	if calls, writes := count(); calls < 3 || writes > 0 {
 		t.Errorf("a day later: %d calls and %d writes: it must look again, and write nothing", calls, writes)
 	}
 	// A newer leader looks once, and writes nothing either.
 	newer := replica(t, w)
-	before := w.store.Secrets()
+	before := w.Store.Secrets()
 	if err := newer.TendSeal(t.Context(), true, never); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(before, w.store.Secrets()); diff != "" {
+	if diff := cmp.Diff(before, w.Store.Secrets()); diff != "" {
 		t.Errorf("a newer leader wrote: %s", diff)
 	}
 }
@@ -179,7 +179,7 @@ func TestAKeyThatWasMadeDuringTheRotationIsSealedAnewLater(t *testing.T) {
 	made := kms.MasterKeyRef{KeyID: "44444444-4444-4444-8444-444444444444", Namespace: "team-a", Name: "late"}
 	// The other manager has checked the sealing keys, and the rotation comes before it writes.
 	rotated := false
-	w.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+	w.Store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
 		if c.Method == sealtest.Create && c.Name == made.KeyID && !rotated {
 			rotated = true
 			w.requestRotation("now")
@@ -195,14 +195,14 @@ func TestAKeyThatWasMadeDuringTheRotationIsSealedAnewLater(t *testing.T) {
 	if got := w.sealedBy(t)[made.KeyID+" v1"]; got != 1 {
 		t.Fatalf("it was sealed by version %d: the story is not told", got)
 	}
-	w.clock.SetTime(w.clock.Now().Add(25 * time.Hour))
+	w.Clock.SetTime(w.Clock.Now().Add(25 * time.Hour))
 	if err := w.TendSeal(t.Context(), true, never); err != nil {
 		t.Fatal(err)
 	}
 	if got := w.sealedBy(t)[made.KeyID+" v1"]; got != 2 {
 		t.Errorf("a day later it is sealed by version %d", got)
 	}
-	w.store.Hook = nil
+	w.Store.Hook = nil
 	if _, err := late.MasterKey(t.Context(), made); err != nil {
 		t.Error(err)
 	}
@@ -217,10 +217,10 @@ func TestResealingSurvivesAFaultAtEveryCall(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for n := 1; ; n++ {
 				w := settled(t)
-				blob := w.sealed(t, orders())
+				blob := w.Sealed(t, orders())
 				w.requestRotation("now")
 				calls, writes := 0, 0
-				w.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+				w.Store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
 					if c.Method == sealtest.Update {
 						writes++
 					}
@@ -230,7 +230,7 @@ func TestResealingSurvivesAFaultAtEveryCall(t *testing.T) {
 					return sealtest.None
 				}
 				err := w.TendSeal(t.Context(), true, never)
-				w.store.Hook = nil
+				w.Store.Hook = nil
 				if calls < n {
 					if n < 15 || writes != 5 {
 						t.Errorf("only %d calls and %d writes: the story is not told", calls, writes)
@@ -264,7 +264,7 @@ func TestResealingSurvivesAFaultAtEveryCall(t *testing.T) {
 
 func TestTwoLeadersThatResealAtOnce(t *testing.T) {
 	w := settled(t)
-	blob := w.sealed(t, orders())
+	blob := w.Sealed(t, orders())
 	leaders := []*world{w, replica(t, w)}
 	w.requestRotation("now")
 	var both sync.WaitGroup
@@ -298,20 +298,20 @@ func TestResealingOverwritesNothingThatItHasNotRead(t *testing.T) {
 			w := settled(t)
 			w.requestRotation("now")
 			reads, added := 0, false
-			w.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+			w.Store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
 				if c == (sealtest.Call{Method: sealtest.Get, Name: ordersKey.KeyID}) {
 					reads++ // once before the rotation, once after it
 				}
 				if c == call && reads == 2 && !added {
 					added = true
-					w.addVersion(t, ordersKey, 2)
+					w.AddVersion(t, ordersKey, 2)
 				}
 				return sealtest.None
 			}
 			if err := w.TendSeal(t.Context(), true, never); err != nil {
 				t.Fatal(err)
 			}
-			w.store.Hook = nil
+			w.Store.Hook = nil
 			by := w.sealedBy(t)
 			if by[ordersKey.KeyID+" v1"] != 2 || by[ordersKey.KeyID+" v2"] != 2 {
 				t.Errorf("sealed by %v", by)
@@ -326,21 +326,21 @@ func TestResealingOverwritesNothingThatItHasNotRead(t *testing.T) {
 
 func TestWhatDoesNotOpenStaysAsItIs(t *testing.T) {
 	w := settled(t)
-	w.addVersion(t, ordersKey, 2)
-	w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v1"][90] ^= 1 })
-	damaged := w.store.Secrets()[ordersKey.KeyID].Data["v1"]
+	w.AddVersion(t, ordersKey, 2)
+	w.Store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v1"][90] ^= 1 })
+	damaged := w.Store.Secrets()[ordersKey.KeyID].Data["v1"]
 	w.requestRotation("now")
 	if err := w.TendSeal(t.Context(), true, never); err != nil {
 		t.Fatal(err)
 	}
-	if got := w.store.Secrets()[ordersKey.KeyID].Data["v1"]; !bytes.Equal(got, damaged) {
+	if got := w.Store.Secrets()[ordersKey.KeyID].Data["v1"]; !bytes.Equal(got, damaged) {
 		t.Error("the damaged entry was changed")
 	}
 	by := w.sealedBy(t)
 	if by[ordersKey.KeyID+" v2"] != 2 || by[otherKey.KeyID+" v1"] != 2 {
 		t.Errorf("the others are sealed by %v", by)
 	}
-	if !strings.Contains(w.log.String(), "is not sealed anew") {
+	if !strings.Contains(w.Log.String(), "is not sealed anew") {
 		t.Error("the log does not tell")
 	}
 	want := map[string]float64{
@@ -359,7 +359,7 @@ func TestWhatDoesNotOpenStaysAsItIs(t *testing.T) {
 // values are the counters and gauges, by their names and labels.
 func (w *world) values(t testing.TB) map[string]float64 {
 	t.Helper()
-	families, err := w.metrics.Gather()
+	families, err := w.Metrics.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -380,13 +380,13 @@ func (w *world) values(t testing.TB) map[string]float64 {
 // the number of the lost sealing key to another one.
 func TestNothingIsRotatedWhileASealingKeyIsMissing(t *testing.T) {
 	w := settled(t)
-	backup := w.store.Secrets()[seal.SealingKeysSecret]
+	backup := w.Store.Secrets()[seal.SealingKeysSecret]
 	w.requestRotation("now")
 	if err := w.TendSeal(t.Context(), true, never); err != nil {
 		t.Fatal(err)
 	}
-	newer := w.store.Secrets()[seal.SealingKeysSecret]
-	w.store.Put(backup)
+	newer := w.Store.Secrets()[seal.SealingKeysSecret]
+	w.Store.Put(backup)
 	w.requestRotation("again")
 	started := replica(t, w)
 	for range 2 {
@@ -398,8 +398,8 @@ func TestNothingIsRotatedWhileASealingKeyIsMissing(t *testing.T) {
 	if _, err := started.MasterKey(t.Context(), ordersKey); !errors.Is(err, kms.ErrMaterialBroken) {
 		t.Errorf("its material: got %v", err)
 	}
-	w.store.Put(newer)
-	w.clock.SetTime(w.clock.Now().Add(time.Hour))
+	w.Store.Put(newer)
+	w.Clock.SetTime(w.Clock.Now().Add(time.Hour))
 	last := replica(t, w)
 	if err := last.TendSeal(t.Context(), true, never); err != nil {
 		t.Errorf("after the newer backup is back: %v", err)
@@ -413,8 +413,8 @@ func TestNothingIsRotatedWhileASealingKeyIsMissing(t *testing.T) {
 // sealed by the newer sealing key, which only running managers still have.
 func TestNothingIsSealedAnewByASealingKeyThatIsNotStored(t *testing.T) {
 	w := settled(t)
-	blob := w.sealed(t, orders())
-	backup := w.store.Secrets()
+	blob := w.Sealed(t, orders())
+	backup := w.Store.Secrets()
 	second := replica(t, w)
 	w.requestRotation("now")
 	if err := w.TendSeal(t.Context(), true, never); err != nil {
@@ -423,13 +423,13 @@ func TestNothingIsSealedAnewByASealingKeyThatIsNotStored(t *testing.T) {
 	if err := second.TendSeal(t.Context(), false, never); err != nil {
 		t.Fatal(err)
 	}
-	newer := w.store.Secrets()
+	newer := w.Store.Secrets()
 	for _, secret := range backup {
-		w.store.Put(secret)
+		w.Store.Put(secret)
 	}
 	restored := w.sealedBy(t)
 
-	w.clock.SetTime(w.clock.Now().Add(25 * time.Hour))
+	w.Clock.SetTime(w.Clock.Now().Add(25 * time.Hour))
 	for name, leader := range map[string]*world{"the leader, a day later": w, "another one, at once": second} {
 		err := leader.TendSeal(t.Context(), true, never)
 		if secretError, ok := errors.AsType[*seal.SecretError](err); !ok || secretError.Secret != seal.SealingKeysSecret {
@@ -444,7 +444,7 @@ func TestNothingIsSealedAnewByASealingKeyThatIsNotStored(t *testing.T) {
 	}
 
 	// Once the newer sealing keys are back, it goes on within a minute.
-	w.store.Put(newer[seal.SealingKeysSecret])
+	w.Store.Put(newer[seal.SealingKeysSecret])
 	if err := w.TendSeal(t.Context(), true, never); err != nil {
 		t.Error(err)
 	}
@@ -457,7 +457,7 @@ func TestNothingIsSealedAnewByASealingKeyThatIsNotStored(t *testing.T) {
 func TestNothingIsRotatedWhileASecretCannotBeRead(t *testing.T) {
 	w := settled(t)
 	w.requestRotation("now")
-	w.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+	w.Store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
 		if c.Method == sealtest.Get && c.Name == otherKey.KeyID {
 			return sealtest.Fail
 		}
@@ -468,11 +468,11 @@ func TestNothingIsRotatedWhileASecretCannotBeRead(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	}
-	w.store.Hook = nil
+	w.Store.Hook = nil
 	if got := w.values(t)["datakeys_sealing_key_version"]; got != 1 {
 		t.Errorf("sealing key %v seals", got)
 	}
-	w.clock.SetTime(w.clock.Now().Add(time.Hour))
+	w.Clock.SetTime(w.Clock.Now().Add(time.Hour))
 	if err := w.TendSeal(t.Context(), true, never); err != nil {
 		t.Error(err)
 	}
@@ -486,15 +486,15 @@ func TestNothingIsRotatedWhileASecretCannotBeRead(t *testing.T) {
 func TestASealingKeyThatCannotBeAskedForIsNoDamage(t *testing.T) {
 	roots := &sealtest.RootKeys{}
 	w := newWorld(t)
-	w.store = &sealtest.Store{}
+	w.Store = &sealtest.Store{}
 	open := func() *world {
 		other := *w
-		ring, err := seal.Config{RootKey: "fake://kms", Store: w.store, Clock: w.clock, OpenRootKey: roots.Open}.Open(t.Context())
+		ring, err := seal.Config{RootKey: "fake://kms", Store: w.Store, Clock: w.Clock, OpenRootKey: roots.Open}.Open(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		other.Service, err = kms.New(kms.Config{
-			Seal: ring, Keys: w.store, MasterKeys: w.objects, Authenticator: w.tokens, Authorizer: w.rbac, Auditor: w.audit, Clock: w.clock,
+			Seal: ring, Keys: w.Store, MasterKeys: w.MasterKeys, Authenticator: w.Tokens, Authorizer: w.RBAC, Auditor: w.Audit, Clock: w.Clock,
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -11,14 +11,14 @@ import (
 
 func TestEachKeyThatIsSealedAnewLeavesARecord(t *testing.T) {
 	w := settled(t)
-	w.addVersion(t, ordersKey, 2) // both versions are sealed anew by one write
+	w.AddVersion(t, ordersKey, 2) // both versions are sealed anew by one write
 	w.requestRotation("now")
-	before := len(w.audit.Records())
+	before := len(w.Audit.Records())
 	if err := w.TendSeal(t.Context(), true, never); err != nil {
 		t.Fatal(err)
 	}
 	got := map[string]kms.AuditRecord{}
-	for _, r := range w.audit.Records()[before:] {
+	for _, r := range w.Audit.Records()[before:] {
 		got[r.Key.ID] = r
 	}
 	want := map[string]kms.AuditRecord{}
@@ -27,7 +27,7 @@ func TestEachKeyThatIsSealedAnewLeavesARecord(t *testing.T) {
 			Time: begin, Operation: kms.OperationResealMasterKey, Decision: kms.DecisionAllowed, Key: &kms.AuditKey{ID: key.KeyID}, SealingKey: 2,
 		}
 	}
-	if diff := cmp.Diff(want, got); diff != "" || len(w.audit.Records()) != before+len(want) {
+	if diff := cmp.Diff(want, got); diff != "" || len(w.Audit.Records()) != before+len(want) {
 		t.Errorf("records (-want +got):\n%s", diff)
 	}
 }
@@ -36,14 +36,14 @@ func TestNothingIsSealedAnewWithoutARecord(t *testing.T) {
 	w := settled(t)
 	w.requestRotation("now")
 	before := w.sealedBy(t)
-	w.audit.Err = errors.New("disk full")
+	w.Audit.Err = errors.New("disk full")
 	if err := w.TendSeal(t.Context(), true, never); kms.CodeOf(err) != kms.CodeUnavailable {
 		t.Errorf("got %v, want Unavailable", err)
 	}
 	if diff := cmp.Diff(before, w.sealedBy(t)); diff != "" {
 		t.Errorf("something was sealed anew:\n%s", diff)
 	}
-	w.audit.Err = nil
+	w.Audit.Err = nil
 	if err := w.TendSeal(t.Context(), true, never); err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,7 @@ func TestRewrapDataKeyWrapsTheSameDataKeyByThePrimaryVersion(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.rotate(t, 1)
-			records := len(w.audit.Records())
+			records := len(w.Audit.Records())
 			got, err := w.RewrapDataKey(t.Context(), d, old.CiphertextBlob)
 			if err != nil {
 				t.Fatal(err)
@@ -41,7 +41,7 @@ func TestRewrapDataKeyWrapsTheSameDataKeyByThePrimaryVersion(t *testing.T) {
 			if b.Header.Scope != scope || b.Header.KeyVersion != 2 || b.Header.Kind != envelope.KindDataKey {
 				t.Errorf("its header is %+v", b.Header)
 			}
-			made := w.audit.Records()[records:]
+			made := w.Audit.Records()[records:]
 			wantAudit := []kms.AuditRecord{{
 				Time: begin, Operation: kms.OperationRewrapDataKey, Decision: kms.DecisionAllowed,
 				Key:       &kms.AuditKey{ID: ordersKey.KeyID, Namespace: "team-a", Name: "orders", Version: 2},
@@ -73,7 +73,7 @@ func TestRewrapDataKeyWrapsTheSameDataKeyByThePrimaryVersion(t *testing.T) {
 			if diff := cmp.Diff(got, again); err != nil || diff != "" {
 				t.Errorf("%v: a blob of the primary version is changed: %s", err, diff)
 			}
-			if got := len(w.audit.Records()); got != records+1+2 { // the two of Decrypt
+			if got := len(w.Audit.Records()); got != records+1+2 { // the two of Decrypt
 				t.Errorf("%d records were written", got-records)
 			}
 		})
@@ -84,7 +84,7 @@ func TestAnyGenerationOpensWhereNoneIsNamed(t *testing.T) {
 	w := settled(t)
 	d := orders()
 	d.Generation = 3
-	blob := w.sealed(t, d)
+	blob := w.Sealed(t, d)
 	for generation, want := range map[int32]error{0: nil, 3: nil, 1: kms.ErrBlobRefused} {
 		d.Generation = generation
 		got, err := w.OpenDataKey(t.Context(), d, blob)
@@ -92,7 +92,7 @@ func TestAnyGenerationOpensWhereNoneIsNamed(t *testing.T) {
 			t.Errorf("generation %d: got %d, %v, want %v", generation, got.Generation, err, want)
 		}
 	}
-	id, material := w.material(t, ordersKey)
+	id, material := w.Material(t, ordersKey)
 	beyond := forged(t, envelope.Header{
 		Kind: envelope.KindDataKey, KeyID: keyID(t, ordersKey.KeyID), KeyVersion: 1, MaterialID: id,
 		Scope: envelope.Scope{Namespace: "team-a", Name: "orders", Generation: 1 << 31},
@@ -127,7 +127,7 @@ func TestRewrapDataKeyRefuses(t *testing.T) {
 		"another master key":   {data: with(func(d *kms.DataKey) { d.MasterKey = otherKey }), want: kms.ErrBlobRefused},
 		"another's master key": {data: with(func(d *kms.DataKey) { d.MasterKey.Name = "other" }), want: kms.ErrMaterialConflict},
 		"a master key that is gone": {
-			data: orders(), change: func(w *world) { w.store.Delete(ordersKey.KeyID) }, want: kms.ErrMaterialMissing,
+			data: orders(), change: func(w *world) { w.Store.Delete(ordersKey.KeyID) }, want: kms.ErrMaterialMissing,
 		},
 		"a primary version that does not open": {
 			data: orders(), change: func(w *world) { w.editEntry("v2", func(b []byte) []byte { b[80] ^= 1; return b }) }, want: kms.ErrMaterialBroken,
@@ -137,23 +137,23 @@ func TestRewrapDataKeyRefuses(t *testing.T) {
 			code: kms.CodeFailedPrecondition, says: "is Disabled",
 		},
 		"a full audit log": {
-			data: orders(), change: func(w *world) { w.audit.Err = errors.New("disk full") },
+			data: orders(), change: func(w *world) { w.Audit.Err = errors.New("disk full") },
 			code: kms.CodeUnavailable, says: "the audit record could not be written",
 		},
 		"a store that fails": {
 			data:   orders(),
-			change: func(w *world) { w.store.Hook = func(int, sealtest.Call) sealtest.Fault { return sealtest.Fail } },
+			change: func(w *world) { w.Store.Hook = func(int, sealtest.Call) sealtest.Fault { return sealtest.Fail } },
 			want:   sealtest.ErrInjected,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := settled(t)
-			blob := w.sealed(t, orders())
+			blob := w.Sealed(t, orders())
 			w.rotate(t, 1)
 			if c.change != nil {
 				c.change(w)
 			}
-			w.later(wrapAge)
+			w.Later(wrapAge)
 			got, err := w.RewrapDataKey(t.Context(), c.data, blob)
 			if err == nil || c.want != nil && !errors.Is(err, c.want) || c.code != 0 && kms.CodeOf(err) != c.code || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("got %v, want %v %v that says %q", err, c.want, c.code, c.says)
@@ -168,11 +168,11 @@ func TestRewrapDataKeyRefuses(t *testing.T) {
 // An older backup was restored over a version that wraps data keys. A manager that still runs has it, and nobody else.
 func TestARunningManagerSavesWhatALostVersionWraps(t *testing.T) {
 	w := settled(t)
-	backup := w.store.Secrets()[ordersKey.KeyID]
+	backup := w.Store.Secrets()[ordersKey.KeyID]
 	w.rotate(t, 1)
-	lost := w.sealed(t, orders())
-	w.store.Put(backup)
-	w.later(wrapAge)
+	lost := w.Sealed(t, orders())
+	w.Store.Put(backup)
+	w.Later(wrapAge)
 
 	_, err := replica(t, w).RewrapDataKey(t.Context(), orders(), lost)
 	if !errors.Is(err, kms.ErrKeyVersionMissing) || !strings.Contains(err.Error(), "has no version 2") || !strings.Contains(err.Error(), "a newer backup") {
@@ -190,13 +190,13 @@ func TestARunningManagerSavesWhatALostVersionWraps(t *testing.T) {
 // A version that is made again after a restore has the number of the lost one, and is another one.
 func TestABlobOfALostVersionIsNotTakenForOneOfThePrimaryVersion(t *testing.T) {
 	w := settled(t)
-	backup := w.store.Secrets()[ordersKey.KeyID]
+	backup := w.Store.Secrets()[ordersKey.KeyID]
 	w.rotate(t, 1)
-	lost := w.sealed(t, orders())
-	w.store.Put(backup)
+	lost := w.Sealed(t, orders())
+	w.Store.Put(backup)
 	started := replica(t, w)
 	started.rotate(t, 1) // another version 2
-	w.later(wrapAge)
+	w.Later(wrapAge)
 	saved, err := w.RewrapDataKey(t.Context(), orders(), lost)
 	if err != nil || saved.KeyVersion != 2 || bytes.Equal(saved.CiphertextBlob, lost) {
 		t.Fatalf("got version %d, %v", saved.KeyVersion, err)

@@ -28,7 +28,7 @@ func (w *world) rotate(t testing.TB, from int32) kms.MasterKeyInfo {
 
 // writes are the calls that change the store, from the call of that number on.
 func (w *world) writes(from int) (writes []sealtest.Call) {
-	for _, c := range w.store.Calls()[from:] {
+	for _, c := range w.Store.Calls()[from:] {
 		if c.Method != sealtest.Get && c.Method != sealtest.List && c.Method != sealtest.Any {
 			writes = append(writes, c)
 		}
@@ -38,19 +38,19 @@ func (w *world) writes(from int) (writes []sealtest.Call) {
 
 func TestRotateMasterKeyMakesAVersionAndThenLetsItWrap(t *testing.T) {
 	w := settled(t)
-	old := w.sealed(t, orders())
-	before := w.store.Secrets()[ordersKey.KeyID]
-	calls, records := len(w.store.Calls()), len(w.audit.Records())
-	w.later(time.Hour)
+	old := w.Sealed(t, orders())
+	before := w.Store.Secrets()[ordersKey.KeyID]
+	calls, records := len(w.Store.Calls()), len(w.Audit.Records())
+	w.Later(time.Hour)
 	var between seal.Secret // as the first write left it
-	w.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+	w.Store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
 		if c.Method == sealtest.Update {
-			between = w.store.Secrets()[ordersKey.KeyID]
+			between = w.Store.Secrets()[ordersKey.KeyID]
 		}
 		return sealtest.None
 	}
 	got, err := w.RotateMasterKey(t.Context(), ordersKey, 1, "on Sunday")
-	w.store.Hook = nil
+	w.Store.Hook = nil
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,7 @@ func TestRotateMasterKeyMakesAVersionAndThenLetsItWrap(t *testing.T) {
 	if len(between.Data["v2"]) == 0 || string(between.Data["record"]) != string(before.Data["record"]) {
 		t.Errorf("the first write left %v with the record %s", between, between.Data["record"])
 	}
-	after := w.store.Secrets()[ordersKey.KeyID]
+	after := w.Store.Secrets()[ordersKey.KeyID]
 	const record = `{"primary":2,"primarySince":"2026-11-21T13:00:00Z","rotateRequestedAt":"on Sunday","waitingPeriod":"720h0m0s"}`
 	if got := string(after.Data["record"]); got != record {
 		t.Errorf("the record is %s, want %s", got, record)
@@ -92,7 +92,7 @@ func TestRotateMasterKeyMakesAVersionAndThenLetsItWrap(t *testing.T) {
 		}
 	}
 	wantAudit := []kms.AuditRecord{audited(kms.OperationCreateMasterKeyVersion), audited(kms.OperationRotateMasterKey)}
-	if diff := cmp.Diff(wantAudit, w.audit.Records()[records:]); diff != "" {
+	if diff := cmp.Diff(wantAudit, w.Audit.Records()[records:]); diff != "" {
 		t.Errorf("audit: %s", diff)
 	}
 	for name, value := range map[string]float64{
@@ -118,7 +118,7 @@ func TestRotateMasterKeyMakesAVersionAndThenLetsItWrap(t *testing.T) {
 func TestARotationThatIsDoneIsNotDoneAgain(t *testing.T) {
 	w := settled(t)
 	w.rotate(t, 1)
-	before := len(w.store.Calls())
+	before := len(w.Store.Calls())
 	for _, from := range []int32{1, 3, 0, -1} {
 		if info := w.rotate(t, from); info.PrimaryVersion != 2 || info.Created {
 			t.Errorf("from version %d: got %+v", from, info)
@@ -132,9 +132,9 @@ func TestARotationThatIsDoneIsNotDoneAgain(t *testing.T) {
 // Before there were rotations a Secret had one version and no record.
 func TestAMasterKeyWithoutARecordIsRotated(t *testing.T) {
 	w := settled(t)
-	blob := w.sealed(t, orders())
+	blob := w.Sealed(t, orders())
 	w.editEntry("record", func([]byte) []byte { return nil })
-	w.later(time.Hour)
+	w.Later(time.Hour)
 	want := kms.MasterKeyInfo{
 		PrimaryVersion: 1, PrimarySince: begin, Terms: kms.DeletionTerms{WaitingPeriod: v1alpha1.DefaultWaitingPeriod},
 		Versions: []kms.MasterKeyVersion{{Version: 1, CreatedAt: begin}},
@@ -143,11 +143,11 @@ func TestAMasterKeyWithoutARecordIsRotated(t *testing.T) {
 	if want.ARN = got.ARN; err != nil || !cmp.Equal(want, got) {
 		t.Errorf("%v: %s", err, cmp.Diff(want, got))
 	}
-	w.store.Hook = failing(w, sealtest.Update, 2, sealtest.Fail)
+	w.Store.Hook = failing(w, sealtest.Update, 2, sealtest.Fail)
 	if _, err := w.RotateMasterKey(t.Context(), ordersKey, 1, ""); !errors.Is(err, sealtest.ErrInjected) {
 		t.Fatal(err)
 	}
-	w.store.Hook = nil
+	w.Store.Hook = nil
 	if info, err := replica(t, w).MasterKey(t.Context(), ordersKey); err != nil || info.PrimaryVersion != 1 || len(info.Versions) != 2 {
 		t.Errorf("after the first write: got %+v, %v", info, err)
 	}
@@ -181,17 +181,17 @@ func TestARotationConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for n := 1; ; n++ {
 				w := settled(t)
-				old := w.sealed(t, orders())
-				first := w.store.Secrets()[ordersKey.KeyID].Data["v1"]
-				before := len(w.store.Calls())
-				w.store.Hook = func(call int, _ sealtest.Call) sealtest.Fault {
+				old := w.Sealed(t, orders())
+				first := w.Store.Secrets()[ordersKey.KeyID].Data["v1"]
+				before := len(w.Store.Calls())
+				w.Store.Hook = func(call int, _ sealtest.Call) sealtest.Fault {
 					if call == before+n {
 						return fault
 					}
 					return sealtest.None
 				}
 				_, err := w.RotateMasterKey(t.Context(), ordersKey, 1, "now")
-				w.store.Hook = nil
+				w.Store.Hook = nil
 				if err == nil {
 					if n != 10 {
 						t.Errorf("RotateMasterKey made %d calls, want 9: read, check the sealing keys and the root key, write, the same again, read", n-1)
@@ -201,10 +201,10 @@ func TestARotationConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
 				if !errors.Is(err, sealtest.ErrInjected) {
 					t.Fatalf("call %d: got %v, want the injected error", n, err)
 				}
-				durable := w.store.Secrets()[ordersKey.KeyID].Data["v2"]
+				durable := w.Store.Secrets()[ordersKey.KeyID].Data["v2"]
 
 				after := replica(t, w) // the manager died
-				w.later(time.Second)
+				w.Later(time.Second)
 				info, err := after.RotateMasterKey(t.Context(), ordersKey, 1, "now")
 				if err != nil {
 					t.Fatalf("call %d: it does not converge: %v", n, err)
@@ -212,11 +212,11 @@ func TestARotationConvergesAfterACrashAtAnyStoreCall(t *testing.T) {
 				if info.PrimaryVersion != 2 || len(info.Versions) != 2 || info.RotateRequestedAt != "now" {
 					t.Errorf("call %d: got %+v", n, info)
 				}
-				now := w.store.Secrets()[ordersKey.KeyID].Data
+				now := w.Store.Secrets()[ordersKey.KeyID].Data
 				if string(now["v1"]) != string(first) || len(durable) > 0 && string(now["v2"]) != string(durable) {
 					t.Errorf("call %d: material that was there was changed", n)
 				}
-				for version, blob := range [][]byte{old, after.sealed(t, orders())} {
+				for version, blob := range [][]byte{old, after.Sealed(t, orders())} {
 					if _, err := replica(t, w).OpenDataKey(t.Context(), orders(), blob); err != nil {
 						t.Errorf("call %d: a data key of version %d does not open: %v", n, version+1, err)
 					}
@@ -233,7 +233,7 @@ func TestManagersThatRotateAtOnceMakeOneVersion(t *testing.T) {
 	all.Add(len(managers))
 	var mu sync.Mutex
 	updates := 0
-	w.store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
+	w.Store.Hook = func(_ int, c sealtest.Call) sealtest.Fault {
 		mu.Lock()
 		if c.Method == sealtest.Update {
 			updates++
@@ -252,7 +252,7 @@ func TestManagersThatRotateAtOnceMakeOneVersion(t *testing.T) {
 		done.Go(func() { infos[i], errs[i] = m.RotateMasterKey(t.Context(), ordersKey, 1, "") })
 	}
 	done.Wait()
-	w.store.Hook = nil
+	w.Store.Hook = nil
 	if err := errors.Join(errs...); err != nil {
 		t.Fatal(err)
 	}
@@ -269,7 +269,7 @@ func TestManagersThatRotateAtOnceMakeOneVersion(t *testing.T) {
 		t.Errorf("%d managers say that they made the primary version, want 1", created)
 	}
 	for i, m := range managers {
-		blob := m.sealed(t, orders())
+		blob := m.Sealed(t, orders())
 		if _, err := managers[(i+1)%len(managers)].OpenDataKey(t.Context(), orders(), blob); err != nil {
 			t.Errorf("what manager %d made, the next does not open: %v", i, err)
 		}
@@ -279,12 +279,12 @@ func TestManagersThatRotateAtOnceMakeOneVersion(t *testing.T) {
 // A manager that has opened versions which an older backup lacks knows that their numbers are taken.
 func TestNoVersionTakesTheNumberOfALostOne(t *testing.T) {
 	w := settled(t)
-	backup := w.store.Secrets()[ordersKey.KeyID]
+	backup := w.Store.Secrets()[ordersKey.KeyID]
 	w.rotate(t, 1)
-	blob := w.sealed(t, orders())
-	newest := w.store.Secrets()[ordersKey.KeyID]
-	w.store.Put(backup)
-	before := w.store.Secrets()[ordersKey.KeyID]
+	blob := w.Sealed(t, orders())
+	newest := w.Store.Secrets()[ordersKey.KeyID]
+	w.Store.Put(backup)
+	before := w.Store.Secrets()[ordersKey.KeyID]
 
 	_, err := w.RotateMasterKey(t.Context(), ordersKey, 1, "")
 	for _, says := range []string{ordersKey.KeyID + " lacks version 2", "an older backup", "restore a newer one"} {
@@ -292,10 +292,10 @@ func TestNoVersionTakesTheNumberOfALostOne(t *testing.T) {
 			t.Errorf("got %v, want ErrMaterialBroken that says %q", err, says)
 		}
 	}
-	if diff := cmp.Diff(before, w.store.Secrets()[ordersKey.KeyID]); diff != "" {
+	if diff := cmp.Diff(before, w.Store.Secrets()[ordersKey.KeyID]); diff != "" {
 		t.Errorf("something was written: %s", diff)
 	}
-	w.store.Put(newest)
+	w.Store.Put(newest)
 	if info := w.rotate(t, 2); info.PrimaryVersion != 3 {
 		t.Errorf("after the newest backup is back: got %+v", info)
 	}
@@ -304,7 +304,7 @@ func TestNoVersionTakesTheNumberOfALostOne(t *testing.T) {
 	}
 
 	// One that starts with the older backup cannot know. What was of the lost version 2 is told from what is of the new one.
-	w.store.Put(backup)
+	w.Store.Put(backup)
 	started := replica(t, w)
 	started.rotate(t, 1)
 	if _, err := started.OpenDataKey(t.Context(), orders(), blob); !errors.Is(err, kms.ErrKeyVersionMissing) {
@@ -314,7 +314,7 @@ func TestNoVersionTakesTheNumberOfALostOne(t *testing.T) {
 
 func TestAMasterKeyHasAtMostAThousandVersions(t *testing.T) {
 	w := settled(t)
-	ring, err := sealtest.OpenEmbedded(t.Context(), w.store)
+	ring, err := sealtest.OpenEmbedded(t.Context(), w.Store)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -327,7 +327,7 @@ func TestAMasterKeyHasAtMostAThousandVersions(t *testing.T) {
 		}
 		data[seal.VersionEntry(version)], data[seal.VersionEntry(version)+".createdAt"] = sealed, []byte("2026-11-21T12:00:00Z")
 	}
-	w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) {
+	w.Store.Edit(ordersKey.KeyID, func(s *seal.Secret) {
 		for version := range uint32(998) {
 			add(s.Data, version+2)
 		}
@@ -336,14 +336,14 @@ func TestAMasterKeyHasAtMostAThousandVersions(t *testing.T) {
 	if info := w.rotate(t, 999); info.PrimaryVersion != 1000 || len(info.Versions) != 1000 {
 		t.Errorf("got %d of %d", info.PrimaryVersion, len(info.Versions))
 	}
-	before := len(w.store.Calls())
+	before := len(w.Store.Calls())
 	if _, err := w.RotateMasterKey(t.Context(), ordersKey, 1000, ""); !errors.Is(err, kms.ErrTooManyVersions) {
 		t.Errorf("got %v, want ErrTooManyVersions", err)
 	}
 	if got := w.writes(before); len(got) > 0 {
 		t.Errorf("it wrote: %v", got)
 	}
-	w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["record"] = recordOf(999) })
+	w.Store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["record"] = recordOf(999) })
 	if info := w.rotate(t, 999); info.PrimaryVersion != 1000 { // made already: it is to be promoted
 		t.Errorf("got %d", info.PrimaryVersion)
 	}
@@ -363,26 +363,26 @@ func TestARotationThatMustNotBe(t *testing.T) {
 	}{
 		"the sealing keys are gone": {
 			ref: ordersKey, from: 1,
-			before: func(_ *testing.T, w *world) { w.store.Delete(seal.SealingKeysSecret) }, says: seal.SealingKeysSecret,
+			before: func(_ *testing.T, w *world) { w.Store.Delete(seal.SealingKeysSecret) }, says: seal.SealingKeysSecret,
 		},
 		"the root key is gone": {
 			ref: ordersKey, from: 1,
-			before: func(_ *testing.T, w *world) { w.store.Delete("datakeys-root-key") }, says: "datakeys-root-key",
+			before: func(_ *testing.T, w *world) { w.Store.Delete("datakeys-root-key") }, says: "datakeys-root-key",
 		},
 		"it cannot be audited": {
 			ref: ordersKey, from: 1,
-			before: func(_ *testing.T, w *world) { w.audit.Err = errors.New("disk full") }, says: "the audit record could not be written",
+			before: func(_ *testing.T, w *world) { w.Audit.Err = errors.New("disk full") }, says: "the audit record could not be written",
 		},
 		"a version is waiting and cannot be audited": {
 			ref: ordersKey, from: 1, before: func(t *testing.T, w *world) {
-				w.addVersion(t, ordersKey, 2)
+				w.AddVersion(t, ordersKey, 2)
 				w.editEntry("record", func([]byte) []byte { return recordOf(1) })
-				w.audit.Err = errors.New("disk full")
+				w.Audit.Err = errors.New("disk full")
 			}, says: "the audit record could not be written",
 		},
 		"the version that is waiting does not open": {
 			ref: ordersKey, from: 1, before: func(t *testing.T, w *world) {
-				w.addVersion(t, ordersKey, 2)
+				w.AddVersion(t, ordersKey, 2)
 				w.editEntry("record", func([]byte) []byte { return recordOf(1) })
 				w.editEntry("v2", func(b []byte) []byte { b[80] ^= 1; return b })
 			}, want: kms.ErrMaterialBroken, says: "has an entry v2 that does not open",
@@ -395,7 +395,7 @@ func TestARotationThatMustNotBe(t *testing.T) {
 			ref: ordersKey, from: 0, before: record(string(recordOf(0))), want: kms.ErrMaterialBroken,
 		},
 		"the material is gone": {
-			ref: ordersKey, from: 1, before: func(_ *testing.T, w *world) { w.store.Delete(ordersKey.KeyID) }, want: kms.ErrMaterialMissing,
+			ref: ordersKey, from: 1, before: func(_ *testing.T, w *world) { w.Store.Delete(ordersKey.KeyID) }, want: kms.ErrMaterialMissing,
 		},
 		"it is another's":               {ref: kms.MasterKeyRef{KeyID: ordersKey.KeyID, Namespace: "team-a", Name: "payments"}, from: 1, want: kms.ErrMaterialConflict},
 		"the key ID is none":            {ref: kms.MasterKeyRef{KeyID: "orders"}, from: 1, want: kms.ErrInvalidKeyID},
@@ -407,12 +407,12 @@ func TestARotationThatMustNotBe(t *testing.T) {
 			if c.before != nil {
 				c.before(t, w)
 			}
-			before := w.store.Secrets()
+			before := w.Store.Secrets()
 			_, err := w.RotateMasterKey(t.Context(), c.ref, c.from, c.request)
 			if err == nil || c.want != nil && !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("got %v, want %v that says %q", err, c.want, c.says)
 			}
-			if diff := cmp.Diff(before, w.store.Secrets()); diff != "" {
+			if diff := cmp.Diff(before, w.Store.Secrets()); diff != "" {
 				t.Errorf("Secrets were changed: %s", diff)
 			}
 		})
@@ -462,10 +462,10 @@ func TestARecordThatWasEditedByHandTakesNoDataKeyAway(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := settled(t)
-			blobs := [][]byte{w.sealed(t, orders())}
+			blobs := [][]byte{w.Sealed(t, orders())}
 			for from := range int32(2) {
 				w.rotate(t, from+1)
-				blobs = append(blobs, w.sealed(t, orders()))
+				blobs = append(blobs, w.Sealed(t, orders()))
 			}
 			w.editEntry("record", func([]byte) []byte {
 				if c.record == "" {
@@ -473,8 +473,8 @@ func TestARecordThatWasEditedByHandTakesNoDataKeyAway(t *testing.T) {
 				}
 				return []byte(c.record)
 			})
-			before := w.store.Secrets()
-			w.later(11 * time.Second)
+			before := w.Store.Secrets()
+			w.Later(11 * time.Second)
 			for who, w := range map[string]*world{"a manager that knew it": w, "one that starts": replica(t, w)} {
 				for call, err := range everyChange(t, w) {
 					if !errors.Is(err, kms.ErrMaterialBroken) || !strings.Contains(err.Error(), c.says) {
@@ -497,7 +497,7 @@ func TestARecordThatWasEditedByHandTakesNoDataKeyAway(t *testing.T) {
 					}
 				}
 			}
-			if diff := cmp.Diff(before, w.store.Secrets()); diff != "" {
+			if diff := cmp.Diff(before, w.Store.Secrets()); diff != "" {
 				t.Errorf("Secrets were changed: %s", diff)
 			}
 		})

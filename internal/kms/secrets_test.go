@@ -15,6 +15,7 @@ import (
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/kms/kmstest"
 	"github.com/datakeys/datakeys/internal/seal"
 )
 
@@ -22,9 +23,9 @@ import (
 func TestNoKeyIsInErrorsLogsAuditEventsMetricsOrTheStore(t *testing.T) {
 	w := settled(t)
 	var trail bytes.Buffer
-	_, material := w.material(t, ordersKey)
+	_, material := w.Material(t, ordersKey)
 	secrets := map[string][]byte{
-		"root key":   w.store.Secrets()["datakeys-root-key"].Data["key"],
+		"root key":   w.Store.Secrets()["datakeys-root-key"].Data["key"],
 		"master key": material.AppendTo(insecuresecret.Token{}, nil),
 	}
 	var errs strings.Builder
@@ -38,7 +39,7 @@ func TestNoKeyIsInErrorsLogsAuditEventsMetricsOrTheStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	secrets["generated data key"] = bytes.Clone(raw(made.Plaintext))
-	blob := w.sealed(t, data)
+	blob := w.Sealed(t, data)
 	opened, err := w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: data.EncryptionContext})
 	if err != nil {
 		t.Fatal(err)
@@ -88,25 +89,25 @@ func TestNoKeyIsInErrorsLogsAuditEventsMetricsOrTheStore(t *testing.T) {
 	if again.KeyVersion != 2 {
 		t.Errorf("wrapped by version %d", again.KeyVersion)
 	}
-	w.audit.Err = errors.New("disk full")
+	w.Audit.Err = errors.New("disk full")
 	_, err = w.RewrapDataKey(t.Context(), data, blob)
 	note(err)
 	_, err = w.Decrypt(t.Context(), app, kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: data.EncryptionContext})
 	note(err)
-	w.audit.Err = nil
-	w.store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v1"][90] ^= 1 })
+	w.Audit.Err = nil
+	w.Store.Edit(ordersKey.KeyID, func(s *seal.Secret) { s.Data["v1"][90] ^= 1 })
 	_, err = w.MasterKey(t.Context(), ordersKey)
 	note(err)
 	_, err = w.RotateMasterKey(t.Context(), ordersKey, 2, "")
 	note(err)
 
 	auditor := kms.NewJSONAuditor(&trail)
-	for _, r := range w.audit.Records() {
+	for _, r := range w.Audit.Records() {
 		if err := auditor.Record(t.Context(), r); err != nil {
 			t.Fatal(err)
 		}
 	}
-	families, err := w.metrics.Gather()
+	families, err := w.Metrics.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +118,7 @@ func TestNoKeyIsInErrorsLogsAuditEventsMetricsOrTheStore(t *testing.T) {
 		}
 	}
 	stored := map[string]map[string][]byte{}
-	for name, s := range w.store.Secrets() {
+	for name, s := range w.Store.Secrets() {
 		if name != "datakeys-root-key" { // the one named exception
 			stored[name] = s.Data
 		}
@@ -128,18 +129,18 @@ func TestNoKeyIsInErrorsLogsAuditEventsMetricsOrTheStore(t *testing.T) {
 	}
 	for where, text := range map[string]string{
 		"an error":       errs.String(),
-		"the log":        w.log.String(),
+		"the log":        w.Log.String(),
 		"the audit log":  trail.String(),
-		"an event":       fmt.Sprintf("%+v", w.events.Denials()),
+		"an event":       fmt.Sprintf("%+v", w.Events.Denials()),
 		"a metric":       metrics.String(),
 		"another Secret": string(etcd),
 	} {
 		if text == "" && where != "the log" {
 			t.Errorf("%s: nothing to search", where)
 		}
-		mustNotHold(t, where, text, secrets)
+		kmstest.MustNotHold(t, where, text, secrets)
 	}
-	if got := formsIn(string(w.store.Secrets()["datakeys-root-key"].Data["key"]), secrets["root key"]); len(got) == 0 {
+	if got := kmstest.FormsIn(string(w.Store.Secrets()["datakeys-root-key"].Data["key"]), secrets["root key"]); len(got) == 0 {
 		t.Error("the search does not find the root key where it is")
 	}
 }
@@ -150,7 +151,7 @@ func TestNothingThatHoldsADataKeyPrintsIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, material := w.material(t, ordersKey)
+	_, material := w.Material(t, ordersKey)
 	type holder struct{ inner any }
 	response := kms.DecryptResponse{KeyARN: "arn", KeyVersion: 1, Plaintext: p}
 	for name, v := range map[string]any{
@@ -176,7 +177,7 @@ func TestNothingThatHoldsADataKeyPrintsIt(t *testing.T) {
 			slog.New(slog.NewJSONHandler(&out, nil)).Info("test", "value", v)
 			slog.New(slog.NewTextHandler(&out, nil)).Info("test", "value", v)
 			secrets := map[string][]byte{"data key": raw(p), "master key": material.AppendTo(insecuresecret.Token{}, nil)}
-			mustNotHold(t, name, out.String(), secrets)
+			kmstest.MustNotHold(t, name, out.String(), secrets)
 			for what, s := range secrets {
 				if strings.Contains(out.String(), decimal(s)) {
 					t.Errorf("%s holds the %s as decimal bytes", name, what)
@@ -191,7 +192,7 @@ func decimal(b []byte) string { return strings.Trim(fmt.Sprintf("%d", b), "[]") 
 
 func TestMetricsCountOperationsByCode(t *testing.T) {
 	w := settled(t)
-	blob := w.sealed(t, orders())
+	blob := w.Sealed(t, orders())
 	good := kms.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext}
 	for token, times := range map[string]int{app: 3, nobody: 2} {
 		for range times {
@@ -202,7 +203,7 @@ func TestMetricsCountOperationsByCode(t *testing.T) {
 	if _, err := w.BatchDecrypt(t.Context(), app, []kms.DecryptRequest{good, {}}); err != nil {
 		t.Fatal(err)
 	}
-	families, err := w.metrics.Gather()
+	families, err := w.Metrics.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,10 +20,10 @@ func TestWhatEachOperationAnswersInEachState(t *testing.T) {
 	const everything = "everything" // team-a: every verb on all masterkeys
 	destroy := func(t *testing.T, w *world) {
 		t.Helper()
-		if _, err := w.RecordDeletion(t.Context(), ordersKey, terms, w.clock.Now()); err != nil {
+		if _, err := w.RecordDeletion(t.Context(), ordersKey, terms, w.Clock.Now()); err != nil {
 			t.Fatal(err)
 		}
-		if err := w.DestroyMasterKey(t.Context(), ordersKey, w.clock.Now().Add(terms.WaitingPeriod)); err != nil {
+		if err := w.DestroyMasterKey(t.Context(), ordersKey, w.Clock.Now().Add(terms.WaitingPeriod)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -79,14 +79,14 @@ func TestWhatEachOperationAnswersInEachState(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := listed(t)
-			w.tokens.Add(everything, kmstest.Caller("team-a", everything, everything+"-pod"))
+			w.Tokens.Add(everything, kmstest.Caller("team-a", everything, everything+"-pod"))
 			for _, verb := range verbs {
-				w.rbac.Grant("system:serviceaccount:team-a:"+everything, kms.Access{Verb: verb, Resource: v1alpha1.ResourceMasterKeys, Namespace: "team-a"})
+				w.RBAC.Grant("system:serviceaccount:team-a:"+everything, kms.Access{Verb: verb, Resource: v1alpha1.ResourceMasterKeys, Namespace: "team-a"})
 			}
 			arn := w.arn(t)
-			scoped := w.sealed(t, orders())
-			w.addVersion(t, ordersKey, 2)
-			w.clock.SetTime(w.clock.Now().Add(11 * time.Second)) // so that it is the primary one here
+			scoped := w.Sealed(t, orders())
+			w.AddVersion(t, ordersKey, 2)
+			w.Clock.SetTime(w.Clock.Now().Add(11 * time.Second)) // so that it is the primary one here
 			made := map[string][]byte{}                          // by the name of the key
 			for _, key := range []string{"orders", "other"} {
 				m, err := w.GenerateDataKey(t.Context(), everything, kms.GenerateDataKeyRequest{KeyID: key, NumberOfBytes: 32, Door: kms.DoorAWS})
@@ -189,7 +189,7 @@ func TestWhatEachOperationAnswersInEachState(t *testing.T) {
 // TestAKeyThatCannotBeUsedIsTold by its ARN, of the two of ReEncrypt the right one: its state does not say that it is damaged.
 func TestAKeyThatCannotBeUsedIsTold(t *testing.T) {
 	damage := func(ref kms.MasterKeyRef) func(*world) {
-		return func(w *world) { w.store.Edit(ref.KeyID, func(s *seal.Secret) { s.Data["v1"][80] ^= 1 }) }
+		return func(w *world) { w.Store.Edit(ref.KeyID, func(s *seal.Secret) { s.Data["v1"][80] ^= 1 }) }
 	}
 	secret, err := envelope.NewPlaintext(16)
 	if err != nil {
@@ -215,9 +215,9 @@ func TestAKeyThatCannotBeUsedIsTold(t *testing.T) {
 			return err
 		}, ordersKey},
 		"the version of the old blob is damaged":            {damage(ordersKey), reEncrypt, ordersKey},
-		"the material for the new blob is missing":          {func(w *world) { w.store.Delete(otherKey.KeyID) }, reEncrypt, otherKey},
+		"the material for the new blob is missing":          {func(w *world) { w.Store.Delete(otherKey.KeyID) }, reEncrypt, otherKey},
 		"the version of the door is damaged":                {damage(ordersKey), encrypt("orders"), ordersKey},
-		"the material is missing, and the key named":        {func(w *world) { w.store.Delete(ordersKey.KeyID) }, encrypt("orders"), ordersKey},
+		"the material is missing, and the key named":        {func(w *world) { w.Store.Delete(ordersKey.KeyID) }, encrypt("orders"), ordersKey},
 		"the version is damaged, of a key that its ID says": {damage(ordersKey), encrypt(ordersKey.KeyID), ordersKey},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -226,7 +226,7 @@ func TestAKeyThatCannotBeUsedIsTold(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			w.addVersion(t, ordersKey, 2)
+			w.AddVersion(t, ordersKey, 2)
 			c.change(w)
 			got, ok := errors.AsType[*kms.Error](c.call(replica(t, w), made.CiphertextBlob))
 			if !ok || kms.ReasonOf(got) != kmsv1.ReasonKeyUnavailable || got.Namespace != c.want.Namespace || got.KeyID != c.want.KeyID {

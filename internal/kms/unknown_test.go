@@ -24,13 +24,13 @@ func crowded(t *testing.T) *world {
 	t.Helper()
 	w := settled(t)
 	for _, token := range []string{neighbour, guest} {
-		w.tokens.Add(token, kmstest.Caller("team-a", token, token+"-pod"))
+		w.Tokens.Add(token, kmstest.Caller("team-a", token, token+"-pod"))
 	}
 	for _, verb := range []string{v1alpha1.VerbDecrypt, v1alpha1.VerbGenerateDataKey} {
-		w.rbac.Grant("system:serviceaccount:team-a:"+guest,
+		w.RBAC.Grant("system:serviceaccount:team-a:"+guest,
 			kms.Access{Verb: verb, Resource: v1alpha1.ResourceMasterKeys, Namespace: "team-b", Name: "theirs"})
 	}
-	w.limits = kms.Limits{Calls: 10_000, CallsBurst: 10_000, Refusals: 5, RefusalsBurst: 150}
+	w.Limits = kms.Limits{Calls: 10_000, CallsBurst: 10_000, Refusals: 5, RefusalsBurst: 150}
 	return w
 }
 
@@ -48,7 +48,7 @@ func ways(t *testing.T, w *world) map[string]way {
 	install, _, _ := strings.Cut(info.ARN, "team-a")
 	seals := map[string]func(envelope.Header) []byte{}
 	for _, ref := range []kms.MasterKeyRef{ordersKey, theirsKey} {
-		id, m := w.material(t, ref)
+		id, m := w.Material(t, ref)
 		seals[ref.KeyID] = func(h envelope.Header) []byte { h.MaterialID = id; return forged(t, h, m) }
 	}
 	blob := func(h envelope.Header) way {
@@ -204,10 +204,10 @@ func TestWhatThrottlesAPodTellsNothingOfAKey(t *testing.T) {
 		for where, ref := range map[string]kms.MasterKeyRef{"a key of the own namespace": ordersKey, "a key of another namespace": theirsKey} {
 			for state, put := range states {
 				w := replica(t, w)
-				w.clock.SetTime(begin)
+				w.Clock.SetTime(begin)
 				asked := put(t, w, ref)
 				for i, want := range []int{150, 5, 10} { // each pause gives back 5 a second
-					w.clock.SetTime(begin.Add([]time.Duration{0, time.Second, 3 * time.Second}[i]))
+					w.Clock.SetTime(begin.Add([]time.Duration{0, time.Second, 3 * time.Second}[i]))
 					answered := 0
 					for answered < 1000 && kms.CodeOf(ask(w, nobody, asked)) == kms.CodeDenied {
 						answered++
@@ -240,13 +240,13 @@ func TestALookUpThatFailsIsRefusedToNobodyForGood(t *testing.T) {
 			}
 			w := replica(t, w)
 			useUp(t, w, neighbour)
-			w.store.Hook = func(int, sealtest.Call) sealtest.Fault { return sealtest.Fail }
+			w.Store.Hook = func(int, sealtest.Call) sealtest.Fault { return sealtest.Fail }
 			for range 200 { // more than it may have refused
 				if err := ask(w, c.token, c.key); kms.CodeOf(err) != kms.CodeUnavailable {
 					t.Fatalf("%s, %s: got %v, want Unavailable", who, how, err)
 				}
 			}
-			w.store.Hook = nil
+			w.Store.Hook = nil
 			if err := ask(w, c.token, c.key); err != nil {
 				t.Errorf("%s, %s, when the store is back: %v", who, how, err)
 			}

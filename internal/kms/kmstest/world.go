@@ -1,0 +1,332 @@
+package kmstest
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/go-logr/logr/funcr"
+	"github.com/prometheus/client_golang/prometheus"
+	clocktesting "k8s.io/utils/clock/testing"
+
+	"github.com/datakeys/datakeys/api/v1alpha1"
+	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
+	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/seal"
+	"github.com/datakeys/datakeys/internal/seal/sealtest"
+)
+
+// Begin is when the clock of a world begins.
+var Begin = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+
+// WrapAge is for how long a data key is wrapped by what was read of its master key before.
+const WrapAge = time.Second
+
+// Master keys of every world.
+var (
+	OrdersKey = kms.MasterKeyRef{KeyID: "11111111-1111-4111-8111-111111111111", Namespace: "team-a", Name: "orders"}
+	OtherKey  = kms.MasterKeyRef{KeyID: "22222222-2222-4222-8222-222222222222", Namespace: "team-a", Name: "other"}
+	TheirsKey = kms.MasterKeyRef{KeyID: "33333333-3333-4333-8333-333333333333", Namespace: "team-b", Name: "theirs"}
+	GoneID    = "99999999-9999-4999-8999-999999999999" // of no key
+)
+
+// Terms are those by which their material is destroyed.
+var Terms = kms.DeletionTerms{WaitingPeriod: 720 * time.Hour}
+
+// World is a key service with everything around it in memory. What is changed before Replica holds for the replica.
+type World struct {
+	*kms.Service
+	Store      *sealtest.Store
+	MasterKeys *MasterKeys
+	Tokens     *Authenticator
+	RBAC       *Authorizer
+	Audit      *Auditor
+	Auditor    kms.Auditor // in place of Audit, unless it is nil
+	Events     *Events
+	Limits     kms.Limits // zero: the usual ones
+	Clock      *clocktesting.FakePassiveClock
+	Metrics    *prometheus.Registry
+	Log        *Log
+}
+
+// Log keeps log lines.
+type Log struct {
+	mu  sync.Mutex
+	all strings.Builder
+}
+
+// Logger returns a logger that writes to the log, at every level.
+func (l *Log) Logger() logr.Logger {
+	return funcr.New(func(prefix, args string) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.all.WriteString(prefix + " " + args + "\n")
+	}, funcr.Options{Verbosity: 9})
+}
+
+// String returns the lines so far.
+func (l *Log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.String()
+}
+
+// NewWorld returns a world with an empty store.
+func NewWorld(t testing.TB) *World {
+	t.Helper()
+	w := &World{
+		Store:      &sealtest.Store{},
+		MasterKeys: &MasterKeys{},
+		Tokens:     &Authenticator{},
+		RBAC:       &Authorizer{},
+		Audit:      &Auditor{},
+		Events:     &Events{},
+		Clock:      clocktesting.NewFakePassiveClock(Begin),
+		Log:        &Log{},
+	}
+	w.Service = w.ServiceOver(t, w.Store)
+	return w
+}
+
+// Replica returns another manager in the same cluster: a key service that knows nothing yet.
+func (w *World) Replica(t testing.TB) *World {
+	t.Helper()
+	other := *w
+	other.Service = other.ServiceOver(t, w.Store)
+	return &other
+}
+
+// ServiceOver returns a key service in the world, with a store of its own.
+func (w *World) ServiceOver(t testing.TB, store kms.KeyStore) *kms.Service {
+	t.Helper()
+	ring, err := sealtest.OpenEmbedded(t.Context(), w.Store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Metrics = prometheus.NewRegistry()
+	auditor := w.Auditor
+	if auditor == nil {
+		auditor = w.Audit
+	}
+	service, err := kms.New(kms.Config{
+		Seal:          ring,
+		Keys:          store,
+		MasterKeys:    w.MasterKeys,
+		Authenticator: w.Tokens,
+		Authorizer:    w.RBAC,
+		Auditor:       auditor,
+		Events:        w.Events,
+		Registerer:    w.Metrics,
+		Limits:        w.Limits,
+		Clock:         w.Clock,
+		Logger:        w.Log.Logger(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return service
+}
+
+// Callers of a settled world, each by a token of the same name.
+const (
+	App      = "app"      // team-a: decrypt on datakeyrequests/orders
+	KeyUser  = "key-user" // team-a: decrypt and generatedatakey on masterkeys/orders
+	AllKeys  = "all-keys" // team-a: every cryptographic operation on all masterkeys, decrypt on datakeyrequests/orders
+	Reader   = "reader"   // team-a: decrypt and reencryptfrom on all masterkeys
+	Nobody   = "nobody"   // team-a: nothing
+	Stranger = "stranger" // team-b: decrypt on team-a's datakeyrequests/orders and masterkeys/orders
+)
+
+// Settled returns a world with three master keys, their objects, and callers.
+func Settled(t testing.TB) *World {
+	t.Helper()
+	w := NewWorld(t)
+	for _, ref := range []kms.MasterKeyRef{OrdersKey, OtherKey, TheirsKey} {
+		if _, err := w.EnsureMasterKey(t.Context(), ref, Terms, ""); err != nil {
+			t.Fatal(err)
+		}
+		w.MasterKeys.Put(Object(ref))
+	}
+	for token, namespace := range map[string]string{
+		App: "team-a", KeyUser: "team-a", AllKeys: "team-a", Reader: "team-a", Nobody: "team-a", Stranger: "team-b",
+	} {
+		w.Tokens.Add(token, Caller(namespace, token, token+"-pod"))
+	}
+	grant := func(who, namespace, verb, resource, name string) {
+		w.RBAC.Grant("system:serviceaccount:"+namespace+":"+who,
+			kms.Access{Verb: verb, Resource: resource, Namespace: "team-a", Name: name})
+	}
+	grant(App, "team-a", v1alpha1.VerbDecrypt, v1alpha1.ResourceDataKeyRequests, "orders")
+	grant(KeyUser, "team-a", v1alpha1.VerbDecrypt, v1alpha1.ResourceMasterKeys, "orders")
+	grant(KeyUser, "team-a", v1alpha1.VerbGenerateDataKey, v1alpha1.ResourceMasterKeys, "orders")
+	grant(AllKeys, "team-a", v1alpha1.VerbDecrypt, v1alpha1.ResourceMasterKeys, "")
+	for _, verb := range []string{
+		v1alpha1.VerbGenerateDataKey, v1alpha1.VerbGenerateDataKeyWithoutPlaintext, v1alpha1.VerbGenerateDataKeyPair,
+		v1alpha1.VerbGenerateDataKeyPairWithoutPlaintext, v1alpha1.VerbEncrypt, v1alpha1.VerbReEncryptFrom, v1alpha1.VerbReEncryptTo,
+	} {
+		grant(AllKeys, "team-a", verb, v1alpha1.ResourceMasterKeys, "")
+	}
+	grant(AllKeys, "team-a", v1alpha1.VerbDecrypt, v1alpha1.ResourceDataKeyRequests, "orders")
+	grant(Reader, "team-a", v1alpha1.VerbDecrypt, v1alpha1.ResourceMasterKeys, "")
+	grant(Reader, "team-a", v1alpha1.VerbReEncryptFrom, v1alpha1.ResourceMasterKeys, "")
+	grant(Stranger, "team-b", v1alpha1.VerbDecrypt, v1alpha1.ResourceDataKeyRequests, "orders")
+	grant(Stranger, "team-b", v1alpha1.VerbDecrypt, v1alpha1.ResourceMasterKeys, "orders")
+	grant(Stranger, "team-b", v1alpha1.VerbGenerateDataKey, v1alpha1.ResourceMasterKeys, "orders")
+	return w
+}
+
+// Object is the MasterKey that a ref names.
+func Object(ref kms.MasterKeyRef) kms.MasterKey {
+	return kms.MasterKey{KeyID: ref.KeyID, Namespace: ref.Namespace, Name: ref.Name, CreatedAt: Begin}
+}
+
+// Orders is the data key of the DataKeyRequest orders of team-a.
+func Orders() kms.DataKey {
+	return kms.DataKey{
+		MasterKey:         OrdersKey,
+		Namespace:         "team-a",
+		Name:              "orders",
+		Generation:        1,
+		Length:            32,
+		EncryptionContext: map[string]string{"tenant": "a"},
+	}
+}
+
+// Sealed makes a data key and returns its blob.
+func (w *World) Sealed(t testing.TB, d kms.DataKey) []byte {
+	t.Helper()
+	made, err := w.GenerateDataKeyWithoutPlaintext(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made.CiphertextBlob
+}
+
+// Material returns version 1 of a master key as it lies in the store, unsealed.
+func (w *World) Material(t testing.TB, ref kms.MasterKeyRef) (envelope.MaterialID, envelope.Material) {
+	t.Helper()
+	ring, err := sealtest.OpenEmbedded(t.Context(), w.Store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := envelope.ParseKeyID(ref.KeyID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, materialID, m, err := ring.Unseal(t.Context(), id, 1, w.Store.Secrets()[ref.KeyID].Data["v1"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return materialID, m
+}
+
+// AddVersion adds a version to a master key, as a rotation by another manager does.
+func (w *World) AddVersion(t testing.TB, ref kms.MasterKeyRef, version uint32) {
+	t.Helper()
+	ring, err := sealtest.OpenEmbedded(t.Context(), w.Store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := envelope.ParseKeyID(ref.KeyID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := ring.Seal(seal.MasterKeyVersion{KeyID: id, Namespace: ref.Namespace, Name: ref.Name, Version: version},
+		envelope.NewMaterialID(), envelope.NewMaterial())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Store.Edit(ref.KeyID, func(s *seal.Secret) {
+		s.Data[seal.VersionEntry(version)] = sealed
+		s.Data[seal.VersionEntry(version)+".createdAt"] = []byte(Begin.Format(time.RFC3339))
+		s.Data["record"] = RecordOf(version)
+	})
+}
+
+// Later lets time pass.
+func (w *World) Later(d time.Duration) { w.Clock.SetTime(w.Clock.Now().Add(d)) }
+
+// RecordOf is the record of a key with that primary version.
+func RecordOf(primary uint32) []byte {
+	return fmt.Appendf(nil, `{"primary":%d,"primarySince":"2026-11-21T12:00:00Z","waitingPeriod":"720h0m0s"}`, primary)
+}
+
+// Forged makes a blob with any header under any material.
+func Forged(t testing.TB, h envelope.Header, m envelope.Material) []byte {
+	t.Helper()
+	return ForgedWith(t, h, m, envelope.AssociatedData{})
+}
+
+// ForgedWith is Forged with associated data.
+func ForgedWith(t testing.TB, h envelope.Header, m envelope.Material, ad envelope.AssociatedData) []byte {
+	t.Helper()
+	p, err := envelope.NewPlaintext(32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := m.Seal(h, ad, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// KeyID parses a key ID.
+func KeyID(t testing.TB, s string) envelope.KeyID {
+	t.Helper()
+	id, err := envelope.ParseKeyID(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// Raw returns the bytes of a plaintext.
+func Raw(p envelope.Plaintext) []byte { return p.AppendTo(insecuresecret.Token{}, nil) }
+
+// MustNotHold fails the test if the text holds any of the secrets, raw or as base64 or hex.
+func MustNotHold(t testing.TB, where, text string, secrets map[string][]byte) {
+	t.Helper()
+	for name, s := range secrets {
+		if len(s) < 16 {
+			t.Fatalf("%s of %d bytes is too short to search for", name, len(s))
+		}
+		for _, form := range FormsIn(text, s) {
+			t.Errorf("%s holds the %s as %s", where, name, form)
+		}
+	}
+}
+
+// FormsIn returns the forms in which a text holds a secret.
+func FormsIn(text string, secret []byte) (forms []string) {
+	for form, found := range map[string]bool{
+		"raw":    strings.Contains(text, string(secret)),
+		"hex":    strings.Contains(strings.ToLower(text), hex.EncodeToString(secret)),
+		"base64": containsBase64(text, secret),
+	} {
+		if found {
+			forms = append(forms, form)
+		}
+	}
+	return forms
+}
+
+// containsBase64 looks for s at each of the three places in a group of base64 where it may begin.
+func containsBase64(text string, s []byte) bool {
+	for _, enc := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
+		for shift := range 3 {
+			whole := enc.EncodeToString(append(bytes.Repeat([]byte{0}, shift), s...))
+			if strings.Contains(text, whole[4:len(whole)-4]) {
+				return true
+			}
+		}
+	}
+	return false
+}
