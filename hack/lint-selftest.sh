@@ -100,6 +100,12 @@ allowed internal/kms "$own/internal/seal"
 allowed internal/kms "$own/api/kms/v1"
 allowed internal/kms "$insecure"
 for test in "" /_test.go; do
+	refused "internal/kms$test" google.golang.org/grpc "internal/kms/kmsgrpc is where the key service meets gRPC"
+done
+allowed internal/kms/kmsgrpc google.golang.org/grpc
+allowed internal/kms/kmsgrpc "$insecure"
+refused internal/kms/kmsgrpc "$own/controllers" "the key service imports envelope, seal and api"
+for test in "" /_test.go; do
 	refused "internal/kms$test" "$own/internal/rootkey" "the key service imports envelope, seal and api"
 	for library in "$own/internal/kms" "$own/internal/rootkey" k8s.io/client-go/kubernetes sigs.k8s.io/controller-runtime \
 		google.golang.org/grpc k8s.io/kms github.com/hashicorp/vault/api github.com/aws/aws-sdk-go/aws; do

@@ -30,6 +30,7 @@ import (
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/inject"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/kms/kmsgrpc"
 	"github.com/datakeys/datakeys/internal/rootkey"
 	"github.com/datakeys/datakeys/internal/seal"
 	"github.com/datakeys/datakeys/internal/version"
@@ -185,7 +186,7 @@ func newKeyService(mgr ctrl.Manager, o *options, authority *certs.Authority, aud
 			return (&net.ListenConfig{}).Listen(ctx, "tcp", o.keyServiceBind)
 		},
 		serve: func(service *kms.Service) *grpc.Server {
-			return kms.NewGRPCServer(service, tlsConfig, log)
+			return kmsgrpc.NewServer(service, tlsConfig, log)
 		},
 		log:      log,
 		unsealed: make(chan struct{}),

@@ -20,6 +20,7 @@ import (
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/kms/kmsgrpc"
 	"github.com/datakeys/datakeys/internal/kms/kmstest"
 	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
@@ -44,10 +45,6 @@ const (
 	methodEmpty = "/bench.Floor/Empty"
 )
 
-type allowed struct{}
-
-func (allowed) Authorize(context.Context, kms.Caller, kms.Access) (bool, error) { return true, nil }
-
 // serveKeys is a key service with one master key and one data key. It is the manager's, without a cluster: who calls and what is allowed
 // is answered from memory, as it is nearly always, and records are written to a file.
 func serveKeys(ctx context.Context, dir string) (err error) {
@@ -63,7 +60,7 @@ func serveKeys(ctx context.Context, dir string) (err error) {
 	defer func() { err = errors.Join(err, records.Close()) }()
 	const plenty = 1_000_000_000
 	service, err := kms.New(kms.Config{
-		Seal: ring, Keys: store, MasterKeys: objects, Authenticator: callers, Authorizer: allowed{}, Auditor: kms.NewJSONAuditor(records),
+		Seal: ring, Keys: store, MasterKeys: objects, Authenticator: callers, Authorizer: kmstest.Allow{}, Auditor: kms.NewJSONAuditor(records),
 		Limits: kms.Limits{Calls: plenty, CallsBurst: plenty, Refusals: plenty, RefusalsBurst: plenty},
 	})
 	if err != nil {
@@ -101,7 +98,7 @@ func serveKeys(ctx context.Context, dir string) (err error) {
 		},
 	}}}, struct{}{})
 	served := make(chan error, 2)
-	keys := kms.NewGRPCServer(service, config, logr.Discard())
+	keys := kmsgrpc.NewServer(service, config, logr.Discard())
 	defer floor.Stop()
 	defer keys.Stop()
 	for name, server := range map[string]*grpc.Server{fileEmpty: floor, fileKeyService: keys} {

@@ -113,7 +113,7 @@ type Auditor interface {
 
 // audit writes the record of something that is about to be done. An error means that it must not be.
 func (s *Service) audit(ctx context.Context, r AuditRecord) error {
-	r.Time, r.Decision = s.now().UTC(), DecisionAllowed
+	r.Time, r.Decision = s.Now().UTC(), DecisionAllowed
 	if err := s.auditor.Record(ctx, r); err != nil {
 		return unavailable(err, "the audit record could not be written")
 	}
@@ -140,7 +140,7 @@ func (s *Service) refused(ctx context.Context, caller Caller, r AuditRecord, cau
 	if e, ok := errors.AsType[*Error](cause); ok {
 		message = e.Message
 	}
-	r.Time, r.Decision, r.Code, r.Reason, r.Bytes = s.now().UTC(), DecisionRefused, CodeOf(cause).String(), message, 0
+	r.Time, r.Decision, r.Code, r.Reason, r.Bytes = s.Now().UTC(), DecisionRefused, CodeOf(cause).String(), message, 0
 	if err := s.recordLate(ctx, r); err != nil {
 		s.log.Error(err, "Could not record a refusal", "operation", r.Operation, "code", r.Code)
 	}

@@ -23,7 +23,7 @@ type BatchDecryptResult struct {
 // BatchDecrypt opens 1 to 100 blobs, each as Decrypt would. About the same access RBAC is asked once. Only what concerns the
 // whole call is returned as an error.
 func (s *Service) BatchDecrypt(ctx context.Context, caller Caller, reqs []DecryptRequest) (results []BatchDecryptResult, err error) {
-	start := s.now()
+	start := s.Now()
 	defer func() { s.done(ctx, OperationBatchDecrypt, start, caller, err) }()
 	if err := s.checkBatch(OperationBatchDecrypt, caller, "requests", len(reqs)); err != nil {
 		return nil, err
@@ -74,10 +74,10 @@ func inBatch(n int, work func(i int)) {
 }
 
 func (s *Service) decryptItem(ctx context.Context, review *reviewer, req DecryptRequest) (result BatchDecryptResult) {
-	start := s.now()
+	start := s.Now()
 	defer func() {
 		if p := recover(); p != nil {
-			result = BatchDecryptResult{Err: panicError(p)}
+			result = BatchDecryptResult{Err: PanicError(p)}
 		}
 		s.done(ctx, OperationDecrypt, start, review.caller, result.Err)
 	}()

@@ -16,46 +16,6 @@ import (
 	"github.com/datakeys/datakeys/internal/seal"
 )
 
-// blobs of a settled world, by what they are.
-func blobs(t *testing.T, w *world) map[string][]byte {
-	t.Helper()
-	materialID, material := w.Material(t, ordersKey)
-	theirsID, theirs := w.Material(t, theirsKey)
-	scope := envelope.Scope{Namespace: "team-a", Name: "orders", Generation: 1}
-	h := envelope.Header{Kind: envelope.KindAWS, KeyID: keyID(t, ordersKey.KeyID), KeyVersion: 1, MaterialID: materialID}
-	with := func(change func(*envelope.Header)) envelope.Header {
-		h := h
-		change(&h)
-		return h
-	}
-	scoped := with(func(h *envelope.Header) { h.Kind, h.Scope = envelope.KindDataKey, scope })
-	return map[string][]byte{
-		"scoped":   w.Sealed(t, orders()),
-		"unscoped": forged(t, h, material),
-		"payments": w.Sealed(t, kms.DataKey{MasterKey: ordersKey, Namespace: "team-a", Name: "payments", Generation: 1, Length: 32}),
-		"scoped to team-b": forged(t, with(func(h *envelope.Header) {
-			h.Kind, h.Scope = envelope.KindDataKey, envelope.Scope{Namespace: "team-b", Name: "orders", Generation: 1}
-		}), material),
-		"of no key": forged(t, with(func(h *envelope.Header) { h.KeyID = keyID(t, goneID) }), material),
-		"scoped, of no key": forged(t, with(func(h *envelope.Header) {
-			h.Kind, h.Scope, h.KeyID = envelope.KindDataKey, scope, keyID(t, goneID)
-		}), material),
-		"of no version":   forged(t, with(func(h *envelope.Header) { h.KeyVersion = 2 }), material),
-		"of no material":  forged(t, with(func(h *envelope.Header) { h.MaterialID = envelope.NewMaterialID() }), material),
-		"of made-up keys": forged(t, scoped, envelope.NewMaterial()),
-		"of team-b's key": forged(t, with(func(h *envelope.Header) { h.KeyID, h.MaterialID = keyID(t, theirsKey.KeyID), theirsID }), theirs),
-		"scoped, of team-b's key": forged(t, with(func(h *envelope.Header) {
-			h.Kind, h.Scope, h.KeyID, h.MaterialID = envelope.KindDataKey, scope, keyID(t, theirsKey.KeyID), theirsID
-		}), theirs),
-		"Alibaba":           forged(t, with(func(h *envelope.Header) { h.Kind = envelope.KindAlibabaInitial }), material),
-		"a sealed version":  w.Store.Secrets()[ordersKey.KeyID].Data["v1"],
-		"a sealing key":     w.Store.WrappedSealingKey(),
-		"without its start": w.Sealed(t, orders())[1:],
-		"nothing":           nil,
-		"too large":         make([]byte, 6145),
-	}
-}
-
 func TestDecrypt(t *testing.T) {
 	pairs := orders().EncryptionContext
 	const deniedScoped = "needs the verb decrypt on datakeyrequests/orders in namespace team-a, or on its MasterKey"
@@ -186,7 +146,7 @@ func TestDecrypt(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := settled(t)
-			blob, ok := blobs(t, w)[c.blob]
+			blob, ok := w.Blobs(t)[c.blob]
 			if !ok {
 				t.Fatalf("there is no blob %q", c.blob)
 			}
@@ -269,7 +229,7 @@ func namespaceOf(token string) string {
 // Whoever has no permission gets one answer, be there a key or not.
 func TestADenialDoesNotTellWhetherThereIsAKey(t *testing.T) {
 	w := settled(t)
-	b := blobs(t, w)
+	b := w.Blobs(t)
 	same := func(about string, calls ...func(*world) error) {
 		t.Helper()
 		var first string
@@ -474,7 +434,7 @@ func TestGenerateDataKey(t *testing.T) {
 
 func TestABatchAnswersEachRequestByItself(t *testing.T) {
 	w := settled(t)
-	b := blobs(t, w)
+	b := w.Blobs(t)
 	pairs := orders().EncryptionContext
 	item := func(blob string, context map[string]string) kms.DecryptRequest {
 		return kms.DecryptRequest{CiphertextBlob: b[blob], EncryptionContext: context}

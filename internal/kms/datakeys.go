@@ -46,7 +46,7 @@ type SealedDataKey struct {
 // may be ErrInvalidKeyID, ErrMaterialMissing, ErrMaterialConflict or ErrMaterialBroken, and has the reason
 // kmsv1.ReasonUnsupported for a key pair that this build does not make.
 func (s *Service) GenerateDataKeyWithoutPlaintext(ctx context.Context, d DataKey) (sealed SealedDataKey, err error) {
-	start, operation := s.now(), OperationGenerateDataKeyWithoutPlaintext
+	start, operation := s.Now(), OperationGenerateDataKeyWithoutPlaintext
 	if d.KeyPairSpec != "" {
 		operation = OperationGenerateDataKeyPairWithoutPlaintext
 	}
@@ -120,7 +120,7 @@ func (s *Service) primary(ctx context.Context, id envelope.KeyID, ref MasterKeyR
 // error may be ErrBlobRefused, ErrKeyVersionMissing, ErrInvalidKeyID, ErrMaterialMissing, ErrMaterialConflict, ErrMaterialBroken
 // or ErrMaterialDestroyed, and has the reason kmsv1.ReasonUnsupported for a key pair that this build cannot read.
 func (s *Service) OpenDataKey(ctx context.Context, d DataKey, blob []byte) (sealed SealedDataKey, err error) {
-	start := s.now()
+	start := s.Now()
 	defer func() { s.metrics.observe(OperationOpenDataKey, s.clock.Since(start), err) }()
 	o, err := s.openDataKey(ctx, d, blob, (*key).find)
 	if err != nil {

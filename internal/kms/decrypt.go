@@ -33,7 +33,7 @@ type DecryptResponse struct {
 // Decrypt opens a blob. It needs the verb decrypt on the master key, or on the DataKeyRequest that the blob belongs to,
 // and for a blob with a scope a caller in the scope's namespace.
 func (s *Service) Decrypt(ctx context.Context, caller Caller, req DecryptRequest) (resp DecryptResponse, err error) {
-	start := s.now()
+	start := s.Now()
 	defer func() { s.done(ctx, OperationDecrypt, start, caller, err) }()
 	src, err := s.checkDecrypt(req)
 	if err != nil {

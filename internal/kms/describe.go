@@ -37,7 +37,7 @@ type KeyMetadata struct {
 // DescribeKey tells what is known of the key that a caller names, in whatever state it is. It needs the verb describekey
 // on the master key.
 func (s *Service) DescribeKey(ctx context.Context, caller Caller, keyID string) (metadata KeyMetadata, err error) {
-	start := s.now()
+	start := s.Now()
 	defer func() { s.done(ctx, OperationDescribeKey, start, caller, err) }()
 	name, err := s.parseKeyName("key_id", keyID)
 	if err != nil {

@@ -1,7 +1,6 @@
 package kms_test
 
 import (
-	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -50,13 +49,15 @@ func TestDescribeKey(t *testing.T) {
 		},
 		"Disabled": {
 			token: describer, keyID: "orders",
-			change:   func(w *world) { w.edit("orders", func(k *kms.MasterKey) { k.State = kms.KeyStateDisabled }) },
+			change: func(w *world) {
+				w.MasterKeys.Edit("team-a", "orders", func(k *kms.MasterKey) { k.State = kms.KeyStateDisabled })
+			},
 			metadata: func(m *kms.KeyMetadata) { m.State = "Disabled" },
 		},
 		"PendingDeletion": {
 			token: describer, keyID: "orders",
 			change: func(w *world) {
-				w.edit("orders", func(k *kms.MasterKey) { k.State, k.DeletionTime = kms.KeyStatePendingDeletion, due })
+				w.MasterKeys.Edit("team-a", "orders", func(k *kms.MasterKey) { k.State, k.DeletionTime = kms.KeyStatePendingDeletion, due })
 			},
 			metadata: func(m *kms.KeyMetadata) { m.State, m.DeletionTime = "PendingDeletion", due },
 		},
@@ -70,7 +71,7 @@ func TestDescribeKey(t *testing.T) {
 		"the material is missing and the key Disabled": {
 			token: describer, keyID: "orders",
 			change: func(w *world) {
-				w.edit("orders", func(k *kms.MasterKey) { k.State = kms.KeyStateDisabled })
+				w.MasterKeys.Edit("team-a", "orders", func(k *kms.MasterKey) { k.State = kms.KeyStateDisabled })
 				w.Store.Delete(ordersKey.KeyID)
 				w.Clock.SetTime(begin.Add(11 * time.Second))
 			},
@@ -100,12 +101,14 @@ func TestDescribeKey(t *testing.T) {
 		},
 		"the key ID is none": {
 			token: describer, keyID: "orders",
-			change: func(w *world) { w.edit("orders", func(k *kms.MasterKey) { k.KeyID = "odd" }) },
+			change: func(w *world) { w.MasterKeys.Edit("team-a", "orders", func(k *kms.MasterKey) { k.KeyID = "odd" }) },
 			want:   kms.CodeFailedPrecondition,
 		},
 		"the MasterKey was made later than the material": {
 			token: describer, keyID: "orders",
-			change: func(w *world) { w.edit("orders", func(k *kms.MasterKey) { k.CreatedAt = begin.Add(time.Hour) }) },
+			change: func(w *world) {
+				w.MasterKeys.Edit("team-a", "orders", func(k *kms.MasterKey) { k.CreatedAt = begin.Add(time.Hour) })
+			},
 		},
 		"the store does not answer": {
 			token: describer, keyID: "orders",
@@ -117,7 +120,7 @@ func TestDescribeKey(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := listed(t)
-			arn := w.arn(t)
+			arn := w.ARN(t)
 			materialID, _ := w.Material(t, ordersKey)
 			if c.change != nil {
 				c.change(w)
@@ -157,17 +160,6 @@ func TestDescribeKey(t *testing.T) {
 				t.Errorf("the record is about %+v", key)
 			}
 		})
-	}
-}
-
-// edit changes a MasterKey of team-a.
-func (w *world) edit(name string, change func(*kms.MasterKey)) {
-	all, _ := w.MasterKeys.List(context.Background(), "team-a")
-	for _, k := range all {
-		if k.Name == name {
-			change(&k)
-			w.MasterKeys.Put(k)
-		}
 	}
 }
 

@@ -117,7 +117,7 @@ func (s *Service) rewrite(ctx context.Context, id envelope.KeyID, ref MasterKeyR
 		if err != nil {
 			return err
 		}
-		start := s.now()
+		start := s.Now()
 		err = s.write(ctx, audit, secret)
 		s.metrics.observe(audit.Operation, s.clock.Since(start), err)
 		if err != nil && !errors.Is(err, seal.ErrSecretChanged) {
@@ -144,7 +144,7 @@ func (s *Service) ForgetMasterKey(ctx context.Context, keyID string) error {
 		case !errors.Is(err, ErrMaterialDestroyed):
 			return err
 		}
-		start := s.now()
+		start := s.Now()
 		err = s.audit(ctx, AuditRecord{Operation: OperationForgetMasterKey, Key: k.auditedVersion(0)})
 		if err == nil {
 			err = s.store.Remove(ctx, secret)

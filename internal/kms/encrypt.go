@@ -25,7 +25,7 @@ type EncryptResponse struct{ Encrypted }
 
 // Encrypt encrypts up to 4096 bytes. It needs the verb encrypt on the master key.
 func (s *Service) Encrypt(ctx context.Context, caller Caller, req EncryptRequest) (resp EncryptResponse, err error) {
-	start := s.now()
+	start := s.Now()
 	defer func() { s.done(ctx, OperationEncrypt, start, caller, err) }()
 	t, err := s.checkEncrypt(req)
 	if err != nil {

@@ -180,9 +180,9 @@ func outwardOf(namespace, keyID string, err error) error {
 	return err
 }
 
-// panicError turns a panic into an error. It keeps the value only of the runtime's own panics: any other may hold
+// PanicError turns a panic into an error. It keeps the value only of the runtime's own panics: any other may hold
 // anything.
-func panicError(p any) *Error {
+func PanicError(p any) *Error {
 	cause := fmt.Errorf("panic with a %T", p)
 	if e, ok := p.(runtime.Error); ok {
 		cause = fmt.Errorf("panic: %w", e)

@@ -39,7 +39,7 @@ func (s *Service) GenerateDataKey(ctx context.Context, caller Caller, req Genera
 	if req.WithoutPlaintext {
 		operation, verb = OperationGenerateDataKeyWithoutPlaintext, v1alpha1.VerbGenerateDataKeyWithoutPlaintext
 	}
-	start := s.now()
+	start := s.Now()
 	defer func() { s.done(ctx, operation, start, caller, err) }()
 	t, length, err := s.checkGenerate(req)
 	if err != nil {

@@ -37,7 +37,7 @@ func inSlot(ctx context.Context, slots chan struct{}, generate func() (*rsa.Priv
 		var r result
 		defer func() {
 			if p := recover(); p != nil { // in a goroutine of its own, where it would end the process
-				r = result{err: panicError(p)}
+				r = result{err: PanicError(p)}
 			}
 			select {
 			case made <- r:

@@ -248,7 +248,7 @@ func (r *keyring) read(ctx context.Context, id envelope.KeyID) (*key, error) {
 func (r *keyring) readSecret(ctx context.Context, id envelope.KeyID) (k *key, s seal.Secret, err error) {
 	defer func() {
 		if p := recover(); p != nil { // in a goroutine of singleflight, where it would end the process
-			k, err = nil, panicError(p)
+			k, err = nil, PanicError(p)
 		}
 	}()
 	turn, now := r.turns.Add(1), r.clock.Now()

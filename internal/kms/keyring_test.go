@@ -191,7 +191,7 @@ func TestALoadThatBeganTooEarlyDoesNotSayNo(t *testing.T) {
 		w := settled(t)
 		w.Store.Delete(ordersKey.KeyID) // it is not made yet
 		slow := &lateAnswers{Store: w.Store, gate: make(chan struct{})}
-		late := *w
+		late := w.clone()
 		late.Service = serviceOver(t, w, slow)
 		decrypt := func(blob []byte) chan error {
 			answer := make(chan error, 1)
@@ -226,7 +226,7 @@ func TestASlowOldLoadDoesNotReplaceANewerOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := settled(t)
 		slow := &lateAnswers{Store: w.Store, gate: make(chan struct{})}
-		late := *w
+		late := w.clone()
 		late.Service = serviceOver(t, w, slow)
 		generate := func() (int32, error) {
 			made, err := late.GenerateDataKey(t.Context(), keyUser, kms.GenerateDataKeyRequest{KeyID: "orders", NumberOfBytes: 32, Door: kms.DoorAWS})

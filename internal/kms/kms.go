@@ -2,7 +2,7 @@
 // manager that ever sees a plaintext one.
 //
 // Controllers call EnsureMasterKey, MasterKey, GenerateDataKeyWithoutPlaintext and OpenDataKey, which return sealed bytes
-// only. Callers in pods call GenerateDataKey, Decrypt and BatchDecrypt, over gRPC. What a caller is told depends on
+// only. Callers in pods call GenerateDataKey, Decrypt and BatchDecrypt, over gRPC (kmsgrpc). What a caller is told depends on
 // nothing that its permissions do not already show:
 //
 //  1. The token is reviewed, before a byte of the request is read. Whoever is not a pod learns nothing else. Then the request is
@@ -214,5 +214,3 @@ type noEvents struct{}
 func (noEvents) Denied(Pod, string, string) {}
 
 func (noEvents) InitialVersionUsed(MasterKeyRef, Pod, string) {}
-
-func (s *Service) now() time.Time { return s.clock.Now() }

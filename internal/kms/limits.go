@@ -96,9 +96,9 @@ func (c Caller) payer(operation string) string {
 	return c.PodUID
 }
 
-// admit counts a call of a pod, and returns an error where it has made too many, or had too many refused.
-func (s *Service) admit(ctx context.Context, operation string, c Caller) error {
-	now := s.now()
+// Admit counts a call of a pod, and returns an error where it has made too many, or had too many refused.
+func (s *Service) Admit(ctx context.Context, operation string, c Caller) error {
+	now := s.Now()
 	l := s.limits
 	payer := c.payer(operation)
 	var message string
@@ -124,7 +124,7 @@ func (s *Service) admit(ctx context.Context, operation string, c Caller) error {
 // reserve counts what a call is going to cost beyond one, and returns an error where the pod has nothing left: calls that were let in
 // at once are not all as dear as the first.
 func (s *Service) reserve(c Caller, calls int) error {
-	if calls == 0 || s.limits.calls.spend(c.PodUID, float64(calls), s.now()) {
+	if calls == 0 || s.limits.calls.spend(c.PodUID, float64(calls), s.Now()) {
 		return nil
 	}
 	return &Error{Code: CodeThrottled, Message: s.tooManyCalls()}
@@ -137,7 +137,7 @@ func (s *Service) tooManyCalls() string {
 // charge counts what a call costs beyond one.
 func (s *Service) charge(operation string, c Caller, calls int) {
 	if calls > 0 {
-		s.limits.calls.take(c.payer(operation), float64(calls), s.now())
+		s.limits.calls.take(c.payer(operation), float64(calls), s.Now())
 	}
 }
 
@@ -158,5 +158,5 @@ func (s *Service) done(ctx context.Context, operation string, start time.Time, c
 			return
 		}
 	}
-	s.limits.refusals.take(c.payer(operation), 1, s.now())
+	s.limits.refusals.take(c.payer(operation), 1, s.Now())
 }

@@ -4,17 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
-
-	"golang.org/x/sync/errgroup"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/kms"
@@ -116,7 +108,7 @@ func TestAPodThatIsRefusedTooOftenIsThrottled(t *testing.T) {
 // What a pod cannot help is not held against it, and neither is what it is told on purpose.
 func TestOnlyRefusalsThatAPodBroughtUponItselfCount(t *testing.T) {
 	w := settled(t)
-	b := blobs(t, w)
+	b := w.Blobs(t)
 	for name, c := range map[string]struct {
 		call   func(w *world) error
 		change func(w *world)
@@ -164,7 +156,7 @@ func TestOnlyRefusalsThatAPodBroughtUponItselfCount(t *testing.T) {
 				w.RBAC.Err = context.Canceled
 			},
 			call: func(w *world) error {
-				caller, err := w.Enter(t.Context(), "", app)
+				caller, err := w.enter(t.Context(), "", app)
 				if err != nil {
 					return err
 				}
@@ -190,10 +182,10 @@ func TestOnlyRefusalsThatAPodBroughtUponItselfCount(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := *w
+			w := w.clone()
 			fresh := settled(t)
 			w.MasterKeys, w.RBAC, w.Limits = fresh.MasterKeys, fresh.RBAC, kms.Limits{Calls: 1000, CallsBurst: 1000, Refusals: 1, RefusalsBurst: 5}
-			r := replica(t, &w)
+			r := replica(t, w)
 			if c.change != nil {
 				c.change(r)
 				defer func() { r.Store.Hook = nil }()
@@ -320,7 +312,7 @@ func TestDearCallsAtOnceAreNotAllLetIn(t *testing.T) {
 	var caller kms.Caller
 	for range 3 {
 		var err error
-		if caller, err = l.Enter(t.Context(), "", allKeys); err != nil {
+		if caller, err = l.enter(t.Context(), "", allKeys); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -338,100 +330,5 @@ func TestDearCallsAtOnceAreNotAllLetIn(t *testing.T) {
 	}
 	if err := pair("ECC_NIST_P256"); err != nil {
 		t.Errorf("one that costs no more than the call: %v", err)
-	}
-}
-
-// Calls that wait for their turn are counted when it comes: otherwise all that come at once get past the limit. And a pod that is
-// throttled from its first call on is told so, however much it sends.
-func TestManyCallsAtOnceDoNotGetPastTheLimit(t *testing.T) {
-	l := newLimited(t, kms.Limits{Calls: 1e6, CallsBurst: 1e6, Refusals: 1, RefusalsBurst: 500})
-	item := &kmsv1.DecryptRequest{CiphertextBlob: l.blob, EncryptionContext: map[string]string{"another": strings.Repeat("x", 500)}, Door: kmsv1.Door_DOOR_AWS}
-	batch := &kmsv1.BatchDecryptRequest{Requests: slices.Repeat([]*kmsv1.DecryptRequest{item}, 100)}
-	for _, c := range []struct {
-		connection  string
-		least, most int64
-	}{
-		{"the first", 5, 5 + 8}, // what is allowed, and what had its turn when that was used up
-		{"another, throttled from its start", 0, 0},
-	} {
-		t.Run(c.connection, func(t *testing.T) {
-			client := kmsv1.NewKeyServiceClient(serve(t, l.world))
-			var answered atomic.Int64
-			var g errgroup.Group
-			for range 64 {
-				g.Go(func() error {
-					_, err := client.BatchDecrypt(as(t, app), batch)
-					if err == nil {
-						answered.Add(1)
-					}
-					if status.Code(err) == codes.ResourceExhausted {
-						return nil
-					}
-					return err
-				})
-			}
-			if err := g.Wait(); err != nil {
-				t.Error(err)
-			}
-			if got := answered.Load(); got < c.least || got > c.most {
-				t.Errorf("%d batches of 100 refusals were answered, want %d to %d: 500 refusals are allowed", got, c.least, c.most)
-			}
-		})
-	}
-}
-
-// A connection whose calls have no valid token costs a review a second at most, and stops nobody on another connection.
-func TestAConnectionWithoutAValidTokenIsThrottled(t *testing.T) {
-	l := newLimited(t, kms.Limits{})
-	client := kmsv1.NewKeyServiceClient(serve(t, l.world))
-	req := &kmsv1.DecryptRequest{CiphertextBlob: l.blob, EncryptionContext: orders().EncryptionContext, Door: kmsv1.Door_DOOR_AWS}
-	call := func(token string) *status.Status {
-		_, err := client.Decrypt(as(t, token), req)
-		return status.Convert(err)
-	}
-	for range 30 { // good calls do not count
-		if s := call(app); s.Code() != codes.OK {
-			t.Fatal(s)
-		}
-	}
-	for i := range 20 {
-		if s := call(fmt.Sprintf("stolen-%d", i)); s.Code() != codes.Unauthenticated {
-			t.Fatalf("call %d: got %v, want Unauthenticated", i, s)
-		}
-	}
-	reviews := l.Tokens.Calls()
-	for i := range 100 {
-		s := call(fmt.Sprintf("stolen-again-%d", i))
-		if s.Code() != codes.ResourceExhausted || len(s.Details()) != 1 || s.Details()[0].(*errdetails.ErrorInfo).GetReason() != kmsv1.ReasonThrottled {
-			t.Fatalf("got %v %v, want ResourceExhausted", s, s.Details())
-		}
-	}
-	if got := l.Tokens.Calls() - reviews; got > 0 {
-		t.Errorf("a throttled connection cost %d reviews", got)
-	}
-	other := kmsv1.NewKeyServiceClient(serve(t, l.world))
-	if _, err := other.Decrypt(as(t, app), req); err != nil {
-		t.Errorf("another connection: %v", err)
-	}
-	l.after(time.Second)
-	if s := call(app); s.Code() != codes.OK {
-		t.Errorf("a second later, with a good token: %v", s)
-	}
-	if s := call("stolen"); s.Code() != codes.Unauthenticated {
-		t.Errorf("a second later: %v", s)
-	}
-	if s := call("stolen"); s.Code() != codes.ResourceExhausted {
-		t.Errorf("and once more: %v", s)
-	}
-	// Many at once are answered, and paid for within a minute.
-	l.after(time.Hour)
-	var all sync.WaitGroup
-	for range 60 {
-		all.Go(func() { call("stolen") })
-	}
-	all.Wait()
-	l.after(time.Minute + time.Second)
-	if s := call(app); s.Code() != codes.OK {
-		t.Errorf("a minute later: %v", s)
 	}
 }

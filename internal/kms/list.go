@@ -50,7 +50,7 @@ type AliasEntry struct {
 // A page begins after the last name of the page before, so what is there all the time is listed once, whatever comes and
 // goes in between.
 func (s *Service) ListKeys(ctx context.Context, caller Caller, limit int, marker string) (keys []KeyEntry, next string, err error) {
-	start := s.now()
+	start := s.Now()
 	defer func() { s.done(ctx, OperationListKeys, start, caller, err) }()
 	page, err := newPage(pagesOfKeys, limit, defaultKeys, marker)
 	if err != nil {
@@ -80,7 +80,7 @@ func (s *Service) ListKeys(ctx context.Context, caller Caller, limit int, marker
 // empty: at most limit of them, 0 is 50. It needs the verb listaliases on the masterkeys of the namespace. Pages are as
 // those of ListKeys. A key that MasterKeys.List has not heard of yet has no aliases yet.
 func (s *Service) ListAliases(ctx context.Context, caller Caller, keyID string, limit int, marker string) (aliases []AliasEntry, next string, err error) {
-	start := s.now()
+	start := s.Now()
 	defer func() { s.done(ctx, OperationListAliases, start, caller, err) }()
 	var name *keyName
 	if keyID != "" {

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -19,53 +18,10 @@ import (
 	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
 
-// Callers of a listed world.
-const (
-	lister    = "lister"    // team-a: listkeys, listaliases and describekey on all masterkeys, generaterandom
-	describer = "describer" // team-a: describekey on masterkeys/orders
-)
-
-// listed returns a settled world whose keys have aliases and whose pods may list.
-func listed(t testing.TB) *world {
-	t.Helper()
-	w := settled(t)
-	for ref, aliases := range map[kms.MasterKeyRef][]string{
-		ordersKey: {"orders-prod", "z/last"}, otherKey: {"both", "a-first"}, theirsKey: {"theirs", "a-first"},
-	} {
-		o := object(ref)
-		o.Description, o.Aliases = "for "+ref.Name, aliases
-		if ref == otherKey {
-			o.CreatedAt = begin.Add(-time.Hour)
-		}
-		w.MasterKeys.Put(o)
-	}
-	for _, token := range []string{lister, describer} {
-		w.Tokens.Add(token, kmstest.Caller("team-a", token, token+"-pod"))
-	}
-	here := func(verb, name string) kms.Access {
-		return kms.Access{Verb: verb, Resource: v1alpha1.ResourceMasterKeys, Namespace: "team-a", Name: name}
-	}
-	for _, verb := range []string{v1alpha1.VerbListKeys, v1alpha1.VerbListAliases, v1alpha1.VerbDescribeKey, v1alpha1.VerbGenerateRandom} {
-		w.RBAC.Grant("system:serviceaccount:team-a:"+lister, here(verb, ""))
-	}
-	w.RBAC.Grant("system:serviceaccount:team-a:"+describer, here(v1alpha1.VerbDescribeKey, "orders"))
-	return w
-}
-
-// arn is the beginning of every ARN of a world.
-func (w *world) arn(t testing.TB) string {
-	t.Helper()
-	info, err := w.MasterKey(t.Context(), ordersKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.TrimSuffix(info.ARN, "team-a:key/"+ordersKey.KeyID)
-}
-
 func TestListKeys(t *testing.T) {
 	w := listed(t)
 	w.MasterKeys.Put(kms.MasterKey{KeyID: "odd", Namespace: "team-a", Name: "no-key-id"})
-	arn := w.arn(t)
+	arn := w.ARN(t)
 	keys, next, err := w.ListKeys(t.Context(), lister, 0, "")
 	want := []kms.KeyEntry{
 		{KeyID: ordersKey.KeyID, ARN: arn + "team-a:key/" + ordersKey.KeyID, Name: "orders"},
@@ -78,7 +34,7 @@ func TestListKeys(t *testing.T) {
 
 func TestListAliases(t *testing.T) {
 	w := listed(t)
-	arn := w.arn(t)
+	arn := w.ARN(t)
 	entry := func(alias string, of kms.MasterKeyRef) kms.AliasEntry {
 		return kms.AliasEntry{Name: "alias/" + alias, ARN: arn + "team-a:alias/" + alias, TargetKeyID: of.KeyID}
 	}
@@ -358,7 +314,7 @@ func (l lagging) List(ctx context.Context, namespace string) ([]kms.MasterKey, e
 // Such a key is there, and which aliases it has of those that it claims is not known yet.
 func TestAliasesOfAKeyThatTheListHasNotHeardOf(t *testing.T) {
 	w := listed(t)
-	arn := w.arn(t)
+	arn := w.ARN(t)
 	ring, err := sealtest.OpenEmbedded(t.Context(), w.Store)
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/kms/kmstest"
 )
 
 // A key service holds 10,000 master keys in at most 100 MB above an empty one.
@@ -69,7 +70,7 @@ func BenchmarkVersions(b *testing.B) {
 		for v := uint32(2); v <= versions; v++ {
 			w.AddVersion(b, ordersKey, v)
 		}
-		w.Service = benchService(b, w, discard{}, clock.RealClock{})
+		w.Service = w.Unlimited(b, kmstest.Discard{}, clock.RealClock{})
 		p, err := envelope.NewPlaintext(32)
 		if err != nil {
 			b.Fatal(err)

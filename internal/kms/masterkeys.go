@@ -68,7 +68,7 @@ func (s *Service) EnsureMasterKey(ctx context.Context, ref MasterKeyRef, terms D
 		return MasterKeyInfo{}, err
 	}
 
-	start := s.now()
+	start := s.Now()
 	k, created, err := s.createMasterKey(ctx, id, ref, terms, rotateRequestedAt)
 	s.metrics.observe(OperationCreateMasterKeyVersion, s.clock.Since(start), err)
 	if err != nil {
@@ -85,7 +85,7 @@ func (s *Service) createMasterKey(ctx context.Context, id envelope.KeyID, ref Ma
 	if err := s.seal.CheckStored(ctx); err != nil {
 		return nil, false, err
 	}
-	secret, materialID, err := sealFirstVersion(s.seal, id, ref, s.now(), terms, rotateRequestedAt)
+	secret, materialID, err := sealFirstVersion(s.seal, id, ref, s.Now(), terms, rotateRequestedAt)
 	if err != nil {
 		return nil, false, err
 	}

@@ -41,7 +41,7 @@ func (s *Service) GenerateDataKeyPair(ctx context.Context, caller Caller, req Ge
 	if req.WithoutPlaintext {
 		operation, verb = OperationGenerateDataKeyPairWithoutPlaintext, v1alpha1.VerbGenerateDataKeyPairWithoutPlaintext
 	}
-	start := s.now()
+	start := s.Now()
 	defer func() { s.done(ctx, operation, start, caller, err) }()
 	t, err := s.checkGeneratePair(req)
 	if err != nil {

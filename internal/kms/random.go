@@ -17,7 +17,7 @@ const maxRandom = 1024
 // GenerateRandom returns random bytes, 1 to 1024. It needs the verb generaterandom on the masterkeys of the caller's
 // namespace. Whoever takes the bytes destroys them.
 func (s *Service) GenerateRandom(ctx context.Context, caller Caller, numberOfBytes int) (random envelope.Plaintext, err error) {
-	start := s.now()
+	start := s.Now()
 	defer func() { s.done(ctx, OperationGenerateRandom, start, caller, err) }()
 	if numberOfBytes < 1 || numberOfBytes > maxRandom {
 		return envelope.Plaintext{}, invalid("number_of_bytes", fmt.Errorf("must be 1 to %d", maxRandom))

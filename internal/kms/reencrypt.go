@@ -39,7 +39,7 @@ type ReEncryptResponse struct {
 // reencryptfrom on the blob's master key, or for a blob with a scope all that Decrypt needs, and the verb reencryptto on the
 // destination. The new blob has no scope.
 func (s *Service) ReEncrypt(ctx context.Context, caller Caller, req ReEncryptRequest) (resp ReEncryptResponse, err error) {
-	start := s.now()
+	start := s.Now()
 	defer func() { s.done(ctx, OperationReEncrypt, start, caller, err) }()
 	src, dst, err := s.checkReEncrypt(req)
 	if err != nil {

@@ -23,7 +23,7 @@ type RenewRequest struct {
 //
 // Every sidecar asks a few times a minute, and nothing leaves: so refusals alone are recorded, and the rest is counted.
 func (s *Service) Renew(ctx context.Context, caller Caller, reqs []RenewRequest) (refusals []error, err error) {
-	start := s.now()
+	start := s.Now()
 	defer func() { s.done(ctx, OperationRenew, start, caller, err) }()
 	if err := s.checkBatch(OperationRenew, caller, "data_keys", len(reqs)); err != nil {
 		return nil, err
@@ -37,10 +37,10 @@ func (s *Service) Renew(ctx context.Context, caller Caller, reqs []RenewRequest)
 }
 
 func (s *Service) renewItem(ctx context.Context, review *reviewer, req *RenewRequest) (err error) {
-	start := s.now()
+	start := s.Now()
 	defer func() {
 		if p := recover(); p != nil {
-			err = panicError(p)
+			err = PanicError(p)
 		}
 		s.done(ctx, OperationRenewDataKey, start, review.caller, err)
 	}()

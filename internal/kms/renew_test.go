@@ -9,27 +9,13 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
-	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/kms"
 	"github.com/datakeys/datakeys/internal/kms/kmstest"
 	"github.com/datakeys/datakeys/internal/seal"
 	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
-
-// renewOf is what a sidecar asks of the data key in a blob.
-func renewOf(t testing.TB, blob []byte) kms.RenewRequest {
-	t.Helper()
-	b, err := envelope.Parse(blob)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h := b.Header
-	return kms.RenewRequest{KeyID: h.KeyID.String(), KeyVersion: int32(h.KeyVersion), MaterialID: h.MaterialID[:], Name: h.Scope.Name}
-}
 
 // renew asks of one data key.
 func (w *world) renew(t testing.TB, token string, req kms.RenewRequest) error {
@@ -64,7 +50,7 @@ func TestRenewDecidesAsDecryptDoes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := settled(t)
-			b := blobs(t, w)
+			b := w.Blobs(t)
 			materialID, material := w.Material(t, ordersKey)
 			h := envelope.Header{
 				Kind: envelope.KindDataKey, KeyID: keyID(t, ordersKey.KeyID), KeyVersion: 2, MaterialID: materialID,
@@ -107,7 +93,7 @@ func text(err error) string {
 // A data key's blob may be of another context, or damaged: it is not opened, and who asked has it already.
 func TestRenewOpensNothing(t *testing.T) {
 	w := settled(t)
-	if err := w.renew(t, app, renewOf(t, blobs(t, w)["of made-up keys"])); err != nil {
+	if err := w.renew(t, app, renewOf(t, w.Blobs(t)["of made-up keys"])); err != nil {
 		t.Errorf("got %v", err)
 	}
 }
@@ -245,35 +231,6 @@ func TestRenewalsCountAgainstTheLimitsOfAPod(t *testing.T) {
 	}
 }
 
-// TestWhatApplicationsAskForEndsNoLease: one that asks for too much, or for too much that it is refused, is throttled. The data keys of its
-// pod, which others may use, go on to be renewed.
-func TestWhatApplicationsAskForEndsNoLease(t *testing.T) {
-	limits := kms.Limits{Calls: 10, CallsBurst: 200, Refusals: 1, RefusalsBurst: 50}
-	for name, blob := range map[string][]byte{"too many calls": nil, "too many refusals": []byte("no blob")} {
-		t.Run(name, func(t *testing.T) {
-			l := newLimited(t, limits)
-			client := kmsv1.NewKeyServiceClient(serve(t, l.world))
-			request := &kmsv1.DecryptRequest{CiphertextBlob: l.blob, EncryptionContext: orders().EncryptionContext, Door: kmsv1.Door_DOOR_AWS}
-			if blob != nil {
-				request.CiphertextBlob = blob
-			}
-			for range limits.CallsBurst + 1 {
-				if _, err := client.Decrypt(as(t, app), request); status.Code(err) == codes.ResourceExhausted {
-					break
-				}
-			}
-			if _, err := client.Decrypt(as(t, app), request); status.Code(err) != codes.ResourceExhausted {
-				t.Fatalf("got %v, want ResourceExhausted", err)
-			}
-			renewals := &kmsv1.RenewRequest{DataKeys: []*kmsv1.RenewDataKey{renewMessage(t, l.blob)}}
-			got, err := client.Renew(as(t, app), renewals)
-			if err != nil || got.GetResults()[0].GetRenewal() == nil {
-				t.Errorf("got %v, %v", got, err)
-			}
-		})
-	}
-}
-
 // TestAnItemOfABatchThatHangsLeavesTheOthers: a data key that is revoked is not issued on because another one's material cannot be
 // read now, which a sidecar would take for an outage; nor does a Decrypt fail with another one.
 func TestAnItemOfABatchThatHangsLeavesTheOthers(t *testing.T) {
@@ -323,7 +280,7 @@ func TestAnItemOfABatchThatHangsLeavesTheOthers(t *testing.T) {
 		}
 	}
 	for _, operation := range []string{kms.OperationRenew, kms.OperationDecrypt} {
-		if _, err := w.Enter(t.Context(), operation, app); err != nil {
+		if _, err := w.enter(t.Context(), operation, app); err != nil {
 			t.Errorf("what took too long counts as refused: %v", err)
 		}
 	}

@@ -488,7 +488,7 @@ func TestASealingKeyThatCannotBeAskedForIsNoDamage(t *testing.T) {
 	w := newWorld(t)
 	w.Store = &sealtest.Store{}
 	open := func() *world {
-		other := *w
+		other := w.clone()
 		ring, err := seal.Config{RootKey: "fake://kms", Store: w.Store, Clock: w.Clock, OpenRootKey: roots.Open}.Open(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -499,7 +499,7 @@ func TestASealingKeyThatCannotBeAskedForIsNoDamage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return &other
+		return other
 	}
 	leader, behind := open(), open()
 	if _, err := leader.EnsureMasterKey(t.Context(), ordersKey, terms, ""); err != nil {

@@ -12,7 +12,7 @@ import (
 // is. A version that only this process still has opens too: while an older backup of the Secret is in place, that is the way to keep
 // what the version wraps. The error may be one of OpenDataKey's.
 func (s *Service) RewrapDataKey(ctx context.Context, d DataKey, blob []byte) (sealed SealedDataKey, err error) {
-	start := s.now()
+	start := s.Now()
 	defer func() { s.metrics.observe(OperationRewrapDataKey, s.clock.Since(start), err) }()
 	old, err := s.openDataKey(ctx, d, blob, (*key).findToOpen)
 	if err != nil {

@@ -133,7 +133,9 @@ func TestRewrapDataKeyRefuses(t *testing.T) {
 			data: orders(), change: func(w *world) { w.editEntry("v2", func(b []byte) []byte { b[80] ^= 1; return b }) }, want: kms.ErrMaterialBroken,
 		},
 		"a Disabled key": {
-			data: orders(), change: func(w *world) { w.edit("orders", func(k *kms.MasterKey) { k.State = kms.KeyStateDisabled }) },
+			data: orders(), change: func(w *world) {
+				w.MasterKeys.Edit("team-a", "orders", func(k *kms.MasterKey) { k.State = kms.KeyStateDisabled })
+			},
 			code: kms.CodeFailedPrecondition, says: "is Disabled",
 		},
 		"a full audit log": {

@@ -46,7 +46,7 @@ func (s *Service) RotateMasterKey(ctx context.Context, ref MasterKeyRef, from in
 		if err := s.checkRotation(ctx, k); err != nil {
 			return MasterKeyInfo{}, err
 		}
-		start, operation := s.now(), OperationCreateMasterKeyVersion
+		start, operation := s.Now(), OperationCreateMasterKeyVersion
 		if k.newest > primary.number {
 			operation = OperationRotateMasterKey
 			err = s.promote(ctx, k, secret, requestedAt)
@@ -88,7 +88,7 @@ func (s *Service) addVersion(ctx context.Context, k *key, secret seal.Secret, re
 		return err
 	}
 	number := k.newest + 1
-	if _, err := sealVersion(s.seal, k.id, ref, number, s.now(), secret.Data); err != nil {
+	if _, err := sealVersion(s.seal, k.id, ref, number, s.Now(), secret.Data); err != nil {
 		return err
 	}
 	return s.write(ctx, AuditRecord{Operation: OperationCreateMasterKeyVersion, Key: k.auditedVersion(number)}, secret)
@@ -97,7 +97,7 @@ func (s *Service) addVersion(ctx context.Context, k *key, secret seal.Secret, re
 // promote lets the newest version, which was read back and opens, be the primary one.
 func (s *Service) promote(ctx context.Context, k *key, secret seal.Secret, requestedAt string) error {
 	r := k.record
-	r.Primary, r.PrimarySince, r.RotateRequestedAt = k.newest, wholeSecond(s.now()), requestedAt
+	r.Primary, r.PrimarySince, r.RotateRequestedAt = k.newest, wholeSecond(s.Now()), requestedAt
 	secret, err := r.in(secret)
 	if err != nil {
 		return err

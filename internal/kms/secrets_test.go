@@ -11,7 +11,6 @@ import (
 
 	"github.com/prometheus/common/expfmt"
 
-	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
 	"github.com/datakeys/datakeys/internal/kms"
@@ -66,7 +65,7 @@ func TestNoKeyIsInErrorsLogsAuditEventsMetricsOrTheStore(t *testing.T) {
 			note(err)
 			fmt.Fprintf(&errs, "%v %+v\n", cipher, again)
 		}
-		for _, b := range blobs(t, w) {
+		for _, b := range w.Blobs(t) {
 			_, err := w.Decrypt(t.Context(), token, kms.DecryptRequest{CiphertextBlob: b})
 			note(err)
 			_, err = w.OpenDataKey(t.Context(), data, b)
@@ -199,7 +198,8 @@ func TestMetricsCountOperationsByCode(t *testing.T) {
 			_, _ = w.Decrypt(t.Context(), token, good)
 		}
 	}
-	_, _ = kmsv1.NewKeyServiceClient(serve(t, w)).Decrypt(as(t, "stolen-token"), &kmsv1.DecryptRequest{})
+	_, err := w.Authenticate(t.Context(), "stolen-token")
+	w.TurnedAway(kms.OperationDecrypt, w.Now(), err)
 	if _, err := w.BatchDecrypt(t.Context(), app, []kms.DecryptRequest{good, {}}); err != nil {
 		t.Fatal(err)
 	}

@@ -29,7 +29,7 @@ func TestWhatEachOperationAnswersInEachState(t *testing.T) {
 	}
 	in := func(state kms.KeyState) func(*testing.T, *world) {
 		return func(_ *testing.T, w *world) {
-			w.edit("orders", func(k *kms.MasterKey) {
+			w.MasterKeys.Edit("team-a", "orders", func(k *kms.MasterKey) {
 				if k.State = state; state == kms.KeyStateDestroyed {
 					k.Aliases = nil // as cmd/manager tells it
 				}
@@ -83,7 +83,7 @@ func TestWhatEachOperationAnswersInEachState(t *testing.T) {
 			for _, verb := range verbs {
 				w.RBAC.Grant("system:serviceaccount:team-a:"+everything, kms.Access{Verb: verb, Resource: v1alpha1.ResourceMasterKeys, Namespace: "team-a"})
 			}
-			arn := w.arn(t)
+			arn := w.ARN(t)
 			scoped := w.Sealed(t, orders())
 			w.AddVersion(t, ordersKey, 2)
 			w.Clock.SetTime(w.Clock.Now().Add(11 * time.Second)) // so that it is the primary one here

@@ -9,8 +9,17 @@ import (
 
 // The operations of a world take a token, as those of the gRPC server do.
 
+// enter tells who calls and counts the call, as that server does.
+func (w *world) enter(ctx context.Context, operation, token string) (kms.Caller, error) {
+	c, err := w.Authenticate(ctx, token)
+	if err == nil {
+		err = w.Admit(ctx, operation, c)
+	}
+	return c, err
+}
+
 func withToken[Req, Resp any](ctx context.Context, w *world, token string, do func(context.Context, kms.Caller, Req) (Resp, error), req Req) (resp Resp, err error) {
-	caller, err := w.Enter(ctx, "", token)
+	caller, err := w.enter(ctx, "", token)
 	if err != nil {
 		return resp, err
 	}
@@ -38,7 +47,7 @@ func (w *world) BatchDecrypt(ctx context.Context, token string, reqs []kms.Decry
 }
 
 func (w *world) Renew(ctx context.Context, token string, reqs []kms.RenewRequest) ([]error, error) {
-	caller, err := w.Enter(ctx, kms.OperationRenew, token)
+	caller, err := w.enter(ctx, kms.OperationRenew, token)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +67,7 @@ func (w *world) DescribeKey(ctx context.Context, token, keyID string) (kms.KeyMe
 }
 
 func (w *world) ListKeys(ctx context.Context, token string, limit int, marker string) ([]kms.KeyEntry, string, error) {
-	caller, err := w.Enter(ctx, "", token)
+	caller, err := w.enter(ctx, "", token)
 	if err != nil {
 		return nil, "", err
 	}
@@ -66,7 +75,7 @@ func (w *world) ListKeys(ctx context.Context, token string, limit int, marker st
 }
 
 func (w *world) ListAliases(ctx context.Context, token, keyID string, limit int, marker string) ([]kms.AliasEntry, string, error) {
-	caller, err := w.Enter(ctx, "", token)
+	caller, err := w.enter(ctx, "", token)
 	if err != nil {
 		return nil, "", err
 	}

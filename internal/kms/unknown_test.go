@@ -182,7 +182,7 @@ func TestWhatACallerIsToldOfAKeyByItsID(t *testing.T) {
 func TestADenialSaysHowAnAliasIsWritten(t *testing.T) {
 	const hint = " (an alias is written alias/NAME)"
 	w := settled(t)
-	w.edit("orders", func(k *kms.MasterKey) { k.Aliases = []string{"invoices-prod"} })
+	w.MasterKeys.Edit("team-a", "orders", func(k *kms.MasterKey) { k.Aliases = []string{"invoices-prod"} })
 	for named, want := range map[string]string{
 		"orders": hint, "none": hint, "invoices-prod": hint, // a MasterKey, nothing, an alias
 		"alias/invoices-prod": "", "alias/none": "", "no.alias": "", ordersKey.KeyID: "", goneID: "",

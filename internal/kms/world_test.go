@@ -14,7 +14,15 @@ func newWorld(t testing.TB) *world { return &world{kmstest.NewWorld(t)} }
 
 func settled(t testing.TB) *world { return &world{kmstest.Settled(t)} }
 
+func listed(t testing.TB) *world { return &world{kmstest.Listed(t)} }
+
 func replica(t testing.TB, of *world) *world { return &world{of.Replica(t)} }
+
+// clone returns a world of the same surroundings that may have another key service.
+func (w *world) clone() *world {
+	other := *w.World
+	return &world{&other}
+}
 
 func serviceOver(t testing.TB, w *world, store kms.KeyStore) *kms.Service {
 	return w.ServiceOver(t, store)
@@ -24,6 +32,7 @@ func serviceOver(t testing.TB, w *world, store kms.KeyStore) *kms.Service {
 const (
 	app, keyUser, allKeys    = kmstest.App, kmstest.KeyUser, kmstest.AllKeys
 	reader, nobody, stranger = kmstest.Reader, kmstest.Nobody, kmstest.Stranger
+	lister, describer        = kmstest.Lister, kmstest.Describer
 	wrapAge                  = kmstest.WrapAge
 )
 
@@ -32,4 +41,5 @@ var (
 	begin, terms                           = kmstest.Begin, kmstest.Terms
 	object, orders, recordOf               = kmstest.Object, kmstest.Orders, kmstest.RecordOf
 	forged, forgedWith, keyID, raw         = kmstest.Forged, kmstest.ForgedWith, kmstest.KeyID, kmstest.Raw
+	renewOf                                = kmstest.RenewOf
 )

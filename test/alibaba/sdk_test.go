@@ -4,18 +4,11 @@ package alibaba_test
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
 	"maps"
-	"math/big"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
@@ -26,11 +19,11 @@ import (
 
 	"github.com/go-logr/logr"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/kms/kmsgrpc/kmsgrpctest"
 	"github.com/datakeys/datakeys/internal/kms/kmstest"
 	"github.com/datakeys/datakeys/internal/seal/sealtest"
 	"github.com/datakeys/datakeys/sidecar/alibaba"
@@ -56,15 +49,6 @@ type world struct {
 	stdin  *json.Encoder
 	stdout *json.Decoder
 }
-
-// token is that of a pod.
-type token string
-
-func (t token) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	return map[string]string{"authorization": "Bearer " + string(t)}, nil
-}
-
-func (token) RequireTransportSecurity() bool { return true }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
@@ -96,7 +80,7 @@ func newWorld(t *testing.T) *world {
 	w.rbac.Grant("system:serviceaccount:team-a:app", kms.Access{
 		Verb: v1alpha1.VerbEncrypt, Resource: v1alpha1.ResourceMasterKeys, Namespace: "team-a", Name: "orders",
 	})
-	w.dial(t)
+	w.conn = kmsgrpctest.Serve(t, w.service, logr.Discard()).Dial(t, grpc.WithPerRPCCredentials(kmsgrpctest.Token("app")))
 	w.through(kmsv1.NewKeyServiceClient(w.conn))
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		w.requests.Add(1)
@@ -106,43 +90,6 @@ func newWorld(t *testing.T) *world {
 	w.endpoint = server.Listener.Addr().String()
 	w.startClient(t)
 	return w
-}
-
-// dial serves the key service, and connects to it as a sidecar does.
-func (w *world) dial(t *testing.T) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), DNSNames: []string{"localhost"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	root, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(root)
-	certificate := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-	server := kms.NewGRPCServer(w.service, &tls.Config{Certificates: []tls.Certificate{certificate}}, logr.Discard())
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	go func() { _ = server.Serve(l) }()
-	t.Cleanup(server.Stop)
-	w.conn, err = grpc.NewClient(l.Addr().String(), grpc.WithPerRPCCredentials(token("app")),
-		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: roots, ServerName: "localhost"})))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = w.conn.Close() })
 }
 
 // through has the door ask that key service from now on.

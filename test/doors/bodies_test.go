@@ -63,8 +63,8 @@ func (w *world) sidecar(t *testing.T) served {
 	done := make(chan error, 1)
 	go func() {
 		done <- sidecar.Run(ctx, sidecar.Config{
-			DataKeys: []string{"orders"}, KeysDir: mount.Dir, TokenFile: token, Socket: s.socket, LoopbackPort: port, KeyService: w.address,
-			Roots: w.root, Leases: sidecar.Leases{Lease: sidecar.DefaultLease, Coast: sidecar.DefaultCoast},
+			DataKeys: []string{"orders"}, KeysDir: mount.Dir, TokenFile: token, Socket: s.socket, LoopbackPort: port, KeyService: w.server.Address,
+			Roots: w.server.Root, Leases: sidecar.Leases{Lease: sidecar.DefaultLease, Coast: sidecar.DefaultCoast},
 			Logger: slog.New(slog.DiscardHandler),
 		})
 	}()

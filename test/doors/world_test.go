@@ -3,26 +3,17 @@
 package doors_test
 
 import (
-	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
-	"math/big"
-	"net"
 	"testing"
 	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/kms/kmsgrpc/kmsgrpctest"
 	"github.com/datakeys/datakeys/internal/kms/kmstest"
 	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
@@ -38,9 +29,7 @@ type world struct {
 	*kms.Service
 	objects *kmstest.MasterKeys
 	rbac    *kmstest.Authorizer
-	address string
-	roots   *x509.CertPool
-	root    []byte // the one of roots, in PEM
+	server  *kmsgrpctest.Server
 }
 
 // Tokens of pods of team-a: one may do everything with all of its keys, the other nothing.
@@ -83,7 +72,7 @@ func newWorld(t *testing.T) *world {
 			Verb: verb, Resource: v1alpha1.ResourceMasterKeys, Namespace: "team-a",
 		})
 	}
-	w.serve(t)
+	w.server = kmsgrpctest.Serve(t, w.Service, logr.Discard())
 	return w
 }
 
@@ -102,57 +91,8 @@ func (w *world) put(ref kms.MasterKeyRef, state kms.KeyState) {
 	w.objects.Put(k)
 }
 
-func (w *world) serve(t *testing.T) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, NotBefore: time.Now().Add(-time.Hour),
-		NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	root, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.roots = x509.NewCertPool()
-	w.roots.AddCert(root)
-	w.root = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	server := kms.NewGRPCServer(w.Service, &tls.Config{
-		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS13,
-	}, logr.Discard())
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.address = l.Addr().String()
-	done := make(chan struct{})
-	go func() { defer close(done); _ = server.Serve(l) }()
-	t.Cleanup(func() { server.Stop(); <-done })
-}
-
 // client returns a client that calls as the pod of a token.
 func (w *world) client(t *testing.T, token string) kmsv1.KeyServiceClient {
 	t.Helper()
-	secure := credentials.NewTLS(&tls.Config{RootCAs: w.roots, ServerName: "127.0.0.1", MinVersion: tls.VersionTLS13})
-	conn, err := grpc.NewClient("passthrough:///"+w.address, grpc.WithPerRPCCredentials(bearer(token)), grpc.WithTransportCredentials(secure))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close() })
-	return kmsv1.NewKeyServiceClient(conn)
+	return kmsv1.NewKeyServiceClient(w.server.Dial(t, grpc.WithPerRPCCredentials(kmsgrpctest.Token(token))))
 }
-
-// bearer is a token as a sidecar sends its pod's.
-type bearer string
-
-func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	return map[string]string{"authorization": "Bearer " + string(b)}, nil
-}
-
-func (bearer) RequireTransportSecurity() bool { return true }

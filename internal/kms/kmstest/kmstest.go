@@ -115,6 +115,12 @@ func (a *Authorizer) Asked() []kms.Access {
 	return slices.Clone(a.asked)
 }
 
+// Allow allows everything.
+type Allow struct{}
+
+// Authorize implements kms.Authorizer.
+func (Allow) Authorize(context.Context, kms.Caller, kms.Access) (bool, error) { return true, nil }
+
 // MasterKeys holds MasterKey objects, each with the aliases that it has. The zero MasterKeys is empty.
 type MasterKeys struct {
 	// Err, if set, is returned instead of any answer.
@@ -142,6 +148,16 @@ func (m *MasterKeys) Delete(namespace, name string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.keys, [2]string{namespace, name})
+}
+
+// Edit changes a MasterKey, if there is one of that name.
+func (m *MasterKeys) Edit(namespace, name string, change func(*kms.MasterKey)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if k, ok := m.keys[[2]string{namespace, name}]; ok {
+		change(&k)
+		m.keys[[2]string{namespace, name}] = k
+	}
 }
 
 // ByName implements kms.MasterKeys.
@@ -220,6 +236,12 @@ func (a *Auditor) Records() []kms.AuditRecord {
 	return slices.Clone(a.records)
 }
 
+// Discard keeps no records.
+type Discard struct{}
+
+// Record implements kms.Auditor.
+func (Discard) Record(context.Context, kms.AuditRecord) error { return nil }
+
 // Denial is what Events was told.
 type Denial struct {
 	Pod                     kms.Pod
@@ -271,7 +293,9 @@ func (e *Events) Denials() []Denial {
 var (
 	_ kms.Authenticator = (*Authenticator)(nil)
 	_ kms.Authorizer    = (*Authorizer)(nil)
+	_ kms.Authorizer    = Allow{}
 	_ kms.MasterKeys    = (*MasterKeys)(nil)
 	_ kms.Auditor       = (*Auditor)(nil)
+	_ kms.Auditor       = Discard{}
 	_ kms.Events        = (*Events)(nil)
 )

@@ -13,6 +13,7 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/go-logr/logr/funcr"
 	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/utils/clock"
 	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
@@ -134,6 +135,23 @@ func (w *World) ServiceOver(t testing.TB, store kms.KeyStore) *kms.Service {
 	return service
 }
 
+// Unlimited returns a key service in the world that denies no access and lets pods call as often as they like.
+func (w *World) Unlimited(t testing.TB, auditor kms.Auditor, c clock.PassiveClock) *kms.Service {
+	t.Helper()
+	ring, err := sealtest.OpenEmbedded(t.Context(), w.Store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := kms.New(kms.Config{
+		Seal: ring, Keys: w.Store, MasterKeys: w.MasterKeys, Authenticator: w.Tokens, Authorizer: Allow{}, Auditor: auditor,
+		Clock: c, Limits: kms.Limits{Calls: 1e9, CallsBurst: 1e9, Refusals: 1e9, RefusalsBurst: 1e9},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 // Callers of a settled world, each by a token of the same name.
 const (
 	App      = "app"      // team-a: decrypt on datakeyrequests/orders
@@ -179,6 +197,39 @@ func Settled(t testing.TB) *World {
 	grant(Stranger, "team-b", v1alpha1.VerbDecrypt, v1alpha1.ResourceDataKeyRequests, "orders")
 	grant(Stranger, "team-b", v1alpha1.VerbDecrypt, v1alpha1.ResourceMasterKeys, "orders")
 	grant(Stranger, "team-b", v1alpha1.VerbGenerateDataKey, v1alpha1.ResourceMasterKeys, "orders")
+	return w
+}
+
+// Callers of a listed world, each by a token of the same name.
+const (
+	Lister    = "lister"    // team-a: listkeys, listaliases and describekey on all masterkeys, generaterandom
+	Describer = "describer" // team-a: describekey on masterkeys/orders
+)
+
+// Listed returns a settled world whose keys have aliases and whose pods may list.
+func Listed(t testing.TB) *World {
+	t.Helper()
+	w := Settled(t)
+	for ref, aliases := range map[kms.MasterKeyRef][]string{
+		OrdersKey: {"orders-prod", "z/last"}, OtherKey: {"both", "a-first"}, TheirsKey: {"theirs", "a-first"},
+	} {
+		o := Object(ref)
+		o.Description, o.Aliases = "for "+ref.Name, aliases
+		if ref == OtherKey {
+			o.CreatedAt = Begin.Add(-time.Hour)
+		}
+		w.MasterKeys.Put(o)
+	}
+	for _, token := range []string{Lister, Describer} {
+		w.Tokens.Add(token, Caller("team-a", token, token+"-pod"))
+	}
+	here := func(verb, name string) kms.Access {
+		return kms.Access{Verb: verb, Resource: v1alpha1.ResourceMasterKeys, Namespace: "team-a", Name: name}
+	}
+	for _, verb := range []string{v1alpha1.VerbListKeys, v1alpha1.VerbListAliases, v1alpha1.VerbDescribeKey, v1alpha1.VerbGenerateRandom} {
+		w.RBAC.Grant("system:serviceaccount:team-a:"+Lister, here(verb, ""))
+	}
+	w.RBAC.Grant("system:serviceaccount:team-a:"+Describer, here(v1alpha1.VerbDescribeKey, "orders"))
 	return w
 }
 
@@ -248,6 +299,67 @@ func (w *World) AddVersion(t testing.TB, ref kms.MasterKeyRef, version uint32) {
 		s.Data[seal.VersionEntry(version)+".createdAt"] = []byte(Begin.Format(time.RFC3339))
 		s.Data["record"] = RecordOf(version)
 	})
+}
+
+// ARN returns the beginning of every ARN of the world.
+func (w *World) ARN(t testing.TB) string {
+	t.Helper()
+	info, err := w.MasterKey(t.Context(), OrdersKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSuffix(info.ARN, "team-a:key/"+OrdersKey.KeyID)
+}
+
+// Blobs returns blobs of a settled world, by what they are.
+func (w *World) Blobs(t testing.TB) map[string][]byte {
+	t.Helper()
+	materialID, material := w.Material(t, OrdersKey)
+	theirsID, theirs := w.Material(t, TheirsKey)
+	scope := envelope.Scope{Namespace: "team-a", Name: "orders", Generation: 1}
+	h := envelope.Header{Kind: envelope.KindAWS, KeyID: KeyID(t, OrdersKey.KeyID), KeyVersion: 1, MaterialID: materialID}
+	with := func(change func(*envelope.Header)) envelope.Header {
+		h := h
+		change(&h)
+		return h
+	}
+	scoped := with(func(h *envelope.Header) { h.Kind, h.Scope = envelope.KindDataKey, scope })
+	return map[string][]byte{
+		"scoped":   w.Sealed(t, Orders()),
+		"unscoped": Forged(t, h, material),
+		"payments": w.Sealed(t, kms.DataKey{MasterKey: OrdersKey, Namespace: "team-a", Name: "payments", Generation: 1, Length: 32}),
+		"scoped to team-b": Forged(t, with(func(h *envelope.Header) {
+			h.Kind, h.Scope = envelope.KindDataKey, envelope.Scope{Namespace: "team-b", Name: "orders", Generation: 1}
+		}), material),
+		"of no key": Forged(t, with(func(h *envelope.Header) { h.KeyID = KeyID(t, GoneID) }), material),
+		"scoped, of no key": Forged(t, with(func(h *envelope.Header) {
+			h.Kind, h.Scope, h.KeyID = envelope.KindDataKey, scope, KeyID(t, GoneID)
+		}), material),
+		"of no version":   Forged(t, with(func(h *envelope.Header) { h.KeyVersion = 2 }), material),
+		"of no material":  Forged(t, with(func(h *envelope.Header) { h.MaterialID = envelope.NewMaterialID() }), material),
+		"of made-up keys": Forged(t, scoped, envelope.NewMaterial()),
+		"of team-b's key": Forged(t, with(func(h *envelope.Header) { h.KeyID, h.MaterialID = KeyID(t, TheirsKey.KeyID), theirsID }), theirs),
+		"scoped, of team-b's key": Forged(t, with(func(h *envelope.Header) {
+			h.Kind, h.Scope, h.KeyID, h.MaterialID = envelope.KindDataKey, scope, KeyID(t, TheirsKey.KeyID), theirsID
+		}), theirs),
+		"Alibaba":           Forged(t, with(func(h *envelope.Header) { h.Kind = envelope.KindAlibabaInitial }), material),
+		"a sealed version":  w.Store.Secrets()[OrdersKey.KeyID].Data["v1"],
+		"a sealing key":     w.Store.WrappedSealingKey(),
+		"without its start": w.Sealed(t, Orders())[1:],
+		"nothing":           nil,
+		"too large":         make([]byte, 6145),
+	}
+}
+
+// RenewOf is what a sidecar asks of the data key in a blob.
+func RenewOf(t testing.TB, blob []byte) kms.RenewRequest {
+	t.Helper()
+	b, err := envelope.Parse(blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := b.Header
+	return kms.RenewRequest{KeyID: h.KeyID.String(), KeyVersion: int32(h.KeyVersion), MaterialID: h.MaterialID[:], Name: h.Scope.Name}
 }
 
 // Later lets time pass.

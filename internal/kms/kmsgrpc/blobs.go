@@ -1,10 +1,11 @@
-package kms
+package kmsgrpc
 
 import (
 	"context"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/internal/kms"
 )
 
 // Encrypt implements kmsv1.KeyServiceServer.
@@ -13,12 +14,12 @@ func (a *adapter) Encrypt(ctx context.Context, req *kmsv1.EncryptRequest) (*kmsv
 	// What breaks the rule of plaintext becomes the zero Plaintext, and the service says so in its turn.
 	p, _ := envelope.PlaintextFromBytes(req.GetPlaintext())
 	defer p.Destroy()
-	resp, err := a.service.Encrypt(ctx, a.caller, EncryptRequest{
+	resp, err := a.service.Encrypt(ctx, a.caller, kms.EncryptRequest{
 		KeyID:             req.GetKeyId(),
 		Plaintext:         p,
 		EncryptionContext: req.GetEncryptionContext(),
 		AAD:               req.GetAad(),
-		Door:              Door(req.GetDoor()),
+		Door:              kms.Door(req.GetDoor()),
 		DryRun:            req.GetDryRun(),
 	})
 	if err != nil {
@@ -44,7 +45,7 @@ func (a *adapter) Decrypt(ctx context.Context, req *kmsv1.DecryptRequest) (*kmsv
 
 // BatchDecrypt implements kmsv1.KeyServiceServer.
 func (a *adapter) BatchDecrypt(ctx context.Context, req *kmsv1.BatchDecryptRequest) (*kmsv1.BatchDecryptResponse, error) {
-	requests := make([]DecryptRequest, len(req.GetRequests()))
+	requests := make([]kms.DecryptRequest, len(req.GetRequests()))
 	for i, r := range req.GetRequests() {
 		requests[i] = decryptRequest(r)
 	}
@@ -61,7 +62,7 @@ func (a *adapter) BatchDecrypt(ctx context.Context, req *kmsv1.BatchDecryptReque
 
 // ReEncrypt implements kmsv1.KeyServiceServer.
 func (a *adapter) ReEncrypt(ctx context.Context, req *kmsv1.ReEncryptRequest) (*kmsv1.ReEncryptResponse, error) {
-	resp, err := a.service.ReEncrypt(ctx, a.caller, ReEncryptRequest{
+	resp, err := a.service.ReEncrypt(ctx, a.caller, kms.ReEncryptRequest{
 		CiphertextBlob:               req.GetCiphertextBlob(),
 		SourceEncryptionContext:      req.GetSourceEncryptionContext(),
 		SourceAAD:                    req.GetSourceAad(),
@@ -70,7 +71,7 @@ func (a *adapter) ReEncrypt(ctx context.Context, req *kmsv1.ReEncryptRequest) (*
 		DestinationKeyID:             req.GetDestinationKeyId(),
 		DestinationEncryptionContext: req.GetDestinationEncryptionContext(),
 		DestinationAAD:               req.GetDestinationAad(),
-		Door:                         Door(req.GetDoor()),
+		Door:                         kms.Door(req.GetDoor()),
 		DryRun:                       req.GetDryRun(),
 	})
 	if err != nil {
@@ -90,9 +91,9 @@ func (a *adapter) ReEncrypt(ctx context.Context, req *kmsv1.ReEncryptRequest) (*
 
 // Renew implements kmsv1.KeyServiceServer.
 func (a *adapter) Renew(ctx context.Context, req *kmsv1.RenewRequest) (*kmsv1.RenewResponse, error) {
-	requests := make([]RenewRequest, len(req.GetDataKeys()))
+	requests := make([]kms.RenewRequest, len(req.GetDataKeys()))
 	for i, d := range req.GetDataKeys() {
-		requests[i] = RenewRequest{KeyID: d.GetKeyId(), KeyVersion: d.GetKeyVersion(), MaterialID: d.GetMaterialId(), Name: d.GetName()}
+		requests[i] = kms.RenewRequest{KeyID: d.GetKeyId(), KeyVersion: d.GetKeyVersion(), MaterialID: d.GetMaterialId(), Name: d.GetName()}
 	}
 	refusals, err := a.service.Renew(ctx, a.caller, requests)
 	if err != nil {
@@ -112,29 +113,29 @@ func (a *adapter) Renew(ctx context.Context, req *kmsv1.RenewRequest) (*kmsv1.Re
 // refusal is what is told of an item of a batch that is refused.
 func (a *adapter) refusal(err error) *kmsv1.Refusal {
 	code, message := refusal(a.log, err)
-	return &kmsv1.Refusal{Code: int32(code), Message: message, Reason: ReasonOf(err), Key: a.service.keyOfRefusal(err)}
+	return &kmsv1.Refusal{Code: int32(code), Message: message, Reason: kms.ReasonOf(err), Key: a.service.KeyOf(err)}
 }
 
-func (a *adapter) batchResult(r *BatchDecryptResult) *kmsv1.BatchDecryptResult {
+func (a *adapter) batchResult(r *kms.BatchDecryptResult) *kmsv1.BatchDecryptResult {
 	if r.Err != nil {
 		return &kmsv1.BatchDecryptResult{Result: &kmsv1.BatchDecryptResult_Refusal{Refusal: a.refusal(r.Err)}}
 	}
 	return &kmsv1.BatchDecryptResult{Result: &kmsv1.BatchDecryptResult_Response{Response: decryptResponse(&r.Response)}}
 }
 
-func decryptRequest(r *kmsv1.DecryptRequest) DecryptRequest {
-	return DecryptRequest{
+func decryptRequest(r *kmsv1.DecryptRequest) kms.DecryptRequest {
+	return kms.DecryptRequest{
 		CiphertextBlob:    r.GetCiphertextBlob(),
 		EncryptionContext: r.GetEncryptionContext(),
 		AAD:               r.GetAad(),
 		KeyID:             r.GetKeyId(),
 		IV:                r.GetIv(),
-		Door:              Door(r.GetDoor()),
+		Door:              kms.Door(r.GetDoor()),
 		DryRun:            r.GetDryRun(),
 	}
 }
 
-func decryptResponse(r *DecryptResponse) *kmsv1.DecryptResponse {
+func decryptResponse(r *kms.DecryptResponse) *kmsv1.DecryptResponse {
 	return &kmsv1.DecryptResponse{
 		KeyId:      r.KeyARN,
 		KeyVersion: r.KeyVersion,

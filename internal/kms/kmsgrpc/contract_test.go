@@ -1,4 +1,4 @@
-package kms_test
+package kmsgrpc_test
 
 import (
 	"strings"
@@ -12,6 +12,7 @@ import (
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/kms/kmstest"
 )
 
 // exchange is a request of one method that is answered.
@@ -21,7 +22,7 @@ type exchange struct {
 }
 
 // exchanges has one for each method of the contract, with an answer that leaves no field empty.
-func exchanges(t *testing.T, w *world, conn *grpc.ClientConn) map[string]exchange {
+func exchanges(t *testing.T, w *kmstest.World, conn *grpc.ClientConn) map[string]exchange {
 	t.Helper()
 	const door = kmsv1.Door_DOOR_ALIBABA_ADVANCE
 	made, err := kmsv1.NewKeyServiceClient(conn).Encrypt(as(t, allKeys), &kmsv1.EncryptRequest{KeyId: "orders", Plaintext: []byte("secret"), Door: door})
@@ -65,7 +66,7 @@ func (e exchange) call(t *testing.T, conn *grpc.ClientConn, method protoreflect.
 }
 
 func TestEveryFieldOfTheContractIsAnswered(t *testing.T) {
-	w := listed(t)
+	w := kmstest.Listed(t)
 	conn := serve(t, w)
 	methods := kmsv1.File_api_kms_v1_kms_proto.Services().ByName("KeyService").Methods()
 	for name, e := range exchanges(t, w, conn) {
@@ -132,7 +133,7 @@ func TestEveryFieldOfTheContractIsHeldToItsRule(t *testing.T) {
 		"requests":                       {"", kmsv1.ReasonInvalid},
 		"data_keys":                      {"", kmsv1.ReasonInvalid},
 	}
-	w := listed(t)
+	w := kmstest.Listed(t)
 	conn := serve(t, w)
 	methods := kmsv1.File_api_kms_v1_kms_proto.Services().ByName("KeyService").Methods()
 	all := exchanges(t, w, conn)

@@ -1,4 +1,4 @@
-package kms
+package kmsgrpc
 
 import (
 	"context"
@@ -9,8 +9,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+
+	"github.com/datakeys/datakeys/internal/kms"
 )
 
 // Limits of connections. Whoever may connect can make as many as he likes, and each costs some 50 KiB: so of each pod there are a
@@ -33,11 +36,15 @@ const (
 // errStrange ends a connection that sends and sends, and shows no valid token.
 var errStrange = fmt.Errorf("%d bytes came without a valid token", maxStrangeBytes)
 
-// strangerRule is how many calls without a valid token one connection may make: each may cost a TokenReview, and who makes
-// them is not known, so they are counted where they come from. By connection and not by address: the pods of a node may
-// share one, and none shall be able to silence another. A sidecar has one connection, and asks again after 10 seconds. A
-// connection that made many at once is heard again after a minute at most.
-var strangerRule = budgetRule{rate: 1, burst: 20, debt: 60}
+// Limits of calls without a valid token: each may cost a TokenReview, and who makes them is not known, so they are counted where they come
+// from. By connection and not by address: the pods of a node may share one, and none shall be able to silence another. A sidecar has one
+// connection, and asks again after 10 seconds.
+const (
+	strangeRate  = rate.Limit(1) // a second
+	strangeBurst = 20
+	// strangeDebt bounds what a connection owes that made many at once: it is heard again after a minute.
+	strangeDebt = 60
+)
 
 // connections are those of the server. They are the credentials by which it takes a connection: there is no earlier place.
 type connections struct {
@@ -74,7 +81,7 @@ func newHouse(pod string, most int) *house {
 
 // turnsOf are those that an operation waits for.
 func (h *house) turnsOf(operation string) *turns {
-	if operation == OperationRenew {
+	if operation == kms.OperationRenew {
 		return &h.renewals
 	}
 	return &h.calls
@@ -134,7 +141,7 @@ func (s *connections) welcome(c *connection, pod string) *house {
 func (s *connections) ServerHandshake(tcp net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	c := &connection{
 		all: s, tcp: tcp, left: maxStrangeBytes, known: make(chan struct{}), closed: make(chan struct{}),
-		review: make(chan struct{}, 1), strange: strangerRule.full(s.now()),
+		review: make(chan struct{}, 1), strange: rate.NewLimiter(strangeRate, strangeBurst),
 	}
 	c.end = sync.OnceFunc(func() { close(c.closed) })
 	s.move(c, s.strangers)
@@ -171,9 +178,8 @@ type connection struct {
 	end           func() // closes closed
 	// review holds one while a token is reviewed that nobody has shown to be valid.
 	review chan struct{}
-
-	mu      sync.Mutex
-	strange budget // of calls without a valid token
+	// strange has a token for each call without a valid one that is still answered.
+	strange *rate.Limiter
 }
 
 // connectionOf returns the connection of a call, or nil for one that came by no network.
@@ -232,16 +238,11 @@ func (c *connection) admit(ctx context.Context) (reviewed func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.strange.tokens >= 1 { // time takes none away
-		return reviewed, nil
-	}
-	if c.strange = strangerRule.now(c.strange, c.all.now()); c.strange.tokens >= 1 {
+	if c.strange.TokensAt(c.all.now()) >= 1 {
 		return reviewed, nil
 	}
 	reviewed()
-	return nil, &Error{Code: CodeThrottled, Message: "too many calls without a valid token on this connection: one a second is answered"}
+	return nil, &kms.Error{Code: kms.CodeThrottled, Message: "too many calls without a valid token on this connection: one a second is answered"}
 }
 
 // turn waits for the turn of a stranger's token. Calls of a connection that has shown a valid one do not wait.
@@ -259,7 +260,7 @@ func (c *connection) turn(ctx context.Context) (done func(), err error) {
 			return give, nil
 		case <-ctx.Done():
 			give()
-			return nil, unavailable(ctx.Err(), "the token could not be reviewed in time")
+			return nil, &kms.Error{Code: kms.CodeUnavailable, Message: "the token could not be reviewed in time", Err: ctx.Err()}
 		}
 	}
 	return give, nil
@@ -278,17 +279,16 @@ func (c *connection) isKnown() bool {
 // refused counts a call whose token was refused, or of a stranger who did not wait for that. In an outage the calls of a pod end so too:
 // if they counted, its renewals would be throttled, and what they are for would not outlast the outage.
 func (c *connection) refused(ctx context.Context, err error) {
-	if c == nil || CodeOf(err) != CodeUnauthenticated && (ctx.Err() == nil || c.isKnown()) {
+	if c == nil || kms.CodeOf(err) != kms.CodeUnauthenticated && (ctx.Err() == nil || c.isKnown()) {
 		return
 	}
-	now := c.all.now()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.strange = strangerRule.spent(strangerRule.now(c.strange, now), 1)
+	if now := c.all.now(); c.strange.TokensAt(now) > -strangeDebt {
+		c.strange.ReserveN(now, 1)
+	}
 }
 
 // enter waits until it is the turn of a call of the pod, which has shown a valid token. The caller calls leave in the end. It waits for
-// three quarters of the caller's time at most, as inTime says: he is to hear that he asks for too much, and not to take it for an outage,
+// three quarters of the caller's time at most: he is to hear that he asks for too much, and not to take it for an outage,
 // which his leases would outlast.
 func (c *connection) enter(ctx context.Context, operation, pod string) (leave func(), err error) {
 	if c == nil {
@@ -299,7 +299,7 @@ func (c *connection) enter(ctx context.Context, operation, pod string) (leave fu
 		h = c.all.welcome(c, pod)
 	}
 	if h == nil {
-		return nil, unavailable(net.ErrClosed, "the connection made way for newer ones")
+		return nil, &kms.Error{Code: kms.CodeUnavailable, Message: "the connection made way for newer ones", Err: net.ErrClosed}
 	}
 	turns := h.turnsOf(operation)
 	select {
@@ -307,13 +307,16 @@ func (c *connection) enter(ctx context.Context, operation, pod string) (leave fu
 		return turns.leave, nil
 	default:
 	}
-	ctx, cancel := inTime(ctx)
-	defer cancel()
+	if deadline, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)*3/4)
+		defer cancel()
+	}
 	select {
 	case turns.taken <- struct{}{}:
 		return turns.leave, nil
 	case <-ctx.Done():
-		return nil, &Error{Code: CodeThrottled, Err: ctx.Err(), Message: fmt.Sprintf(
+		return nil, &kms.Error{Code: kms.CodeThrottled, Err: ctx.Err(), Message: fmt.Sprintf(
 			"too many calls of this pod at once: %d are worked on, and this one had to wait for too long", cap(turns.taken))}
 	}
 }

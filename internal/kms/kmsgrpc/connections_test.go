@@ -1,4 +1,4 @@
-package kms
+package kmsgrpc
 
 import (
 	"context"
@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc/credentials"
+
+	"github.com/datakeys/datakeys/internal/kms"
 )
 
 // plain are credentials that leave a connection as it is.
@@ -47,7 +49,7 @@ func open(far net.Conn) bool {
 
 func enter(t *testing.T, c *connection, pod string) (leave func()) {
 	t.Helper()
-	leave, err := c.enter(t.Context(), OperationDecrypt, pod)
+	leave, err := c.enter(t.Context(), kms.OperationDecrypt, pod)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +137,7 @@ func TestTheOldestConnectionOfTooManyMakesWay(t *testing.T) {
 	if !open(secondFar) {
 		t.Error("another than the oldest of the pod was closed")
 	}
-	if _, err := mine.enter(t.Context(), OperationDecrypt, "pod"); CodeOf(err) != CodeUnavailable {
+	if _, err := mine.enter(t.Context(), kms.OperationDecrypt, "pod"); kms.CodeOf(err) != kms.CodeUnavailable {
 		t.Errorf("a call on a connection that made way: got %v, want Unavailable", err)
 	}
 }
@@ -202,7 +204,7 @@ func TestTokensOfStrangersAreReviewedInTurn(t *testing.T) {
 		late, _ := connect(t, s)
 		ctx, cancel := context.WithTimeout(t.Context(), callTimeout)
 		defer cancel()
-		if _, err := late.admit(ctx); CodeOf(err) != CodeUnavailable {
+		if _, err := late.admit(ctx); kms.CodeOf(err) != kms.CodeUnavailable {
 			t.Errorf("one too many of all connections: got %v, want that it waits", err)
 		}
 		known, err := c.admit(t.Context())
@@ -217,15 +219,18 @@ func TestTokensOfStrangersAreReviewedInTurn(t *testing.T) {
 	})
 }
 
+// unavailable is why a token could not be reviewed.
+func unavailable(err error) error { return &kms.Error{Code: kms.CodeUnavailable, Err: err} }
+
 func TestAStrangerWhoDoesNotWaitIsCounted(t *testing.T) {
 	c, _ := connect(t, newConnections(plain{}, func() time.Time { return time.Unix(0, 0) }))
 	gone, hangUp := context.WithCancel(t.Context())
 	hangUp()
-	for range int(strangerRule.burst) {
-		c.refused(t.Context(), unavailable(nil, "an outage")) // is not the caller's
-		c.refused(gone, unavailable(gone.Err(), "the token could not be reviewed"))
+	for range strangeBurst {
+		c.refused(t.Context(), unavailable(nil)) // is not the caller's
+		c.refused(gone, unavailable(gone.Err()))
 	}
-	if _, err := c.admit(t.Context()); CodeOf(err) != CodeThrottled {
+	if _, err := c.admit(t.Context()); kms.CodeOf(err) != kms.CodeThrottled {
 		t.Errorf("got %v, want Throttled", err)
 	}
 }
@@ -237,16 +242,16 @@ func TestAPodThatDoesNotWaitInAnOutageIsNotThrottled(t *testing.T) {
 	enter(t, c, "pod")()
 	gone, hangUp := context.WithCancel(t.Context())
 	hangUp()
-	for range 2 * int(strangerRule.burst) {
-		c.refused(gone, unavailable(context.DeadlineExceeded, "the token could not be reviewed"))
+	for range 2 * strangeBurst {
+		c.refused(gone, unavailable(context.DeadlineExceeded))
 	}
 	if _, err := c.admit(t.Context()); err != nil {
 		t.Errorf("after calls that nobody waited for: %v", err)
 	}
-	for range int(strangerRule.burst) {
-		c.refused(gone, &Error{Code: CodeUnauthenticated})
+	for range strangeBurst {
+		c.refused(gone, &kms.Error{Code: kms.CodeUnauthenticated})
 	}
-	if _, err := c.admit(t.Context()); CodeOf(err) != CodeThrottled {
+	if _, err := c.admit(t.Context()); kms.CodeOf(err) != kms.CodeThrottled {
 		t.Errorf("after tokens that were refused: got %v, want Throttled", err)
 	}
 }
@@ -266,20 +271,20 @@ func TestCallsOfAPodTakeTurns(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), callTimeout)
 		defer cancel()
 		began := time.Now()
-		if _, err := two.enter(ctx, OperationDecrypt, "pod"); CodeOf(err) != CodeThrottled || time.Since(began) != callTimeout*3/4 {
+		if _, err := two.enter(ctx, kms.OperationDecrypt, "pod"); kms.CodeOf(err) != kms.CodeThrottled || time.Since(began) != callTimeout*3/4 {
 			t.Errorf("one call too many: got %v after %v, want that it waits, and is throttled while it can be told", err, time.Since(began))
 		}
-		done, err := two.enter(ctx, OperationRenew, "pod")
+		done, err := two.enter(ctx, kms.OperationRenew, "pod")
 		if err != nil {
 			t.Fatalf("a renewal beside them: %v", err)
 		}
-		if _, err := one.enter(ctx, OperationRenew, "pod"); CodeOf(err) != CodeThrottled || ctx.Err() != nil {
+		if _, err := one.enter(ctx, kms.OperationRenew, "pod"); kms.CodeOf(err) != kms.CodeThrottled || ctx.Err() != nil {
 			t.Errorf("one renewal too many: got %v, want that it is throttled while it can be told", err)
 		}
 		done()
 		in := make(chan error)
 		go func() {
-			_, err := one.enter(t.Context(), OperationDecrypt, "pod")
+			_, err := one.enter(t.Context(), kms.OperationDecrypt, "pod")
 			in <- err
 		}()
 		synctest.Wait()

@@ -1,4 +1,4 @@
-package kms
+package kmsgrpc
 
 import (
 	"context"
@@ -6,6 +6,7 @@ import (
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
+	"github.com/datakeys/datakeys/internal/kms"
 )
 
 // GenerateDataKey implements kmsv1.KeyServiceServer.
@@ -92,14 +93,14 @@ func generateRequest(req interface {
 	GetNumberOfBytes() int32
 	GetKeySpec() string
 }, withoutPlaintext bool,
-) GenerateDataKeyRequest {
-	return GenerateDataKeyRequest{
+) kms.GenerateDataKeyRequest {
+	return kms.GenerateDataKeyRequest{
 		KeyID:             req.GetKeyId(),
 		NumberOfBytes:     int(req.GetNumberOfBytes()),
 		KeySpec:           req.GetKeySpec(),
 		EncryptionContext: req.GetEncryptionContext(),
 		AAD:               req.GetAad(),
-		Door:              Door(req.GetDoor()),
+		Door:              kms.Door(req.GetDoor()),
 		WithoutPlaintext:  withoutPlaintext,
 		DryRun:            req.GetDryRun(),
 	}
@@ -110,14 +111,14 @@ func generatePairRequest(req interface {
 	GetKeyPairSpec() string
 	GetKeyFormat() string
 }, withoutPlaintext bool,
-) GenerateDataKeyPairRequest {
-	return GenerateDataKeyPairRequest{
+) kms.GenerateDataKeyPairRequest {
+	return kms.GenerateDataKeyPairRequest{
 		KeyID:             req.GetKeyId(),
 		KeyPairSpec:       req.GetKeyPairSpec(),
 		KeyFormat:         req.GetKeyFormat(),
 		EncryptionContext: req.GetEncryptionContext(),
 		AAD:               req.GetAad(),
-		Door:              Door(req.GetDoor()),
+		Door:              kms.Door(req.GetDoor()),
 		WithoutPlaintext:  withoutPlaintext,
 		DryRun:            req.GetDryRun(),
 	}

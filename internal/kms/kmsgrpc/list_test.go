@@ -1,4 +1,4 @@
-package kms_test
+package kmsgrpc_test
 
 import (
 	"testing"
@@ -11,16 +11,17 @@ import (
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/kms/kmstest"
 )
 
 func TestListsAndDescriptionsOverGRPC(t *testing.T) {
-	w := listed(t)
-	arn := w.arn(t)
+	w := kmstest.Listed(t)
+	arn := w.ARN(t)
 	materialID, _ := w.Material(t, ordersKey)
 	due := begin.AddDate(0, 0, 30)
-	w.edit("other", func(k *kms.MasterKey) { k.State, k.DeletionTime = kms.KeyStatePendingDeletion, due })
+	w.MasterKeys.Edit("team-a", "other", func(k *kms.MasterKey) { k.State, k.DeletionTime = kms.KeyStatePendingDeletion, due })
 	w.Store.Delete(otherKey.KeyID)
-	w = replica(t, w)
+	w = w.Replica(t)
 	client := kmsv1.NewKeyServiceClient(serve(t, w))
 	ctx := as(t, lister)
 

@@ -1,19 +1,24 @@
-package kms
+package kmsgrpc
 
 import (
 	"context"
 	"slices"
+	"strings"
 
 	"github.com/go-logr/logr"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/internal/kms"
 )
 
 // gate is what every call passes before a byte of its request is read: who calls is known by then, and has a turn. A request
 // is memory that its sender fills as slowly as he likes, so there is none of strangers, and of each pod no more than a few.
 type gate struct {
-	service *Service
+	service *kms.Service
 	log     logr.Logger
 }
 
@@ -31,7 +36,17 @@ func (g *gate) guarded(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 	return &guarded
 }
 
-func (g *gate) adapter(c Caller) *adapter { return &adapter{service: g.service, log: g.log, caller: c} }
+// adapter is the gRPC face of a Service for one caller. Its methods are in datakeys.go, blobs.go and list.go.
+type adapter struct {
+	kmsv1.UnsafeKeyServiceServer
+	service *kms.Service
+	log     logr.Logger
+	caller  kms.Caller
+}
+
+func (g *gate) adapter(c kms.Caller) *adapter {
+	return &adapter{service: g.service, log: g.log, caller: c}
+}
 
 // method returns the method behind the gate. It turns errors into statuses and panics into errors, and logs what the caller is
 // not told.
@@ -40,10 +55,10 @@ func (g *gate) method(name string, behind handler) handler {
 		var unread error
 		defer func() {
 			if p := recover(); p != nil {
-				resp, err = nil, panicError(p)
+				resp, err = nil, kms.PanicError(p)
 			}
 			if err != nil && err != unread { //nolint:errorlint // this very error, which is a status by now
-				resp, err = nil, g.service.refusalStatus(g.log.WithValues("method", name), err)
+				resp, err = nil, refusalStatus(g.service, g.log.WithValues("method", name), err)
 			}
 		}()
 		caller, leave, err := g.enter(ctx, name)
@@ -55,7 +70,7 @@ func (g *gate) method(name string, behind handler) handler {
 			unread = decode(req)
 			if code := status.Code(unread); unread != nil && code != codes.Canceled && code != codes.DeadlineExceeded {
 				g.log.V(1).Info("Refused a request that cannot be read", "method", name, "error", unread.Error())
-				g.service.done(ctx, name, g.service.now(), caller, invalid("request", unread))
+				g.service.Unread(ctx, name, caller, unread)
 			}
 			return unread
 		}, nil)
@@ -63,16 +78,16 @@ func (g *gate) method(name string, behind handler) handler {
 }
 
 // enter returns who calls once it is the call's turn. The caller calls leave in the end.
-func (g *gate) enter(ctx context.Context, name string) (c Caller, leave func(), err error) {
-	start := g.service.now()
+func (g *gate) enter(ctx context.Context, name string) (c kms.Caller, leave func(), err error) {
+	start := g.service.Now()
 	conn := connectionOf(ctx)
 	reviewed, err := conn.admit(ctx)
 	if err != nil {
-		return Caller{}, nil, err
+		return kms.Caller{}, nil, err
 	}
 	defer func() {
 		if err != nil {
-			g.service.metrics.observe(name, g.service.clock.Since(start), err)
+			g.service.TurnedAway(name, start, err)
 		}
 	}()
 	c, err = g.service.Authenticate(ctx, bearer(ctx))
@@ -81,15 +96,28 @@ func (g *gate) enter(ctx context.Context, name string) (c Caller, leave func(), 
 	}
 	reviewed()
 	if err != nil {
-		return Caller{}, nil, err
+		return kms.Caller{}, nil, err
 	}
 	if leave, err = conn.enter(ctx, name, c.PodUID); err != nil {
-		return Caller{}, nil, err
+		return kms.Caller{}, nil, err
 	}
 	// Only now, when those before it are counted as what became of them.
-	if err = g.service.admit(ctx, name, c); err != nil {
+	if err = g.service.Admit(ctx, name, c); err != nil {
 		leave()
-		return Caller{}, nil, err
+		return kms.Caller{}, nil, err
 	}
 	return c, leave, nil
+}
+
+// bearer returns the token of a call, or nothing unless there is exactly one (RFC 6750, section 2.1).
+func bearer(ctx context.Context) string {
+	values := metadata.ValueFromIncomingContext(ctx, "authorization")
+	if len(values) != 1 {
+		return ""
+	}
+	scheme, token, _ := strings.Cut(values[0], " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return token
 }

@@ -1,4 +1,4 @@
-package kms_test
+package kmsgrpc_test
 
 import (
 	"bytes"
@@ -17,24 +17,25 @@ import (
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/envelope"
-	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/kms/kmsgrpc"
+	"github.com/datakeys/datakeys/internal/kms/kmstest"
 )
 
 // FuzzCall sends any bytes to any method, as a caller who may use everything here. Whatever comes, the service answers with a
 // code and a reason that belong together, and releases nothing beside a refusal. What opens is a blob that was made here, with
 // the associated data that it was made with.
 func FuzzCall(f *testing.F) {
-	w := settled(f)
+	w := kmstest.Settled(f)
 	scoped := w.Sealed(f, orders())
 	materialID, material := w.Material(f, ordersKey)
-	h := envelope.Header{Kind: envelope.KindAWS, KeyID: keyID(f, ordersKey.KeyID), KeyVersion: 1, MaterialID: materialID}
-	unscoped := forged(f, h, material)
+	h := envelope.Header{Kind: envelope.KindAWS, KeyID: kmstest.KeyID(f, ordersKey.KeyID), KeyVersion: 1, MaterialID: materialID}
+	unscoped := kmstest.Forged(f, h, material)
 	h.Kind = envelope.KindAlibabaInitial
-	initial := forgedWith(f, h, material, envelope.AssociatedData{Raw: []byte("aad")})
+	initial := kmstest.ForgedWith(f, h, material, envelope.AssociatedData{Raw: []byte("aad")})
 	h.Kind, h.KeyVersion = envelope.KindAlibabaAdvance, 2
-	noVersion := forged(f, h, material)
-	h.KeyID = keyID(f, goneID)
-	noKey := forged(f, h, material)
+	noVersion := kmstest.Forged(f, h, material)
+	h.KeyID = kmstest.KeyID(f, goneID)
+	noKey := kmstest.Forged(f, h, material)
 	parsed, err := envelope.Parse(initial)
 	if err != nil {
 		f.Fatal(err)
@@ -81,14 +82,14 @@ func FuzzCall(f *testing.F) {
 	seed(&kmsv1.ListAliasesRequest{KeyId: "orders", Marker: "x"})
 
 	ctx := metadata.NewIncomingContext(f.Context(), metadata.Pairs("authorization", "Bearer "+allKeys))
-	service := benchService(f, w, discard{}, w.Clock)
+	service := w.Unlimited(f, kmstest.Discard{}, w.Clock)
 	f.Fuzz(func(t *testing.T, which uint8, b []byte) {
 		w.Clock.SetTime(w.Clock.Now().Add(time.Minute)) // what was not found is looked for again
 		method := methods[int(which)%len(methods)]
 		if strings.Contains(method.MethodName, "Pair") && bytes.Contains(b, []byte("RSA")) {
 			return // they take seconds
 		}
-		resp, refusal, ok := kms.Call(ctx, service, logr.Discard(), method, b)
+		resp, refusal, ok := kmsgrpc.Call(ctx, service, logr.Discard(), method, b)
 		if !ok {
 			return
 		}
@@ -200,7 +201,7 @@ func checkOpened(t *testing.T, made map[string]envelope.AssociatedData, b []byte
 
 // What an answer held is cleared once it is encoded, and the request's plaintext once it is encrypted.
 func TestMessagesLoseTheirPlaintext(t *testing.T) {
-	w := settled(t)
+	w := kmstest.Settled(t)
 	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer "+allKeys))
 	blob := w.Sealed(t, orders())
 	decrypt := &kmsv1.DecryptRequest{CiphertextBlob: blob, EncryptionContext: orders().EncryptionContext}
@@ -233,7 +234,7 @@ func TestMessagesLoseTheirPlaintext(t *testing.T) {
 				if method.MethodName != name {
 					continue
 				}
-				resp, refusal, _ := kms.Call(ctx, w.Service, w.Log.Logger(), method, b)
+				resp, refusal, _ := kmsgrpc.Call(ctx, w.Service, w.Log.Logger(), method, b)
 				if refusal != nil {
 					t.Fatal(refusal)
 				}
@@ -242,7 +243,7 @@ func TestMessagesLoseTheirPlaintext(t *testing.T) {
 				if len(p) < 32 || bytes.Equal(p, make([]byte, len(p))) {
 					t.Fatalf("before: %x", p)
 				}
-				encoded, err := kms.Encode(resp)
+				encoded, err := kmsgrpc.Encode(resp)
 				if err != nil || !bytes.Contains(encoded, before) {
 					t.Errorf("the encoded answer lacks the plaintext: %v", err)
 				}
@@ -259,7 +260,7 @@ func TestMessagesLoseTheirPlaintext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := kms.CallEncrypt(ctx, w.Service, caller, req); err != nil {
+	if err := kmsgrpc.CallEncrypt(ctx, w.Service, caller, req); err != nil {
 		t.Fatal(err)
 	}
 	if got := fmt.Sprintf("%x", req.GetPlaintext()); strings.Trim(got, "0") != "" {

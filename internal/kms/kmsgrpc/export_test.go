@@ -1,4 +1,4 @@
-package kms
+package kmsgrpc
 
 import (
 	"context"
@@ -9,11 +9,12 @@ import (
 	"google.golang.org/grpc/status"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/internal/kms"
 )
 
 // Call calls a method with an encoded request, as the gRPC server does, without the network: the fuzzer has no time for it. The
 // answer is as it goes to the encoder. ok says that the request can be decoded.
-func Call(ctx context.Context, s *Service, log logr.Logger, method grpc.MethodDesc, req []byte) (resp any, refusal *status.Status, ok bool) {
+func Call(ctx context.Context, s *kms.Service, log logr.Logger, method grpc.MethodDesc, req []byte) (resp any, refusal *status.Status, ok bool) {
 	ok = true
 	decode := func(into any) error {
 		err := newSecretCodec().Unmarshal(mem.BufferSlice{mem.SliceBuffer(req)}, into)
@@ -34,21 +35,12 @@ func Encode(resp any) ([]byte, error) {
 }
 
 // CallEncrypt is Encrypt of the adapter.
-func CallEncrypt(ctx context.Context, s *Service, c Caller, req *kmsv1.EncryptRequest) error {
+func CallEncrypt(ctx context.Context, s *kms.Service, c kms.Caller, req *kmsv1.EncryptRequest) error {
 	_, err := (&adapter{service: s, caller: c}).Encrypt(ctx, req)
 	return err
 }
 
 // Guarded is a service behind the gate of the server.
-func Guarded(s *Service, desc *grpc.ServiceDesc) *grpc.ServiceDesc {
+func Guarded(s *kms.Service, desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 	return (&gate{service: s}).guarded(desc)
-}
-
-// Enter tells who calls and counts the call, as the server does.
-func (s *Service) Enter(ctx context.Context, operation, token string) (Caller, error) {
-	c, err := s.Authenticate(ctx, token)
-	if err == nil {
-		err = s.admit(ctx, operation, c)
-	}
-	return c, err
 }
