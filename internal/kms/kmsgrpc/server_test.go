@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -457,6 +458,22 @@ func TestARequestThatCannotBeReadCounts(t *testing.T) {
 	}
 	if refusal, _ := call(nil); refusal.Code() != codes.ResourceExhausted {
 		t.Errorf("after two of two that are allowed: got %v, want ResourceExhausted", refusal)
+	}
+}
+
+func TestACallThatIsTurnedAwayIsCounted(t *testing.T) {
+	w := kmstest.Settled(t)
+	if _, err := kmsv1.NewKeyServiceClient(serve(t, w)).Decrypt(as(t, "stolen"), &kmsv1.DecryptRequest{}); status.Code(err) != codes.Unauthenticated {
+		t.Fatal(err)
+	}
+	const want = `
+# HELP datakeys_kms_operations_total Operations of the key service, by operation and result code. Each item of a batch counts as Decrypt, or RenewDataKey, too.
+# TYPE datakeys_kms_operations_total counter
+datakeys_kms_operations_total{code="OK",operation="CreateMasterKeyVersion"} 3
+datakeys_kms_operations_total{code="Unauthenticated",operation="Decrypt"} 1
+`
+	if err := testutil.GatherAndCompare(w.Metrics, strings.NewReader(want), "datakeys_kms_operations_total"); err != nil {
+		t.Error(err)
 	}
 }
 
