@@ -15,6 +15,8 @@ import (
 
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
+	"github.com/datakeys/datakeys/sidecar/internal/secrets"
+	"github.com/datakeys/datakeys/sidecar/sidecartest"
 )
 
 // These benchmarks belong together: the answer of the sidecar beside the one that a bare handler of net/http gives on a
@@ -33,7 +35,7 @@ func BenchmarkSocketGetRaw(b *testing.B)   { benchmarkOne(b, sidecarFor(b, media
 func BenchmarkSocketGetOldestRaw(b *testing.B) {
 	s := newStore(nil)
 	k := &dataKey{}
-	for n := uint32(MaxGenerations); n > 0; n-- {
+	for n := uint32(secrets.MaxGenerations); n > 0; n-- {
 		k.generations = append(k.generations, issuedGeneration(b, "orders", n, testPlaintext))
 	}
 	k.generation = k.generations[0]
@@ -109,7 +111,7 @@ func benchKey(b *testing.B) *issued {
 		KeyID: "arn:datakeys:kms:1b4e28ba2fa1:team-a:key/1b4e28ba-2fa1-41d2-883f-0016d3cca427",
 	}
 	k := issuedKey(b, "orders", testPlaintext).issued
-	k.answer = newAnswer(s, dataKeyBlob(b, "orders", 3), nil, len(testPlaintext), renderBound(keyservice.Sealed{}))
+	k.answer = newAnswer(s, sidecartest.DataKeyBlob(b, "orders", 3), nil, len(testPlaintext), renderBound(keyservice.Sealed{}))
 	return k
 }
 

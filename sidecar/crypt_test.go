@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/sidecar/sidecartest"
 )
 
 // cryptStore is testStore with data keys that nothing can be encrypted with.
@@ -241,7 +242,7 @@ func cryptProblemCases(t testing.TB) map[string]problemCase {
 		"decrypt what is cut off": {post(decryptOrders, mediaBytes, sealed[:97]), 400, "CiphertextBroken", "", ""},
 		"decrypt nothing":         {post(decryptOrders, mediaBytes, nil), 400, "CiphertextBroken", "", ""},
 		"decrypt what is no message": {
-			post(decryptOrders, mediaBytes, dataKeyBlob(t, "orders", 3)), 400, "UnknownFormat", "another format", "",
+			post(decryptOrders, mediaBytes, sidecartest.DataKeyBlob(t, "orders", 3)), 400, "UnknownFormat", "another format", "",
 		},
 		"decrypt base64 as bytes": {post(decryptOrders, mediaBytes, []byte(b64(sealed))), 400, "UnknownFormat", "", ""},
 		"decrypt with associated data": {

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/sidecar/internal/secrets"
 )
 
 var (
@@ -47,7 +48,7 @@ func TestKeeperAndGenerations(t *testing.T) {
 			wants{0: "plaintext of b", 1: "Pending KeyServiceUnavailable"},
 		},
 		"the entry of an older one broken from the start": {
-			nil, generations{1: errBlobInvalid, 2: "b"}, nil, []string{"b "},
+			nil, generations{1: secrets.ErrInvalid, 2: "b"}, nil, []string{"b "},
 			wants{0: "plaintext of b", 1: "Refused BlobInvalid"},
 		},
 		"the entry of an older one not readable from the start": {
@@ -55,7 +56,7 @@ func TestKeeperAndGenerations(t *testing.T) {
 			wants{0: "plaintext of b", 1: "Pending SecretUnreadable"},
 		},
 		"the newest entry broken from the start": {
-			nil, generations{1: "a", newestBroken: errBlobInvalid}, nil, []string{"a "},
+			nil, generations{1: "a", newestBroken: secrets.ErrInvalid}, nil, []string{"a "},
 			wants{0: "Refused BlobInvalid", 1: "plaintext of a", 2: "Refused BlobInvalid"},
 		},
 		"the newest refused from the start, which tells of all": {
@@ -127,19 +128,19 @@ func TestKeeperAndGenerations(t *testing.T) {
 			wants{0: "plaintext of a", 1: "plaintext of a", 2: ""},
 		},
 		"the entry of an older one broken": {
-			generations{1: "a", 2: "b"}, generations{1: errBlobInvalid, 2: "b"}, nil, nil,
+			generations{1: "a", 2: "b"}, generations{1: secrets.ErrInvalid, 2: "b"}, nil, nil,
 			wants{0: "plaintext of b", 1: "plaintext of a"},
 		},
 		"the newest entry broken": {
-			generations{1: "a", 2: "b"}, generations{1: "a", newestBroken: errBlobInvalid}, nil, nil,
+			generations{1: "a", 2: "b"}, generations{1: "a", newestBroken: secrets.ErrInvalid}, nil, nil,
 			wants{0: "plaintext of b", 1: "plaintext of a", 2: "plaintext of b"},
 		},
 		"no Secret any more": {
-			generations{1: "a", 2: "b"}, errSecretMissing, nil, nil,
+			generations{1: "a", 2: "b"}, secrets.ErrMissing, nil, nil,
 			wants{0: "plaintext of b", 1: "plaintext of a", 2: "plaintext of b", 3: ""},
 		},
 		"a Secret with a context that is none": {
-			generations{1: "a", 2: "b"}, errBlobInvalid, nil, nil,
+			generations{1: "a", 2: "b"}, secrets.ErrInvalid, nil, nil,
 			wants{0: "plaintext of b", 1: "plaintext of a", 2: "plaintext of b"},
 		},
 	} {
@@ -183,7 +184,7 @@ func TestKeeperForgetsWithTheSecret(t *testing.T) {
 		b.source["orders"], b.service.refuse = secret, map[string]error{"a": outage, "c": outage}
 		b.run(k, time.Nanosecond)
 		b.wants("orders", "Pending KeyServiceUnavailable")
-		b.source["orders"] = errSecretMissing
+		b.source["orders"] = secrets.ErrMissing
 		b.run(k, time.Minute)
 		b.wants("orders", "Pending SecretNotFound")
 		b.wantsGeneration("orders", 1, "Pending SecretNotFound") // as far as can be told
@@ -203,10 +204,10 @@ func TestKeeperForgetsWithTheSecret(t *testing.T) {
 func TestKeeperAsksNoMoreThanNeededOfTheDenied(t *testing.T) {
 	withKeeper(t, []string{"orders"}, func(b *bench) {
 		k := b.keeper("orders")
-		b.source["orders"] = generations{1: "a", 2: errBlobInvalid, 3: "c"}
+		b.source["orders"] = generations{1: "a", 2: secrets.ErrInvalid, 3: "c"}
 		b.service.refuse = map[string]error{"c": denied}
 		b.run(k, time.Hour)
-		b.source["orders"] = generations{1: "a2", 2: errBlobInvalid, 3: "c"}
+		b.source["orders"] = generations{1: "a2", 2: secrets.ErrInvalid, 3: "c"}
 		b.run(k, time.Hour)
 		for i, asked := range b.service.asked {
 			if want := "c "; i > 0 && asked != want {
@@ -231,7 +232,7 @@ func TestKeeperAsksForOlderGenerationsAfterADenial(t *testing.T) {
 	}{
 		"and the version of the newest is gone": {"b", unknown, "Refused MasterKeyNotFound"},
 		"and the newest does not open":          {"b", closed, "Refused BlobRefused"},
-		"and the entry of the newest is broken": {errBlobInvalid, nil, "Refused BlobInvalid"},
+		"and the entry of the newest is broken": {secrets.ErrInvalid, nil, "Refused BlobInvalid"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			withKeeper(t, []string{"orders"}, func(b *bench) {
@@ -259,7 +260,7 @@ func TestKeeperTellsOfBrokenEntriesOfTheDenied(t *testing.T) {
 		k := b.keeper("orders")
 		b.source["orders"] = generations{1: "a", 2: "b"}.secret()
 		b.run(k, time.Nanosecond)
-		b.source["orders"] = generations{1: errBlobInvalid, 2: "b2"}.secret()
+		b.source["orders"] = generations{1: secrets.ErrInvalid, 2: "b2"}.secret()
 		b.service.refuse = map[string]error{"b2": denied}
 		b.run(k, time.Nanosecond)
 		b.wantsGeneration("orders", 1, "Refused AccessDenied")
@@ -340,7 +341,7 @@ func TestKeeperAsksInBatches(t *testing.T) {
 	names := []string{"orders", "payments", "users"}
 	withKeeper(t, names, func(b *bench) {
 		for _, name := range names {
-			b.source[name] = numbered(name, MaxGenerations)
+			b.source[name] = numbered(name, secrets.MaxGenerations)
 		}
 		b.service.meanwhile = func() {
 			b.wants("orders", "Pending Starting")
@@ -359,7 +360,7 @@ func TestKeeperAsksInBatches(t *testing.T) {
 		}
 		for _, name := range names {
 			b.wants(name, "plaintext of "+name+".100")
-			for n := 1; n <= MaxGenerations; n++ {
+			for n := 1; n <= secrets.MaxGenerations; n++ {
 				b.wantsGeneration(name, uint32(n), fmt.Sprintf("plaintext of %s.%d", name, n))
 			}
 		}
@@ -369,7 +370,7 @@ func TestKeeperAsksInBatches(t *testing.T) {
 // A pod waits for the newest generations alone, however slow the key service is with the others.
 func TestKeeperPublishesBeforeAllIsAnswered(t *testing.T) {
 	withKeeper(t, []string{"orders", "payments"}, func(b *bench) {
-		b.source["orders"], b.source["payments"] = numbered("orders", MaxGenerations), numbered("payments", MaxGenerations)
+		b.source["orders"], b.source["payments"] = numbered("orders", secrets.MaxGenerations), numbered("payments", secrets.MaxGenerations)
 		b.service.meanwhile = func() {
 			if b.pass(2 * patience); len(b.service.asked) == 1 {
 				b.wants("orders", "plaintext of orders.100")
@@ -388,7 +389,7 @@ func TestKeeperPublishesBeforeAllIsAnswered(t *testing.T) {
 // After a call that failed nothing more is asked for before its time, and what was answered before is published.
 func TestKeeperKeepsWhatCameBeforeAnOutage(t *testing.T) {
 	withKeeper(t, []string{"orders", "payments"}, func(b *bench) {
-		b.source["orders"], b.source["payments"] = numbered("orders", MaxGenerations), numbered("payments", MaxGenerations)
+		b.source["orders"], b.source["payments"] = numbered("orders", secrets.MaxGenerations), numbered("payments", secrets.MaxGenerations)
 		k := b.keeper("orders", "payments")
 		b.service.meanwhile = func() {
 			if len(b.service.asked) == 1 {
@@ -416,8 +417,8 @@ func TestKeeperAsksSlowlyForLostGenerations(t *testing.T) {
 	withKeeper(t, names, func(b *bench) {
 		b.service.refuse = map[string]error{}
 		for _, name := range names {
-			b.source[name] = numbered(name, MaxGenerations)
-			for i := range MaxGenerations - 1 {
+			b.source[name] = numbered(name, secrets.MaxGenerations)
+			for i := range secrets.MaxGenerations - 1 {
 				b.service.refuse[fmt.Sprintf("%s.%d", name, i+1)] = unknown
 			}
 		}
@@ -457,7 +458,7 @@ func TestKeeperLogsOfGenerationsInFewLines(t *testing.T) {
 	withKeeper(t, []string{"orders"}, func(b *bench) {
 		k := b.keeper("orders")
 		secret := numbered("orders", 9)
-		secret[8] = fmt.Errorf("entry 8: %w", errBlobInvalid)
+		secret[8] = fmt.Errorf("entry 8: %w", secrets.ErrInvalid)
 		b.source["orders"] = secret
 		b.service.refuse = map[string]error{"orders.7": closed, "orders.5": closed, "orders.4": outage}
 		b.run(k, time.Hour)
@@ -498,7 +499,7 @@ type ignoringSource struct {
 	ignored *[]string
 }
 
-func (s ignoringSource) Read(name string) (*Secret, error) {
+func (s ignoringSource) Read(name string) (*secrets.Secret, error) {
 	secret, err := s.fakeSource.Read(name)
 	if err == nil {
 		secret.Ignored = *s.ignored
@@ -638,9 +639,9 @@ func (h *history) change(r *rand.Rand) {
 func (h *history) secret(r *rand.Rand) any {
 	switch r.IntN(10) {
 	case 0:
-		return errSecretMissing
+		return secrets.ErrMissing
 	case 1:
-		return errBlobInvalid
+		return secrets.ErrInvalid
 	}
 	secret := maps.Clone(h.generations)
 	for n := range secret {
@@ -651,7 +652,7 @@ func (h *history) secret(r *rand.Rand) any {
 			delete(secret, n)
 			n = newestBroken
 		}
-		secret[n] = errBlobInvalid
+		secret[n] = secrets.ErrInvalid
 	}
 	return secret
 }

@@ -13,6 +13,7 @@ import (
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
+	"github.com/datakeys/datakeys/sidecar/internal/secrets"
 )
 
 // When to look and to ask again.
@@ -45,7 +46,7 @@ type keyService interface {
 
 // reader is what keeper needs of Source.
 type reader interface {
-	Read(name string) (*Secret, error)
+	Read(name string) (*secrets.Secret, error)
 }
 
 // keeper keeps what is published true: it reads the Secrets, has new blobs opened and old leases renewed, publishes, and tries again.

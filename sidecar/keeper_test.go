@@ -19,6 +19,7 @@ import (
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
 	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
+	"github.com/datakeys/datakeys/sidecar/internal/secrets"
 )
 
 // fakeSource holds what each name's Secret is: the blob of generation 1 alone, all generations, a Secret as it is, or the error
@@ -31,25 +32,25 @@ type generations map[uint32]any
 // newestBroken stands in generations for a newest entry of which nothing can be told.
 const newestBroken = math.MaxUint32
 
-func (f fakeSource) Read(name string) (*Secret, error) {
+func (f fakeSource) Read(name string) (*secrets.Secret, error) {
 	switch v := f[name].(type) {
 	case string:
 		return generations{1: v}.secret(), nil
 	case generations:
 		return v.secret(), nil
-	case *Secret: // that is the same until it is another
+	case *secrets.Secret: // that is the same until it is another
 		return v, nil
 	case error:
 		return nil, v
 	default:
-		return nil, errSecretMissing
+		return nil, secrets.ErrMissing
 	}
 }
 
-func (g generations) secret() *Secret {
-	s := &Secret{}
+func (g generations) secret() *secrets.Secret {
+	s := &secrets.Secret{}
 	for i, n := range slices.Backward(slices.Sorted(maps.Keys(g))) {
-		e := Entry{Sealed: keyservice.Sealed{Generation: n}}
+		e := secrets.Entry{Sealed: keyservice.Sealed{Generation: n}}
 		switch v := g[n].(type) {
 		case string:
 			e.CiphertextBlob, e.Renewal.Name = []byte(v), v
@@ -58,7 +59,7 @@ func (g generations) secret() *Secret {
 		}
 		switch {
 		case n == newestBroken:
-			s.Newest = Entry{Err: e.Err}
+			s.Newest = secrets.Entry{Err: e.Err}
 		case i == len(g)-1:
 			s.Newest = e
 		default:
@@ -369,11 +370,11 @@ func TestKeeperAndChanges(t *testing.T) {
 		"a new blob that does not open":      {"o2", status.Error(codes.InvalidArgument, "x"), "plaintext of o1"},
 		"a new blob that is denied":          {"o2", denied, "Refused AccessDenied"},
 		"a new blob of a disabled key":       {"o2", status.Error(codes.FailedPrecondition, "x"), "Refused MasterKeyState"},
-		"a blob that is none":                {errBlobInvalid, nil, "plaintext of o1"},
-		"no Secret any more":                 {errSecretMissing, nil, "plaintext of o1"},
+		"a blob that is none":                {secrets.ErrInvalid, nil, "plaintext of o1"},
+		"no Secret any more":                 {secrets.ErrMissing, nil, "plaintext of o1"},
 		"a Secret that cannot be read":       {errors.New("input/output error"), nil, "plaintext of o1"},
 		"the same blob, which is denied now": {"o1", denied, "Refused AccessDenied"},
-		"no Secret any more, and denied":     {errSecretMissing, denied, "Pending SecretNotFound"},
+		"no Secret any more, and denied":     {secrets.ErrMissing, denied, "Pending SecretNotFound"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			withKeeper(t, []string{"orders"}, func(b *bench) {
@@ -401,9 +402,9 @@ func TestKeeperBeforeTheFirstKey(t *testing.T) {
 		secret any
 		want   string
 	}{
-		"no Secret":                    {errSecretMissing, "Pending SecretNotFound"},
+		"no Secret":                    {secrets.ErrMissing, "Pending SecretNotFound"},
 		"a Secret that cannot be read": {errors.New("permission denied"), "Pending SecretUnreadable"},
-		"a Secret without a blob":      {errBlobInvalid, "Refused BlobInvalid"},
+		"a Secret without a blob":      {secrets.ErrInvalid, "Refused BlobInvalid"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			withKeeper(t, []string{"orders"}, func(b *bench) {
@@ -432,7 +433,7 @@ func TestKeeperLogsOnce(t *testing.T) {
 		b.run(k, time.Hour)
 		b.service.refuse = nil
 		b.run(k, time.Hour)
-		b.source["orders"] = errBlobInvalid
+		b.source["orders"] = secrets.ErrInvalid
 		b.run(k, time.Hour)
 		if n := strings.Count(b.logs.String(), "\n"); n != 3 {
 			b.Errorf("got %d lines, want one each of refused, issued and kept:\n%s", n, b.logs)

@@ -8,13 +8,14 @@ import (
 	"time"
 
 	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
+	"github.com/datakeys/datakeys/sidecar/internal/secrets"
 )
 
 // keptKey is what keeper knows of one data key.
 type keptKey struct {
 	name string
 	// secret was taken over last; nil to take over whatever there is.
-	secret *Secret
+	secret *secrets.Secret
 	// generations are those of secret, the newest first.
 	generations []*keptGeneration
 	// newest is the first of them, or one without a number where that cannot be told.
@@ -104,7 +105,7 @@ func (k *keeper) lose(d *keptKey, err error) {
 }
 
 // take takes over a Secret. What is issued stays so until the key service has answered to what stands in its place.
-func (k *keeper) take(d *keptKey, s *Secret, now time.Time) {
+func (k *keeper) take(d *keptKey, s *secrets.Secret, now time.Time) {
 	before, last := d.all(), d.newest
 	d.secret, d.generations, d.bound = s, nil, nil
 	if s.Newest.Err != nil {
@@ -168,9 +169,9 @@ func (d *keptKey) change(g *keptGeneration, sealed keyservice.Sealed, now time.T
 // failed notes that a Secret, or an entry of it, cannot be used.
 func (k *keeper) failed(d *keptKey, g *keptGeneration, err error) {
 	switch {
-	case errors.Is(err, errBlobInvalid):
+	case errors.Is(err, secrets.ErrInvalid):
 		k.refuse(d, g, ReasonBlobInvalid, err.Error())
-	case errors.Is(err, errSecretMissing):
+	case errors.Is(err, secrets.ErrMissing):
 		k.wait(d, g, ReasonSecretNotFound, err.Error())
 	default:
 		k.wait(d, g, ReasonSecretUnreadable, err.Error())

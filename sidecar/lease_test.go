@@ -17,6 +17,7 @@ import (
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
+	"github.com/datakeys/datakeys/sidecar/internal/secrets"
 )
 
 var (
@@ -92,7 +93,7 @@ func TestLeasesAreRenewedInTime(t *testing.T) {
 // One call renews everything, and generations that are wrapped alike are asked about once.
 func TestOneCallRenewsAllOfThePod(t *testing.T) {
 	withKeeper(t, []string{"orders", "payments"}, func(b *bench) {
-		secret := func(name string) *Secret {
+		secret := func(name string) *secrets.Secret {
 			s := numbered(name, 3).secret()
 			s.Newest.Renewal = keyservice.Renewal{Name: name, KeyVersion: 2}
 			for i := range s.Older {
@@ -420,7 +421,7 @@ func TestAKeyServiceOfBeforeLeases(t *testing.T) {
 func TestAKeyServiceOfBeforeLeasesAndNoSecret(t *testing.T) {
 	issuing(t, usual, func(b *bench, k *keeper) {
 		b.service.renewing = errTooOld
-		b.source["orders"] = errSecretMissing
+		b.source["orders"] = secrets.ErrMissing
 		b.checkBetween("until it ended", b.lasts(k, 2*time.Hour), usual.Coast, usual.Coast+100*time.Millisecond)
 		b.run(k, pollInterval+1)
 		b.wants("orders", "Pending SecretNotFound")
@@ -433,8 +434,8 @@ func TestAKeyServiceOfBeforeLeasesAndNoSecret(t *testing.T) {
 // A data key whose Secret is gone, or has another blob that does not open, is renewed as what it is.
 func TestRenewalsGoOnWithoutTheSecret(t *testing.T) {
 	for name, secret := range map[string]any{
-		"no Secret":                 errSecretMissing,
-		"a Secret without a blob":   errBlobInvalid,
+		"no Secret":                 secrets.ErrMissing,
+		"a Secret without a blob":   secrets.ErrInvalid,
 		"a blob that does not open": "o2",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -500,7 +501,7 @@ func TestADenialOfAnOlderGeneration(t *testing.T) {
 func TestADenialOfAllGenerations(t *testing.T) {
 	withKeeper(t, []string{"orders"}, func(b *bench) {
 		secret := numbered("orders", 3).secret()
-		for _, e := range []*Entry{&secret.Newest, &secret.Older[0], &secret.Older[1]} {
+		for _, e := range []*secrets.Entry{&secret.Newest, &secret.Older[0], &secret.Older[1]} {
 			e.Renewal = keyservice.Renewal{Name: "orders"}
 		}
 		b.source["orders"] = secret

@@ -12,6 +12,7 @@ import (
 	"github.com/datakeys/datakeys/sidecar/alibaba"
 	"github.com/datakeys/datakeys/sidecar/aws"
 	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
+	"github.com/datakeys/datakeys/sidecar/internal/secrets"
 )
 
 // Run issues the data keys until the context ends. It then stops at once, since the applications of the pod are gone:
@@ -61,7 +62,7 @@ func run(ctx context.Context, c Config, newDoors func(kmsv1.KeyServiceClient, *s
 	}
 	c.Logger.Info("serving", "socket", c.Socket, "loopbackPort", c.LoopbackPort, "dataKeys", c.DataKeys, "keyService", c.KeyService)
 
-	newKeeper(c.DataKeys, NewSource(c.KeysDir), client, s, c.Leases, c.Logger).run(ctx)
+	newKeeper(c.DataKeys, secrets.NewSource(c.KeysDir), client, s, c.Leases, c.Logger).run(ctx)
 
 	var errs []error
 	for _, e := range ends {

@@ -17,6 +17,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/datakeys/datakeys/sidecar/internal/secrets"
 	"github.com/datakeys/datakeys/sidecar/sidecartest"
 )
 
@@ -211,7 +212,7 @@ func TestRunServesAllGenerations(t *testing.T) {
 	wants("?generation=1", first)
 
 	all := map[uint32][]byte{}
-	for n := range uint32(MaxGenerations) {
+	for n := range uint32(secrets.MaxGenerations) {
 		all[n+3] = bytes.Repeat([]byte{byte(n)}, 1024)
 	}
 	locked := lockedMemory(t)

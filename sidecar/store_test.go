@@ -6,6 +6,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"sync"
 	"testing"
@@ -114,5 +117,16 @@ func TestNothingPrints(t *testing.T) {
 		if found(planted, testPlaintext) == "" {
 			t.Errorf("the search does not find the plaintext in %s", form)
 		}
+	}
+}
+
+// TestTheAlgorithmIsTheAPIs: the sidecar repeats it, so as not to link what api/v1alpha1 imports.
+func TestTheAlgorithmIsTheAPIs(t *testing.T) {
+	declared, err := os.ReadFile(filepath.Join("..", "api", "v1alpha1", "labels.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !regexp.MustCompile(`AlgorithmAESGCM\s+= "` + algorithmAESGCM + `"`).Match(declared) {
+		t.Errorf("AlgorithmAESGCM is not declared as %q", algorithmAESGCM)
 	}
 }

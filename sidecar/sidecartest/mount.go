@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/datakeys/datakeys/internal/envelope"
 )
 
 // Mount is a directory with one mounted Secret a name, written as the kubelet does: every file is a link into ..data,
@@ -49,4 +51,23 @@ func must(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Blob makes a blob that can be parsed and that nobody can open.
+func Blob(t testing.TB, h envelope.Header) []byte {
+	t.Helper()
+	h.KeyID, h.KeyVersion, h.MaterialID = envelope.NewKeyID(), 1, envelope.NewMaterialID()
+	p, err := envelope.NewPlaintext(32)
+	must(t, err)
+	blob, err := envelope.NewMaterial().Seal(h, envelope.AssociatedData{}, p)
+	must(t, err)
+	return blob
+}
+
+// DataKeyBlob is Blob of a data key of team-a.
+func DataKeyBlob(t testing.TB, name string, generation uint32) []byte {
+	t.Helper()
+	return Blob(t, envelope.Header{
+		Kind: envelope.KindDataKey, Scope: envelope.Scope{Namespace: "team-a", Name: name, Generation: generation},
+	})
 }

@@ -1,4 +1,6 @@
-package sidecar
+// Package secrets reads sealed data keys from the Secrets that are mounted into the sidecar. Nothing here is secret: what a Secret
+// holds is for the key service to open.
+package secrets
 
 import (
 	"errors"
@@ -24,10 +26,10 @@ const (
 const MaxGenerations = 100
 
 var (
-	// errSecretMissing reports that the Secret is not mounted yet, or has no blob.
-	errSecretMissing = errors.New("not there yet")
-	// errBlobInvalid reports a Secret, or an entry of it, that cannot hold this data key. What wraps it says why.
-	errBlobInvalid = errors.New("does not hold this data key")
+	// ErrMissing reports that the Secret is not mounted yet, or has no blob.
+	ErrMissing = errors.New("not there yet")
+	// ErrInvalid reports a Secret, or an entry of it, that cannot hold this data key. What wraps it says why.
+	ErrInvalid = errors.New("does not hold this data key")
 )
 
 // Secret is one data key as its Secret holds it. Nothing in it is secret.
@@ -120,9 +122,9 @@ func (c *candidates) pick(newest uint32) (older []uint32, ignored []string) {
 // ignoring is a sentence about an entry, and those like it, n in all.
 func ignoring(file string, n int, why string) string {
 	if n == 1 {
-		return fmt.Sprintf("entry %s: %s", quote(file), why)
+		return fmt.Sprintf("entry %q: %s", file, why)
 	}
-	return fmt.Sprintf("entry %s and %d more: %s", quote(file), n-1, why)
+	return fmt.Sprintf("entry %q and %d more: %s", file, n-1, why)
 }
 
 // parseEntry reads the blob of an entry. Whose blob it is decides here already, so that no other one is opened under this name.
@@ -147,5 +149,5 @@ func parseEntry(name, file string, blob []byte, generation uint32) (keyservice.S
 }
 
 func invalid(name, format string, args ...any) error {
-	return fmt.Errorf("the Secret %q %w: %s", name, errBlobInvalid, fmt.Sprintf(format, args...))
+	return fmt.Errorf("the Secret %q %w: %s", name, ErrInvalid, fmt.Sprintf(format, args...))
 }

@@ -1,4 +1,4 @@
-package sidecar
+package secrets
 
 import (
 	"bytes"
@@ -21,37 +21,15 @@ import (
 	"github.com/datakeys/datakeys/sidecar/sidecartest"
 )
 
-// sealBlob makes a blob that parses; nobody opens it here.
-func sealBlob(t testing.TB, h envelope.Header) []byte {
-	t.Helper()
-	h.KeyID, h.KeyVersion, h.MaterialID = envelope.NewKeyID(), 1, envelope.NewMaterialID()
-	p, err := envelope.NewPlaintext(32)
-	if err != nil {
-		t.Fatal(err)
-	}
-	blob, err := envelope.NewMaterial().Seal(h, envelope.AssociatedData{}, p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return blob
-}
-
-func dataKeyBlob(t testing.TB, name string, generation uint32) []byte {
-	t.Helper()
-	return sealBlob(t, envelope.Header{
-		Kind: envelope.KindDataKey, Scope: envelope.Scope{Namespace: "team-a", Name: name, Generation: generation},
-	})
-}
-
 // TestNamesAreTheAPIs: the sidecar repeats these, so as not to link what api/v1alpha1 imports.
 func TestNamesAreTheAPIs(t *testing.T) {
-	declared, err := os.ReadFile(filepath.Join("..", "api", "v1alpha1", "labels.go"))
+	declared, err := os.ReadFile(filepath.Join("..", "..", "..", "api", "v1alpha1", "labels.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, value := range map[string]string{
 		"SecretKeyCiphertextBlob": ciphertextBlobFile, "SecretKeyEncryptionContext": encryptionContextFile,
-		"SecretKeyAAD": aadFile, "AlgorithmAESGCM": algorithmAESGCM,
+		"SecretKeyAAD": aadFile,
 	} {
 		if !regexp.MustCompile(name + `\s+= "` + value + `"`).Match(declared) {
 			t.Errorf("%s is not declared as %q", name, value)
@@ -61,7 +39,7 @@ func TestNamesAreTheAPIs(t *testing.T) {
 		olderFile(12) != "ciphertextBlob.12" {
 		t.Errorf("SecretKeyOf is not declared as %s is named", olderFile(12))
 	}
-	types, err := os.ReadFile(filepath.Join("..", "api", "v1alpha1", "datakeyrequest_types.go"))
+	types, err := os.ReadFile(filepath.Join("..", "..", "..", "api", "v1alpha1", "datakeyrequest_types.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +58,7 @@ func newest(s *Source) (keyservice.Sealed, error) {
 }
 
 func TestSource(t *testing.T) {
-	blob := dataKeyBlob(t, "orders", 7)
+	blob := sidecartest.DataKeyBlob(t, "orders", 7)
 	parsed, err := envelope.Parse(blob)
 	if err != nil {
 		t.Fatal(err)
@@ -109,42 +87,42 @@ func TestSource(t *testing.T) {
 			nil, "",
 		},
 		"an oversized aad": {
-			map[string][]byte{"ciphertextBlob": blob, "aad": make([]byte, 8193)}, keyservice.Sealed{}, errBlobInvalid, "at most 8192",
+			map[string][]byte{"ciphertextBlob": blob, "aad": make([]byte, 8193)}, keyservice.Sealed{}, ErrInvalid, "at most 8192",
 		},
 		"an aad beside a context": {
 			map[string][]byte{"ciphertextBlob": blob, "aad": {1}, "encryptionContext": []byte(`{"a":"b"}`)},
-			keyservice.Sealed{}, errBlobInvalid, "must not both be there",
+			keyservice.Sealed{}, ErrInvalid, "must not both be there",
 		},
-		"no entries": {map[string][]byte{}, keyservice.Sealed{}, errSecretMissing, `DataKeyRequest "orders"`},
+		"no entries": {map[string][]byte{}, keyservice.Sealed{}, ErrMissing, `DataKeyRequest "orders"`},
 		"another entry only": {
-			map[string][]byte{"iv": blob[:12]}, keyservice.Sealed{}, errSecretMissing, "no entry ciphertextBlob",
+			map[string][]byte{"iv": blob[:12]}, keyservice.Sealed{}, ErrMissing, "no entry ciphertextBlob",
 		},
-		"an empty blob":     {map[string][]byte{"ciphertextBlob": nil}, keyservice.Sealed{}, errBlobInvalid, "ciphertextBlob"},
-		"a blob cut off":    {map[string][]byte{"ciphertextBlob": blob[:60]}, keyservice.Sealed{}, errBlobInvalid, "ciphertextBlob"},
-		"a blob in base64":  {map[string][]byte{"ciphertextBlob": []byte("AQEB")}, keyservice.Sealed{}, errBlobInvalid, "ciphertextBlob"},
-		"an oversized blob": {map[string][]byte{"ciphertextBlob": make([]byte, 6145)}, keyservice.Sealed{}, errBlobInvalid, "at most 6144"},
+		"an empty blob":     {map[string][]byte{"ciphertextBlob": nil}, keyservice.Sealed{}, ErrInvalid, "ciphertextBlob"},
+		"a blob cut off":    {map[string][]byte{"ciphertextBlob": blob[:60]}, keyservice.Sealed{}, ErrInvalid, "ciphertextBlob"},
+		"a blob in base64":  {map[string][]byte{"ciphertextBlob": []byte("AQEB")}, keyservice.Sealed{}, ErrInvalid, "ciphertextBlob"},
+		"an oversized blob": {map[string][]byte{"ciphertextBlob": make([]byte, 6145)}, keyservice.Sealed{}, ErrInvalid, "at most 6144"},
 		"the blob of another data key": {
-			map[string][]byte{"ciphertextBlob": dataKeyBlob(t, "payments", 1)}, keyservice.Sealed{}, errBlobInvalid, `"payments"`,
+			map[string][]byte{"ciphertextBlob": sidecartest.DataKeyBlob(t, "payments", 1)}, keyservice.Sealed{}, ErrInvalid, `"payments"`,
 		},
 		"a blob of another kind": {
-			map[string][]byte{"ciphertextBlob": sealBlob(t, envelope.Header{Kind: envelope.KindAWS})},
+			map[string][]byte{"ciphertextBlob": sidecartest.Blob(t, envelope.Header{Kind: envelope.KindAWS})},
 			keyservice.Sealed{},
-			errBlobInvalid, "of kind AWS",
+			ErrInvalid, "of kind AWS",
 		},
 		"a context that is a list": {
 			map[string][]byte{"ciphertextBlob": blob, "encryptionContext": []byte(`["a"]`)},
 			keyservice.Sealed{},
-			errBlobInvalid, "JSON object of strings",
+			ErrInvalid, "JSON object of strings",
 		},
 		"a context of numbers": {
 			map[string][]byte{"ciphertextBlob": blob, "encryptionContext": []byte(`{"a":1}`)},
 			keyservice.Sealed{},
-			errBlobInvalid, "JSON object of strings",
+			ErrInvalid, "JSON object of strings",
 		},
 		"an oversized context": {
 			map[string][]byte{
 				"ciphertextBlob": blob, "encryptionContext": []byte(`{"a":"` + strings.Repeat("a", 64<<10) + `"}`),
-			}, keyservice.Sealed{}, errBlobInvalid, "at most 65536",
+			}, keyservice.Sealed{}, ErrInvalid, "at most 65536",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -168,7 +146,7 @@ func TestSource(t *testing.T) {
 func TestSourceAndGenerations(t *testing.T) {
 	blobs := map[uint32][]byte{}
 	for n := uint32(1); n <= 205; n++ {
-		blobs[n] = dataKeyBlob(t, "orders", n)
+		blobs[n] = sidecartest.DataKeyBlob(t, "orders", n)
 	}
 	// with returns the entries of a Secret whose newest generation is the first, and more entries.
 	with := func(generations []uint32, more map[string][]byte) map[string][]byte {
@@ -223,11 +201,11 @@ func TestSourceAndGenerations(t *testing.T) {
 			map[uint32]string{2: "entry ciphertextBlob.2: must be at most 6144 bytes"}, nil,
 		},
 		"the blob of another data key": {
-			with(down(3, 3), map[string][]byte{"ciphertextBlob.2": dataKeyBlob(t, "payments", 2)}), down(3, 3),
+			with(down(3, 3), map[string][]byte{"ciphertextBlob.2": sidecartest.DataKeyBlob(t, "payments", 2)}), down(3, 3),
 			map[uint32]string{2: `belongs to the DataKeyRequest "payments"`}, nil,
 		},
 		"a blob of another kind": {
-			with(down(3, 3), map[string][]byte{"ciphertextBlob.2": sealBlob(t, envelope.Header{Kind: envelope.KindAWS})}), down(3, 3),
+			with(down(3, 3), map[string][]byte{"ciphertextBlob.2": sidecartest.Blob(t, envelope.Header{Kind: envelope.KindAWS})}), down(3, 3),
 			map[uint32]string{2: "of kind AWS"}, nil,
 		},
 		"a newest blob that is none": {
@@ -263,7 +241,7 @@ func TestSourceAndGenerations(t *testing.T) {
 			for _, entry := range append([]Entry{secret.Newest}, secret.Older...) {
 				if entry.Err != nil {
 					broken[entry.Generation] = test.broken[entry.Generation]
-					if !errors.Is(entry.Err, errBlobInvalid) || !strings.Contains(entry.Err.Error(), test.broken[entry.Generation]) {
+					if !errors.Is(entry.Err, ErrInvalid) || !strings.Contains(entry.Err.Error(), test.broken[entry.Generation]) {
 						t.Errorf("generation %d: got %v, want %q", entry.Generation, entry.Err, test.broken[entry.Generation])
 					}
 					continue
@@ -292,8 +270,8 @@ func TestSourceAndGenerations(t *testing.T) {
 // An entry that cannot be read now may be readable later: it is tried again, and no other one waits for it.
 func TestSourceTriesEntriesAgain(t *testing.T) {
 	mount := sidecartest.NewMount(t)
-	blob := dataKeyBlob(t, "orders", 1)
-	mount.Put(t, "orders", map[string][]byte{"ciphertextBlob": dataKeyBlob(t, "orders", 2), "ciphertextBlob.1": blob})
+	blob := sidecartest.DataKeyBlob(t, "orders", 1)
+	mount.Put(t, "orders", map[string][]byte{"ciphertextBlob": sidecartest.DataKeyBlob(t, "orders", 2), "ciphertextBlob.1": blob})
 	file := filepath.Join(mount.Dir, "orders", "..data", "ciphertextBlob.1")
 	if err := errors.Join(os.Remove(file), os.Mkdir(file, 0o700)); err != nil {
 		t.Fatal(err)
@@ -303,7 +281,7 @@ func TestSourceTriesEntriesAgain(t *testing.T) {
 	if err != nil || secret.Newest.Err != nil || secret.Newest.Generation != 2 {
 		t.Fatalf("got %v, %v", secret, err)
 	}
-	if got := secret.Older[0]; got.Err == nil || errors.Is(got.Err, errBlobInvalid) || got.Generation != 1 {
+	if got := secret.Older[0]; got.Err == nil || errors.Is(got.Err, ErrInvalid) || got.Generation != 1 {
 		t.Errorf("got generation %d, %v", got.Generation, got.Err)
 	}
 	if err := errors.Join(os.Remove(file), os.WriteFile(file, blob, 0o600)); err != nil {
@@ -366,15 +344,15 @@ func TestSealedThatDiffers(t *testing.T) {
 func TestSourceFollowsTheKubelet(t *testing.T) {
 	mount := sidecartest.NewMount(t)
 	source := NewSource(mount.Dir)
-	if _, err := source.Read("orders"); !errors.Is(err, errSecretMissing) {
+	if _, err := source.Read("orders"); !errors.Is(err, ErrMissing) {
 		t.Errorf("not mounted: got %v", err)
 	}
 	mount.Put(t, "orders", nil)
-	if _, err := source.Read("orders"); !errors.Is(err, errSecretMissing) {
+	if _, err := source.Read("orders"); !errors.Is(err, ErrMissing) {
 		t.Errorf("mounted without entries: got %v", err)
 	}
 	for generation := uint32(1); generation <= 3; generation++ {
-		mount.Put(t, "orders", map[string][]byte{"ciphertextBlob": dataKeyBlob(t, "orders", generation)})
+		mount.Put(t, "orders", map[string][]byte{"ciphertextBlob": sidecartest.DataKeyBlob(t, "orders", generation)})
 		got, err := newest(source)
 		if err != nil || got.Generation != generation {
 			t.Errorf("generation %d: got %d, %v", generation, got.Generation, err)
@@ -383,7 +361,7 @@ func TestSourceFollowsTheKubelet(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(mount.Dir, "orders")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := source.Read("orders"); !errors.Is(err, errSecretMissing) {
+	if _, err := source.Read("orders"); !errors.Is(err, ErrMissing) {
 		t.Errorf("taken away: got %v", err)
 	}
 }
@@ -395,7 +373,7 @@ func TestSourceReadsPlainDirectories(t *testing.T) {
 		t.Fatal(err)
 	}
 	for generation := uint32(1); generation <= 2; generation++ {
-		blob := dataKeyBlob(t, "orders", generation)
+		blob := sidecartest.DataKeyBlob(t, "orders", generation)
 		if err := os.WriteFile(filepath.Join(dir, "orders", "ciphertextBlob"), blob, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -408,7 +386,7 @@ func TestSourceReadsPlainDirectories(t *testing.T) {
 // TestSourceReadsOneVersion swaps the Secret while it is read: blob and context always belong together.
 func TestSourceReadsOneVersion(t *testing.T) {
 	mount := sidecartest.NewMount(t)
-	blobs := [][]byte{dataKeyBlob(t, "orders", 1), dataKeyBlob(t, "orders", 2)}
+	blobs := [][]byte{sidecartest.DataKeyBlob(t, "orders", 1), sidecartest.DataKeyBlob(t, "orders", 2)}
 	put := func(i int) {
 		mount.Put(t, "orders", map[string][]byte{
 			"ciphertextBlob": blobs[i], "encryptionContext": []byte([]string{`{"of":"0"}`, `{"of":"1"}`}[i]),

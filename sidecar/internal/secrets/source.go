@@ -1,4 +1,4 @@
-package sidecar
+package secrets
 
 import (
 	"encoding/json"
@@ -73,7 +73,7 @@ func (s *Source) Read(name string) (*Secret, error) {
 }
 
 // stands reports whether an error, or none, is what the same files would give again.
-func stands(err error) bool { return err == nil || errors.Is(err, errBlobInvalid) }
+func stands(err error) bool { return err == nil || errors.Is(err, ErrInvalid) }
 
 func (s *Secret) stands() bool {
 	for _, older := range s.Older {
@@ -102,7 +102,7 @@ func (s *Source) read(name, target string) (*Secret, error) {
 	root, err := os.OpenRoot(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("the Secret %q is %w: %w", name, errSecretMissing, err)
+		return nil, fmt.Errorf("the Secret %q is %w: %w", name, ErrMissing, err)
 	case err != nil:
 		return nil, fmt.Errorf("the Secret %q: %w", name, err)
 	}
@@ -116,7 +116,7 @@ func (s *Source) read(name, target string) (*Secret, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		// Whatever older ones there are: without the newest it is no Secret of a DataKeyRequest now.
 		return nil, fmt.Errorf("the Secret %q is %w: no entry %s is mounted: check the DataKeyRequest %q",
-			name, errSecretMissing, ciphertextBlobFile, name)
+			name, ErrMissing, ciphertextBlobFile, name)
 	}
 	secret := &Secret{Newest: Entry{Sealed: newest, Err: err}}
 
@@ -203,7 +203,7 @@ func readOptional(root *os.Root, name string, limit int) ([]byte, error) {
 	return b, err
 }
 
-// readFile reads at most limit bytes; a longer file is errBlobInvalid.
+// readFile reads at most limit bytes; a longer file is ErrInvalid.
 func readFile(root *os.Root, name string, limit int) ([]byte, error) {
 	f, err := root.Open(name)
 	if err != nil {
@@ -215,7 +215,7 @@ func readFile(root *os.Root, name string, limit int) ([]byte, error) {
 		return nil, err
 	}
 	if len(b) > limit {
-		return nil, fmt.Errorf("%w: entry %s: must be at most %d bytes", errBlobInvalid, name, limit)
+		return nil, fmt.Errorf("%w: entry %s: must be at most %d bytes", ErrInvalid, name, limit)
 	}
 	return b, nil
 }
