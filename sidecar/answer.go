@@ -2,8 +2,6 @@ package sidecar
 
 import (
 	"encoding/base64"
-	"encoding/json"
-	"net/http"
 	"slices"
 	"strconv"
 
@@ -62,25 +60,23 @@ func renderBound(s keyservice.Sealed) []byte {
 	return append(bound, '\n')
 }
 
-// secretBody is the body of an answer with a plaintext.
-type secretBody interface {
-	// size is how many bytes appendTo appends.
-	size() int
-	// appendTo appends the body to out, which grows before, so that no copy stays behind. Clearing it is up to the caller.
-	appendTo(out []byte) []byte
-}
-
 // issuedJSON and issuedBytes are the answers with a data key, whose plaintext their user holds: so it is not destroyed.
 type (
 	issuedJSON  struct{ *issued }
 	issuedBytes struct{ *issued }
 )
 
-func (b issuedJSON) size() int  { return b.answer.jsonSize }
-func (b issuedBytes) size() int { return b.answer.rawSize }
+// Size is how many bytes AppendTo appends.
+func (b issuedJSON) Size() int  { return b.answer.jsonSize }
+func (b issuedBytes) Size() int { return b.answer.rawSize }
 
-func (b issuedJSON) appendTo(out []byte) []byte {
-	out = slices.Grow(out, b.size())
+// Length is the size as the value of a header.
+func (b issuedJSON) Length() []string  { return b.answer.jsonLength }
+func (b issuedBytes) Length() []string { return b.answer.rawLength }
+
+// AppendTo appends the answer to out, which grows before, so that no copy of the plaintext stays behind.
+func (b issuedJSON) AppendTo(out []byte) []byte {
+	out = slices.Grow(out, b.Size())
 	_ = b.plaintext.Use(insecuresecret.Token{}, func(plaintext []byte) error {
 		out = append(out, b.answer.head...)
 		out = base64.StdEncoding.AppendEncode(out, plaintext)
@@ -91,8 +87,9 @@ func (b issuedJSON) appendTo(out []byte) []byte {
 	return out
 }
 
-func (b issuedBytes) appendTo(out []byte) []byte {
-	return b.plaintext.AppendTo(insecuresecret.Token{}, slices.Grow(out, b.size()))
+// AppendTo appends the plaintext to out, which grows before.
+func (b issuedBytes) AppendTo(out []byte) []byte {
+	return b.plaintext.AppendTo(insecuresecret.Token{}, slices.Grow(out, b.Size()))
 }
 
 // dataKeyItem is an item of GET /v1/data-keys.
@@ -121,29 +118,4 @@ func renderList(keys []*dataKey) []byte {
 	return append(object(struct {
 		DataKeys []dataKeyItem `json:"dataKeys"`
 	}{items}), '\n')
-}
-
-// renderUnready is the answer of GET /readyz with every data key that is not issued, nil where there is none.
-func renderUnready(keys []*dataKey) []byte {
-	var waiting []dataKeyStatus
-	for _, k := range keys {
-		if k.State != StateIssued {
-			waiting = append(waiting, k.dataKeyStatus)
-		}
-	}
-	if len(waiting) == 0 {
-		return nil
-	}
-	p := newProblem(http.StatusServiceUnavailable, reasonNotReady, "not every data key can be issued")
-	p.DataKeys = waiting
-	return p.render()
-}
-
-// object encodes structs of strings, numbers and bytes, for which JSON has no error.
-func object(v any) []byte {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return []byte("{}")
-	}
-	return b
 }

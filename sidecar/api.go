@@ -165,7 +165,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request, to route, name strin
 	case getRoute:
 		return a.dataKey(w, r, name, generation)
 	case listRoute:
-		return a.plain(w, r, a.store.current.Load().list)
+		return a.plain(w, r, a.store.now().list)
 	case eventsRoute:
 		return a.events(w, r, name)
 	case readyRoute:
@@ -212,9 +212,11 @@ func query(u *url.URL, ofKey bool) (generation uint32, problem string) {
 
 // ready answers GET /readyz: whether every data key can be issued.
 func (a *api) ready(w http.ResponseWriter, r *http.Request) int {
-	if unready := a.store.current.Load().unready; unready != nil {
+	if unready := a.store.now().unready; unready != nil {
 		w.Header().Set("Retry-After", "1")
-		return writeProblem(w, http.StatusServiceUnavailable, unready)
+		p := newProblem(http.StatusServiceUnavailable, reasonNotReady, "not every data key can be issued")
+		p.DataKeys = unready
+		return p.write(w)
 	}
 	return a.plain(w, r, alive)
 }
@@ -244,19 +246,20 @@ func (a *api) dataKey(w http.ResponseWriter, r *http.Request, name string, numbe
 		return status
 	}
 	defer g.issued.release()
-	var body secretBody
+	var body interface {
+		secretBody
+		Length() []string
+	}
 	h := w.Header()
 	switch negotiate(r.Header, mediaJSON, mediaBytes) {
 	case mediaJSON:
-		body = issuedJSON{g.issued}
-		h["Content-Type"], h["Content-Length"] = jsonType, g.issued.answer.jsonLength
+		body, h["Content-Type"] = issuedJSON{g.issued}, jsonType
 	case mediaBytes:
-		body = issuedBytes{g.issued}
-		h["Content-Type"], h["Content-Length"] = bytesType, g.issued.answer.rawLength
+		body, h["Content-Type"] = issuedBytes{g.issued}, bytesType
 	default:
 		return notAcceptable(w, mediaJSON+" or "+mediaBytes)
 	}
-	h["Cache-Control"] = noStore
+	h["Content-Length"], h["Cache-Control"] = body.Length(), noStore
 	if r.Method != http.MethodHead {
 		a.send(w, r, name, body)
 	}

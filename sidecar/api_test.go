@@ -400,7 +400,7 @@ func TestMalformedRequestsAreAnswered(t *testing.T) {
 // TestAnswersLetGo: whatever was answered, the plaintext goes when it is replaced.
 func TestAnswersLetGo(t *testing.T) {
 	s := testStore(t)
-	last := s.current.Load()
+	last := s.now()
 	var server *http.Server
 	path := serveStore(t, s, func(s *http.Server, _ *listener, _ *watchdog) { server = s })
 	for _, request := range []string{

@@ -86,7 +86,7 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 		return io.Copy(struct{ io.Writer }{c}, r)
 	}
 	header := len(c.buffer)
-	c.buffer = body.appendTo(c.buffer)
+	c.buffer = body.AppendTo(c.buffer)
 	n, err := c.stream.Write(c.buffer)
 	clear(c.buffer)
 	if c.buffer = c.buffer[:0]; cap(c.buffer) > maxKeptBuffer {
@@ -99,6 +99,14 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 func (c *conn) Close() error {
 	c.once.Do(c.free)
 	return c.stream.Close()
+}
+
+// secretBody is the body of an answer with a plaintext.
+type secretBody interface {
+	// Size is how many bytes AppendTo appends.
+	Size() int
+	// AppendTo appends the body to out, which grows before, so that no copy stays behind. Clearing it is up to the caller.
+	AppendTo(out []byte) []byte
 }
 
 // secretReader lets a secretBody go where net/http takes a reader.

@@ -159,7 +159,7 @@ func (a *api) decrypt(c crypting, ciphertext []byte) int {
 		answer.head, answer.tail = c.around(g.number, memberPlaintext)
 		h["Content-Type"] = jsonType
 	}
-	h["Content-Length"] = []string{strconv.Itoa(answer.size())}
+	h["Content-Length"] = []string{strconv.Itoa(answer.Size())}
 	a.send(c.w, c.r, c.name, answer)
 	return http.StatusOK
 }
@@ -198,15 +198,15 @@ type decrypted struct {
 	head, tail string
 }
 
-func (d *decrypted) size() int {
+func (d *decrypted) Size() int {
 	if d.json {
 		return len(d.head) + base64.StdEncoding.EncodedLen(len(d.plaintext())) + len(d.tail)
 	}
 	return len(d.plaintext())
 }
 
-func (d *decrypted) appendTo(out []byte) []byte {
-	out = slices.Grow(out, d.size())
+func (d *decrypted) AppendTo(out []byte) []byte {
+	out = slices.Grow(out, d.Size())
 	if !d.json {
 		return append(out, d.plaintext()...)
 	}

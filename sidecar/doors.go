@@ -133,6 +133,6 @@ func (a *doorAnswer) Write(p []byte) (int, error) {
 // doorBody is the body of a front door's answer, or a part of it.
 type doorBody []byte
 
-func (b doorBody) size() int { return len(b) }
+func (b doorBody) Size() int { return len(b) }
 
-func (b doorBody) appendTo(out []byte) []byte { return append(out, b...) }
+func (b doorBody) AppendTo(out []byte) []byte { return append(out, b...) }

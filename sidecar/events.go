@@ -28,7 +28,7 @@ func (a *api) events(w http.ResponseWriter, r *http.Request, name string) int {
 	if negotiate(r.Header, mediaEvents) == "" {
 		return notAcceptable(w, mediaEvents)
 	}
-	if a.store.current.Load().byName[name] == nil {
+	if a.store.now().byName[name] == nil {
 		return unknownDataKey(w, name)
 	}
 	if a.watchers.Add(1) > maxWatchers {
@@ -58,7 +58,7 @@ func (a *api) stream(w http.ResponseWriter, r *http.Request, name string) {
 	beat := time.NewTicker(heartbeat)
 	defer beat.Stop()
 	for {
-		now := a.store.current.Load()
+		now := a.store.now()
 		k := now.byName[name]                                         // whose name the sidecar was started with
 		if k.Reason != ReasonStarting && k.Reason != ReasonStopping { // that the sidecar is restarted says nothing of the data key
 			text += told.until(k, known)

@@ -189,7 +189,7 @@ func TestKeeperForgetsWithTheSecret(t *testing.T) {
 		b.wants("orders", "Pending SecretNotFound")
 		b.wantsGeneration("orders", 1, "Pending SecretNotFound") // as far as can be told
 		b.wantsGeneration("orders", 2, "plaintext of b")
-		if n := len(b.store.current.Load().byName["orders"].generations); n != 1 {
+		if n := len(b.store.now().byName["orders"].generations); n != 1 {
 			b.Errorf("%d generations are listed", n)
 		}
 		b.source["orders"], b.service.refuse = secret, nil
@@ -317,7 +317,7 @@ func TestKeeperAnswersWithWhatBlobsAreBoundTo(t *testing.T) {
 			b.run(k, time.Nanosecond)
 			for number := range uint32(3) {
 				_, g := b.store.get("orders", number)
-				body := string(issuedJSON{g.issued}.appendTo(nil))
+				body := string(issuedJSON{g.issued}.AppendTo(nil))
 				g.issued.release()
 				if want := `,"encryptionContext":{"tenant":"` + tenant + `"}}` + "\n"; !strings.HasSuffix(body, want) {
 					b.Errorf("generation %d of tenant %s: its answer lacks that", number, tenant)

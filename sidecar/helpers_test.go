@@ -121,7 +121,7 @@ func issuedGeneration(t testing.TB, name string, number uint32, plaintext []byte
 	}
 	bound := renderBound(keyservice.Sealed{EncryptionContext: map[string]string{"tenant": "a"}})
 	return &generation{
-		dataKeyStatus: s, number: number, issued: newIssued(p, newAnswer(s, []byte("the blob"), nil, len(plaintext), bound), time.Now(), time.Hour),
+		dataKeyStatus: s, number: number, issued: newIssued(s, p, []byte("the blob"), nil, bound, time.Now(), time.Hour),
 	}
 }
 

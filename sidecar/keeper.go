@@ -201,7 +201,7 @@ func (k *keeper) answered(now, sent time.Time, batch []wanted, opened []keyservi
 			continue
 		}
 		code := status.Code(answer.Err)
-		reason, refused := refusals[code]
+		reason, refused := refusalReason(code)
 		switch {
 		case answer.Err == nil:
 			k.issue(g.of, g.keptGeneration, answer, now, sent)

@@ -190,7 +190,7 @@ func (b *bench) checkWiped() {
 			left++
 		}
 	}
-	for _, k := range b.store.current.Load().byName {
+	for _, k := range b.store.now().byName {
 		published += len(slices.Collect(k.plaintexts()))
 	}
 	if left != published {

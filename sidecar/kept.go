@@ -216,8 +216,8 @@ func (k *keeper) issue(d *keptKey, g *keptGeneration, answer keyservice.Opened, 
 		Name: d.name, State: StateIssued, Generation: g.number,
 		KeyID: answer.KeyARN, KeyVersion: answer.KeyVersion, Algorithm: algorithmAESGCM, KeyPairSpec: pair.Spec,
 	}
-	g.generation = &generation{dataKeyStatus: s, number: g.number, issued: newIssued(answer.Plaintext,
-		newAnswer(s, g.sealed.CiphertextBlob, pair.PublicKey, answer.Plaintext.Len(), d.bound), sent, k.leases.Lease)}
+	g.generation = &generation{dataKeyStatus: s, number: g.number, issued: newIssued(
+		s, answer.Plaintext, g.sealed.CiphertextBlob, pair.PublicKey, d.bound, sent, k.leases.Lease)}
 	g.renewal, g.renewedAt = g.sealed.Renewal, sent
 	g.opened, g.due, g.noted = true, time.Time{}, ""
 	k.modified = true
@@ -298,4 +298,15 @@ func (k *keeper) note(d *keptKey, g *keptGeneration, reason, message string) {
 	default:
 		k.log.Warn("data key not issued", "dataKey", d.name, "reason", reason, "message", message)
 	}
+}
+
+// aboutBlob reports whether a refusal for that reason is about the bytes of a blob, and so says nothing against a key
+// that was issued from an earlier one.
+func aboutBlob(reason string) bool {
+	return reason == ReasonBlobInvalid || reason == ReasonBlobRefused
+}
+
+// denies reports whether a refusal for that reason is about the data key or the pod: it is one of every generation.
+func denies(reason string) bool {
+	return reason == ReasonAccessDenied || reason == ReasonUnauthenticated || reason == ReasonMasterKeyState
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -45,33 +44,6 @@ func (l Leases) validate() error {
 		return fmt.Errorf("coast time %v: must be 0s to %v", l.Coast, MaxCoast)
 	}
 	return nil
-}
-
-// lease says until when a plaintext may be issued. Only the keeper moves that: a lease is not prolonged by being used. The time is
-// monotonic: setting the clock changes nothing.
-type lease struct {
-	start time.Time
-	until atomic.Int64 // nanoseconds after start
-}
-
-func (l *lease) set(until time.Time) { l.until.Store(int64(until.Sub(l.start))) }
-
-// over is asked for every answer with a plaintext.
-func (l *lease) over() bool { return int64(time.Since(l.start)) >= l.until.Load() }
-
-// leaseExpired is what is said of a generation whose lease is over.
-func leaseExpired(name string) dataKeyStatus {
-	return dataKeyStatus{
-		Name: name, State: StatePending, Reason: ReasonLeaseExpired,
-		Message: "the key service has not renewed it for too long: it is issued again when the key service has answered",
-	}
-}
-
-// renewals count what became of data keys that were to be renewed. They are in the store, for whoever shows them.
-type renewals struct {
-	renewed, refused, failed atomic.Int64
-	// coasting says that the last renewal failed.
-	coasting atomic.Bool
 }
 
 // held are the generations that are issued, by what is asked to renew them, in the order of names.
@@ -161,7 +133,7 @@ const (
 // renewed notes the answer to a renewal, whose request was sent then.
 func (k *keeper) renewed(all []wanted, answer error, sent time.Time) renewalResult {
 	code := status.Code(answer)
-	reason, denied := refusals[code]
+	reason, denied := refusalReason(code)
 	denied = denied && !aboutBlob(reason) // which no renewal is
 	result := renewalGiven
 	for _, g := range all {

@@ -56,7 +56,7 @@ func newAPIMetrics(a *api, more []renderer) *apiMetrics {
 	}
 	for _, state := range []State{StateIssued, StatePending, StateRefused} {
 		set.NewGauge(fmt.Sprintf(`datakeys_sidecar_data_keys{state=%q}`, state), func() float64 {
-			return a.store.count(func(k *dataKey) (n int) {
+			return countKeys(a.store, func(k *dataKey) (n int) {
 				if k.State == state {
 					n = 1
 				}
@@ -64,7 +64,7 @@ func newAPIMetrics(a *api, more []renderer) *apiMetrics {
 			})
 		})
 		set.NewGauge(fmt.Sprintf(`datakeys_sidecar_generations{state=%q}`, state), func() float64 {
-			return a.store.count(func(k *dataKey) (n int) {
+			return countKeys(a.store, func(k *dataKey) (n int) {
 				for _, g := range k.generations {
 					if g.State == state {
 						n++
@@ -87,10 +87,10 @@ func newAPIMetrics(a *api, more []renderer) *apiMetrics {
 	return m
 }
 
-// count adds up what f says of each data key.
-func (s *store) count(f func(*dataKey) int) float64 {
+// countKeys adds up what f says of each data key.
+func countKeys(s *store, f func(*dataKey) int) float64 {
 	n := 0
-	for _, k := range s.current.Load().byName {
+	for _, k := range s.now().byName {
 		n += f(k)
 	}
 	return float64(n)
@@ -152,7 +152,7 @@ func (c *contact) intercept(
 ) error {
 	err := invoke(ctx, method, request, reply, cc, options...)
 	code := status.Code(err)
-	_, refusal := refusals[code]
+	_, refusal := refusalReason(code)
 	switch {
 	case err == nil:
 		c.answered.Inc()

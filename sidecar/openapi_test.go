@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
+	"google.golang.org/grpc/codes"
 )
 
 // document is docs/openapi.yaml, or a part of it.
@@ -174,8 +175,10 @@ func aKeyForEachReason() (keys []*dataKey) {
 		keys = append(keys, statusKey(strings.ToLower(reason), StatePending, reason))
 	}
 	keys = append(keys, statusKey(strings.ToLower(ReasonBlobInvalid), StateRefused, ReasonBlobInvalid))
-	for _, reason := range refusals {
-		keys = append(keys, statusKey(strings.ToLower(reason), StateRefused, reason))
+	for code := range codes.Code(17) {
+		if reason, refused := refusalReason(code); refused {
+			keys = append(keys, statusKey(strings.ToLower(reason), StateRefused, reason))
+		}
 	}
 	return keys
 }
@@ -190,7 +193,7 @@ func TestOpenAPI(t *testing.T) {
 
 	s := cryptStore(t)
 	var all []*dataKey
-	for _, k := range s.current.Load().byName {
+	for _, k := range s.now().byName {
 		all = append(all, k)
 	}
 	lacking := aKeyForEachReason()

@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"encoding/json"
 	"net/http"
 	"strconv"
 )
@@ -51,14 +52,22 @@ func (p problem) ref() *problem { return &p }
 func (p problem) render() []byte { return append(object(p), '\n') }
 
 // write answers with the problem and returns its status. Headers that the status asks for are set before.
-func (p problem) write(w http.ResponseWriter) int { return writeProblem(w, p.Status, p.render()) }
-
-func writeProblem(w http.ResponseWriter, status int, body []byte) int {
+func (p problem) write(w http.ResponseWriter) int {
+	body := p.render()
 	h := w.Header()
 	h["Content-Type"] = problemType
 	h["Cache-Control"] = noStore
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
-	w.WriteHeader(status)
+	w.WriteHeader(p.Status)
 	_, _ = w.Write(body) //nolint:gosec // JSON, and a client that is gone needs no answer
-	return status
+	return p.Status
+}
+
+// object encodes structs of strings, numbers and bytes, for which JSON has no error.
+func object(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return []byte("{}")
+	}
+	return b
 }

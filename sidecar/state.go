@@ -44,22 +44,21 @@ const (
 	ReasonBlobRefused = "BlobRefused"
 )
 
-// refusals are the codes of the key service that say no; any other code is an outage. kms.proto documents the codes.
-var refusals = map[codes.Code]string{
-	codes.PermissionDenied:   ReasonAccessDenied,
-	codes.Unauthenticated:    ReasonUnauthenticated,
-	codes.NotFound:           ReasonMasterKeyNotFound,
-	codes.FailedPrecondition: ReasonMasterKeyState,
-	codes.InvalidArgument:    ReasonBlobRefused,
-}
-
-// aboutBlob reports whether a refusal for that reason is about the bytes of a blob, and so says nothing against a key
-// that was issued from an earlier one.
-func aboutBlob(reason string) bool {
-	return reason == ReasonBlobInvalid || reason == ReasonBlobRefused
-}
-
-// denies reports whether a refusal for that reason is about the data key or the pod: it is one of every generation.
-func denies(reason string) bool {
-	return reason == ReasonAccessDenied || reason == ReasonUnauthenticated || reason == ReasonMasterKeyState
+// refusalReason returns the reason that a code of the key service stands for, and whether the code says no. Any other is an outage.
+// kms.proto documents the codes.
+func refusalReason(code codes.Code) (reason string, refused bool) {
+	switch code {
+	case codes.PermissionDenied:
+		return ReasonAccessDenied, true
+	case codes.Unauthenticated:
+		return ReasonUnauthenticated, true
+	case codes.NotFound:
+		return ReasonMasterKeyNotFound, true
+	case codes.FailedPrecondition:
+		return ReasonMasterKeyState, true
+	case codes.InvalidArgument:
+		return ReasonBlobRefused, true
+	default:
+		return "", false
+	}
 }

@@ -67,9 +67,10 @@ type issued struct {
 	holders   atomic.Int64
 }
 
-// newIssued takes over the plaintext, which is leased for that long since then. The caller is its first holder.
-func newIssued(plaintext envelope.Plaintext, a answer, since time.Time, leased time.Duration) *issued {
-	i := &issued{plaintext: plaintext, answer: a, lease: lease{start: since}}
+// newIssued takes over the plaintext of a blob, which is leased for that long since then. The caller is its first holder. bound is what
+// renderBound gave.
+func newIssued(s dataKeyStatus, plaintext envelope.Plaintext, blob, publicKey, bound []byte, since time.Time, leased time.Duration) *issued {
+	i := &issued{plaintext: plaintext, answer: newAnswer(s, blob, publicKey, plaintext.Len(), bound), lease: lease{start: since}}
 	i.lease.set(since.Add(leased))
 	i.holders.Store(1)
 	return i
@@ -94,6 +95,33 @@ func (i *issued) release() {
 	}
 }
 
+// lease says until when a plaintext may be issued. Only the keeper moves that: a lease is not prolonged by being used. The time is
+// monotonic: setting the clock changes nothing.
+type lease struct {
+	start time.Time
+	until atomic.Int64 // nanoseconds after start
+}
+
+func (l *lease) set(until time.Time) { l.until.Store(int64(until.Sub(l.start))) }
+
+// over is asked for every answer with a plaintext.
+func (l *lease) over() bool { return int64(time.Since(l.start)) >= l.until.Load() }
+
+// leaseExpired is what is said of a generation whose lease is over.
+func leaseExpired(name string) dataKeyStatus {
+	return dataKeyStatus{
+		Name: name, State: StatePending, Reason: ReasonLeaseExpired,
+		Message: "the key service has not renewed it for too long: it is issued again when the key service has answered",
+	}
+}
+
+// renewals count what became of data keys that were to be renewed. They are in the store, for whoever shows them.
+type renewals struct {
+	renewed, refused, failed atomic.Int64
+	// coasting says that the last renewal failed.
+	coasting atomic.Bool
+}
+
 // store holds what is published. Any number may read it while one publishes.
 type store struct {
 	current  atomic.Pointer[snapshot]
@@ -103,11 +131,16 @@ type store struct {
 // snapshot is everything that is answered from, at one moment.
 type snapshot struct {
 	byName map[string]*dataKey
-	// list and unready are rendered answers: of GET /v1/data-keys, and of GET /readyz, nil where all keys are issued.
-	list, unready []byte
+	// list is the answer of GET /v1/data-keys.
+	list []byte
+	// unready are the data keys that are not issued.
+	unready []dataKeyStatus
 	// replaced is closed when this is no longer the current snapshot.
 	replaced chan struct{}
 }
+
+// now returns what is answered from at this moment.
+func (s *store) now() *snapshot { return s.current.Load() }
 
 // newStore returns a store in which every name is pending for the reason Starting.
 func newStore(names []string) *store {
@@ -129,11 +162,14 @@ func (s *store) publish(keys []*dataKey) {
 	kept := map[*issued]bool{}
 	for _, k := range keys {
 		next.byName[k.Name] = k
+		if k.State != StateIssued {
+			next.unready = append(next.unready, k.dataKeyStatus)
+		}
 		for i := range k.plaintexts() {
 			kept[i] = true
 		}
 	}
-	next.list, next.unready = renderList(keys), renderUnready(keys)
+	next.list = renderList(keys)
 	last := s.current.Swap(next)
 	if last == nil {
 		return
@@ -164,7 +200,7 @@ func (k *dataKey) plaintexts() iter.Seq[*issued] {
 // and must release it.
 func (s *store) get(name string, number uint32) (*dataKey, *generation) {
 	for {
-		k := s.current.Load().byName[name]
+		k := s.now().byName[name]
 		if k == nil {
 			return nil, nil
 		}
@@ -184,7 +220,7 @@ func (s *store) get(name string, number uint32) (*dataKey, *generation) {
 
 // close forgets and destroys every plaintext.
 func (s *store) close() {
-	last := s.current.Load()
+	last := s.now()
 	keys := make([]*dataKey, 0, len(last.byName))
 	for name := range last.byName {
 		keys = append(keys, &dataKey{generation: &generation{dataKeyStatus: dataKeyStatus{

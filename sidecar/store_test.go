@@ -87,7 +87,7 @@ func TestNothingPrints(t *testing.T) {
 	asked := &keptGeneration{generation: key.generation}
 	tended := &keptKey{name: "orders", generations: []*keptGeneration{asked}, newest: asked, current: asked}
 	for _, holder := range []any{
-		key, *key, key.issued, s, s.current.Load(), bodies, taken, *taken,
+		key, *key, key.issued, s, s.now(), bodies, taken, *taken,
 		bodies[0], bodies[1], bodies[2], bodies[3], secretReader{bodies[0]}, secretReader{bodies[1]}, secretReader{bodies[2]},
 		key.generation, *key.generation, []*generation{key.generation}, asked, *asked, wanted{asked, tended}, []wanted{{asked, tended}},
 		tended, *tended,
