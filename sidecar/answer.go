@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"slices"
 	"strconv"
 
@@ -22,7 +23,7 @@ type answer struct {
 
 // newAnswer renders the answer for a plaintext of that many bytes, and ends it with what renderBound gave.
 func newAnswer(s dataKeyStatus, blob, publicKey []byte, plaintextSize int, bound []byte) answer {
-	head := object(struct {
+	head := render(struct {
 		Name        string `json:"name"`
 		Generation  uint32 `json:"generation"`
 		KeyID       string `json:"keyId"`
@@ -30,7 +31,7 @@ func newAnswer(s dataKeyStatus, blob, publicKey []byte, plaintextSize int, bound
 		Algorithm   string `json:"algorithm"`
 		KeyPairSpec string `json:"keyPairSpec,omitempty"`
 	}{s.Name, s.Generation, s.KeyID, s.KeyVersion, s.Algorithm, s.KeyPairSpec})
-	tail := object(struct {
+	tail := render(struct {
 		PublicKey      []byte `json:"publicKey,omitempty"`
 		CiphertextBlob []byte `json:"ciphertextBlob"`
 	}{publicKey, blob})
@@ -48,7 +49,7 @@ func newAnswer(s dataKeyStatus, blob, publicKey []byte, plaintextSize int, bound
 // renderBound renders the end of an answer: what the blob is bound to. It is apart because it may be larger than all the rest
 // and is the same for a hundred generations.
 func renderBound(s keyservice.Sealed) []byte {
-	bound := object(struct {
+	bound := render(struct {
 		EncryptionContext map[string]string `json:"encryptionContext,omitempty"`
 		AAD               []byte            `json:"aad,omitempty"`
 	}{s.EncryptionContext, s.AAD})
@@ -115,7 +116,13 @@ func renderList(keys []*dataKey) []byte {
 			items[i].Generations = append(items[i].Generations, generationItem{g.number, g.State, g.Reason, g.KeyVersion})
 		}
 	}
-	return append(object(struct {
+	return append(render(struct {
 		DataKeys []dataKeyItem `json:"dataKeys"`
 	}{items}), '\n')
+}
+
+// render encodes structs of strings, numbers and bytes, for which JSON has no error.
+func render(v any) []byte {
+	b, _ := json.Marshal(v) //nolint:errchkjson // see above
+	return b
 }

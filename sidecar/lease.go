@@ -166,7 +166,7 @@ func (k *keeper) renewed(all []wanted, answer error, sent time.Time) renewalResu
 // prolong gives a generation a new lease. It counts from when the request was sent.
 func (g *keptGeneration) prolong(sent time.Time, d time.Duration) {
 	g.renewedAt = sent
-	g.issued.lease.set(sent.Add(d))
+	g.issued.leaseUntil(sent.Add(d))
 	if g.opened { // else another blob waits to be opened
 		g.due = time.Time{}
 	}
@@ -179,7 +179,7 @@ func (k *keeper) coast(g *keptGeneration, code codes.Code) {
 	if code != codes.ResourceExhausted {
 		d = max(d, k.leases.Coast)
 	}
-	g.issued.lease.set(g.renewedAt.Add(d))
+	g.issued.leaseUntil(g.renewedAt.Add(d))
 }
 
 // askAgain says when to ask for generations whose renewal was refused, and what stands in their place.
@@ -232,7 +232,7 @@ func (k *keeper) expire(now time.Time) {
 		d := k.kept[name]
 		before, ended := d.all(), false
 		for _, g := range before {
-			if g.issued == nil || !g.issued.lease.over() {
+			if g.issued == nil || !g.issued.leaseOver() {
 				continue
 			}
 			s := leaseExpired(name)

@@ -76,6 +76,12 @@ func newIssued(s dataKeyStatus, plaintext envelope.Plaintext, blob, publicKey, b
 	return i
 }
 
+// leaseUntil moves the end of the lease.
+func (i *issued) leaseUntil(until time.Time) { i.lease.set(until) }
+
+// leaseOver reports whether the plaintext may be issued no more.
+func (i *issued) leaseOver() bool { return i.lease.over() }
+
 // hold reports whether the plaintext is still there; if so, the caller must call release.
 func (i *issued) hold() bool {
 	for {
@@ -208,7 +214,7 @@ func (s *store) get(name string, number uint32) (*dataKey, *generation) {
 		if g == nil || g.issued == nil {
 			return k, g
 		}
-		if g.issued.lease.over() { // the keeper may have been stopped, or starved
+		if g.issued.leaseOver() { // the keeper may have been stopped, or starved
 			return k, &generation{dataKeyStatus: leaseExpired(name), number: g.number}
 		}
 		if g.issued.hold() {
