@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 )
 
 // Limits of a request.
@@ -95,7 +97,7 @@ func (to route) takesBody() bool { return to == encryptRoute || to == decryptRou
 
 // api is the native API: HTTP/1.1 and JSON, errors as problem details (RFC 9457).
 type api struct {
-	store    *store
+	store    *keystore.Store
 	log      *slog.Logger
 	dog      *watchdog
 	metrics  *apiMetrics
@@ -105,7 +107,7 @@ type api struct {
 
 // newServer returns the server of the native API on a listener. Its time limits are the watchdog's. Its metrics
 // tell of all else that there is to render.
-func newServer(s *store, log *slog.Logger, d *watchdog, more ...renderer) *http.Server {
+func newServer(s *keystore.Store, log *slog.Logger, d *watchdog, more ...renderer) *http.Server {
 	a := &api{store: s, log: log, dog: d}
 	a.metrics = newAPIMetrics(a, more)
 	return newHTTPServer(a, log, d)
@@ -165,7 +167,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request, to route, name strin
 	case getRoute:
 		return a.dataKey(w, r, name, generation)
 	case listRoute:
-		return a.plain(w, r, a.store.now().list)
+		return a.plain(w, r, a.store.Now().List)
 	case eventsRoute:
 		return a.events(w, r, name)
 	case readyRoute:
@@ -212,7 +214,7 @@ func query(u *url.URL, ofKey bool) (generation uint32, problem string) {
 
 // ready answers GET /readyz: whether every data key can be issued.
 func (a *api) ready(w http.ResponseWriter, r *http.Request) int {
-	if unready := a.store.now().unready; unready != nil {
+	if unready := a.store.Now().Unready; unready != nil {
 		w.Header().Set("Retry-After", "1")
 		p := newProblem(http.StatusServiceUnavailable, reasonNotReady, "not every data key can be issued")
 		p.DataKeys = unready
@@ -245,7 +247,7 @@ func (a *api) dataKey(w http.ResponseWriter, r *http.Request, name string, numbe
 	if g == nil {
 		return status
 	}
-	defer g.issued.release()
+	defer g.Issued.Release()
 	var body interface {
 		secretBody
 		Length() []string
@@ -253,9 +255,9 @@ func (a *api) dataKey(w http.ResponseWriter, r *http.Request, name string, numbe
 	h := w.Header()
 	switch negotiate(r.Header, mediaJSON, mediaBytes) {
 	case mediaJSON:
-		body, h["Content-Type"] = issuedJSON{g.issued}, jsonType
+		body, h["Content-Type"] = keystore.JSON{Issued: g.Issued}, jsonType
 	case mediaBytes:
-		body, h["Content-Type"] = issuedBytes{g.issued}, bytesType
+		body, h["Content-Type"] = keystore.Bytes{Issued: g.Issued}, bytesType
 	default:
 		return notAcceptable(w, mediaJSON+" or "+mediaBytes)
 	}
@@ -276,15 +278,15 @@ func (a *api) send(w http.ResponseWriter, r *http.Request, name string, body sec
 
 // held returns a generation that is issued, the newest for 0, whose plaintext the caller holds and must release. Where there is none
 // it answers why.
-func (a *api) held(w http.ResponseWriter, name string, number uint32) (g *generation, status int) {
-	k, g := a.store.get(name, number)
+func (a *api) held(w http.ResponseWriter, name string, number uint32) (g *keystore.Generation, status int) {
+	k, g := a.store.Get(name, number)
 	switch {
 	case k == nil:
 		return nil, unknownDataKey(w, name)
 	case g == nil:
 		return nil, newProblem(http.StatusNotFound, reasonUnknownGeneration,
 			fmt.Sprintf("the data key %s has no generation %d here: GET /v1/data-keys lists those that there are", quote(name), number)).write(w)
-	case g.issued == nil:
+	case g.Issued == nil:
 		return nil, notIssued(w, g, number)
 	}
 	return g, http.StatusOK
@@ -297,18 +299,18 @@ func unknownDataKey(w http.ResponseWriter, name string) int {
 
 // notIssued answers why there is no plaintext of a generation, of which that number was asked for: 403 for a refusal of the key
 // service, else 503.
-func notIssued(w http.ResponseWriter, g *generation, number uint32) int {
+func notIssued(w http.ResponseWriter, g *keystore.Generation, number uint32) int {
 	status := http.StatusServiceUnavailable
 	switch {
-	case g.State == StatePending:
+	case g.State == keystore.StatePending:
 		w.Header().Set("Retry-After", "1")
-	case g.Reason == ReasonBlobInvalid:
+	case g.Reason == keystore.ReasonBlobInvalid:
 		w.Header().Set("Retry-After", "10") // the manager repairs the Secret, and the kubelet brings it
 	default:
 		status = http.StatusForbidden
 	}
 	what := "the data key " + quote(g.Name)
-	if number != 0 && number == g.number {
+	if number != 0 && number == g.Number {
 		what = fmt.Sprintf("generation %d of %s", number, what)
 	}
 	return newProblem(status, g.Reason, what+" is not issued: "+g.Message).write(w)

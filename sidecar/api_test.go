@@ -12,48 +12,51 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
+	"github.com/datakeys/datakeys/sidecar/sidecartest"
 )
 
 var testPlaintext = []byte("0123456789abcdef0123456789ABCDEF")
 
 // The plaintexts of older generations.
-var olderPlaintext, oldestPlaintext = []byte("a plaintext of generation two: 32"), []byte("a plaintext of generation one: 31")
+var olderPlaintext, oldestPlaintext = []byte("ghijklmnopqrstuvwxyz0123GHIJKLMN"), []byte("GhIjKlMnOpQrStUvWxYz32109876543210")
 
-func statusGeneration(name string, number uint32, state State, reason string) *generation {
-	return &generation{number: number, dataKeyStatus: dataKeyStatus{Name: name, State: state, Reason: reason, Message: "because"}}
+func statusGeneration(name string, number uint32, state keystore.State, reason string) *keystore.Generation {
+	return &keystore.Generation{Number: number, Status: keystore.Status{Name: name, State: state, Reason: reason, Message: "because"}}
 }
 
-func statusKey(name string, state State, reason string) *dataKey {
-	return &dataKey{generation: statusGeneration(name, 0, state, reason)}
+func statusKey(name string, state keystore.State, reason string) *keystore.DataKey {
+	return &keystore.DataKey{Generation: statusGeneration(name, 0, state, reason)}
 }
 
 // testStore publishes one data key in every state, and one with generations in every state.
-func testStore(t testing.TB) *store {
+func testStore(t testing.TB) *keystore.Store {
 	t.Helper()
-	s := newStore(nil)
-	s.publish(testKeys(t))
+	s := keystore.New(nil)
+	s.Publish(testKeys(t))
 	return s
 }
 
-func testKeys(t testing.TB) []*dataKey {
+func testKeys(t testing.TB) []*keystore.DataKey {
 	t.Helper()
-	next := statusGeneration("rotated", 8, StatePending, ReasonKeyServiceUnavailable)
-	rotated := keyOf(
+	next := statusGeneration("rotated", 8, keystore.StatePending, keystore.ReasonKeyServiceUnavailable)
+	rotated := sidecartest.KeyOf(
 		next,
-		issuedGeneration(t, "rotated", 7, testPlaintext),
-		issuedGeneration(t, "rotated", 5, olderPlaintext),
-		statusGeneration("rotated", 4, StateRefused, ReasonBlobRefused),
-		statusGeneration("rotated", 3, StateRefused, ReasonBlobInvalid),
-		issuedGeneration(t, "rotated", 1, oldestPlaintext),
+		sidecartest.IssuedGeneration(t, "rotated", 7, testPlaintext),
+		sidecartest.IssuedGeneration(t, "rotated", 5, olderPlaintext),
+		statusGeneration("rotated", 4, keystore.StateRefused, keystore.ReasonBlobRefused),
+		statusGeneration("rotated", 3, keystore.StateRefused, keystore.ReasonBlobInvalid),
+		sidecartest.IssuedGeneration(t, "rotated", 1, oldestPlaintext),
 	)
-	rotated.generation = rotated.generations[1] // until the next one can be had
-	return []*dataKey{
-		issuedKey(t, "orders", testPlaintext),
+	rotated.Generation = rotated.Generations[1] // until the next one can be had
+	return []*keystore.DataKey{
+		sidecartest.IssuedKey(t, "orders", testPlaintext),
 		rotated,
-		statusKey("late", StatePending, ReasonSecretNotFound),
-		statusKey("denied", StateRefused, ReasonAccessDenied),
-		statusKey("edited", StateRefused, ReasonBlobInvalid),
-		keyOf(statusGeneration("broken", 2, StateRefused, ReasonBlobRefused), issuedGeneration(t, "broken", 1, olderPlaintext)),
+		statusKey("late", keystore.StatePending, keystore.ReasonSecretNotFound),
+		statusKey("denied", keystore.StateRefused, keystore.ReasonAccessDenied),
+		statusKey("edited", keystore.StateRefused, keystore.ReasonBlobInvalid),
+		sidecartest.KeyOf(statusGeneration("broken", 2, keystore.StateRefused, keystore.ReasonBlobRefused), sidecartest.IssuedGeneration(t, "broken", 1, olderPlaintext)),
 	}
 }
 
@@ -147,13 +150,13 @@ func TestHeadIsGetWithoutBody(t *testing.T) {
 
 // TestEverySizeOnOneConnection asks for all sizes in turn, so that answers are larger and smaller than every buffer.
 func TestEverySizeOnOneConnection(t *testing.T) {
-	s := newStore(nil)
-	var keys []*dataKey
+	s := keystore.New(nil)
+	var keys []*keystore.DataKey
 	sizes := []int{1, 16, 32, 1024, 4096, 7}
 	for _, n := range sizes {
-		keys = append(keys, issuedKey(t, fmt.Sprint("k", n), bytes.Repeat([]byte{byte(n)}, n)))
+		keys = append(keys, sidecartest.IssuedKey(t, fmt.Sprint("k", n), bytes.Repeat([]byte{byte(n)}, n)))
 	}
-	s.publish(keys)
+	s.Publish(keys)
 	path := serveStore(t, s, nil)
 	client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1, DialContext: unixDialer(path)}}
 	defer client.CloseIdleConnections()
@@ -207,8 +210,8 @@ func TestHealth(t *testing.T) {
 	if response, _ := roundTrip(t, path, get("/healthz")); response.StatusCode != http.StatusOK {
 		t.Errorf("/healthz with keys that are not issued: got %s", response.Status)
 	}
-	old := statusGeneration("orders", 1, StateRefused, ReasonBlobRefused)
-	s.publish([]*dataKey{keyOf(issuedGeneration(t, "orders", 3, testPlaintext), old)})
+	old := statusGeneration("orders", 1, keystore.StateRefused, keystore.ReasonBlobRefused)
+	s.Publish([]*keystore.DataKey{sidecartest.KeyOf(sidecartest.IssuedGeneration(t, "orders", 3, testPlaintext), old)})
 	if response, _ := roundTrip(t, path, get("/readyz")); response.StatusCode != http.StatusOK {
 		t.Errorf("/readyz with the newest generation of every key issued: got %s", response.Status)
 	}
@@ -362,11 +365,11 @@ func TestReadyNamesWhatIsMissing(t *testing.T) {
 	if err := json.Unmarshal(body, &got); err != nil {
 		t.Fatal(err)
 	}
-	want := []dataKeyStatus{
-		{Name: "late", State: StatePending, Reason: ReasonSecretNotFound, Message: "because"},
-		{Name: "denied", State: StateRefused, Reason: ReasonAccessDenied, Message: "because"},
-		{Name: "edited", State: StateRefused, Reason: ReasonBlobInvalid, Message: "because"},
-		{Name: "broken", State: StateRefused, Reason: ReasonBlobRefused, Message: "because"},
+	want := []keystore.Status{
+		{Name: "late", State: keystore.StatePending, Reason: keystore.ReasonSecretNotFound, Message: "because"},
+		{Name: "denied", State: keystore.StateRefused, Reason: keystore.ReasonAccessDenied, Message: "because"},
+		{Name: "edited", State: keystore.StateRefused, Reason: keystore.ReasonBlobInvalid, Message: "because"},
+		{Name: "broken", State: keystore.StateRefused, Reason: keystore.ReasonBlobRefused, Message: "because"},
 	}
 	if diff := cmp.Diff(want, got.DataKeys); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -400,7 +403,7 @@ func TestMalformedRequestsAreAnswered(t *testing.T) {
 // TestAnswersLetGo: whatever was answered, the plaintext goes when it is replaced.
 func TestAnswersLetGo(t *testing.T) {
 	s := testStore(t)
-	last := s.now()
+	last := s.Now()
 	var server *http.Server
 	path := serveStore(t, s, func(s *http.Server, _ *listener, _ *watchdog) { server = s })
 	for _, request := range []string{
@@ -415,11 +418,11 @@ func TestAnswersLetGo(t *testing.T) {
 	if err := server.Shutdown(t.Context()); err != nil { // waits for the handlers
 		t.Fatal(err)
 	}
-	s.close()
+	s.Close()
 	plaintexts := 0
-	for _, k := range last.byName {
-		for issued := range k.plaintexts() {
-			if plaintexts++; !issued.plaintext.IsZero() {
+	for _, k := range last.ByName {
+		for issued := range k.Plaintexts() {
+			if plaintexts++; !issued.Plaintext.IsZero() {
 				t.Errorf("somebody still holds a plaintext of %s", k.Name)
 			}
 		}

@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/datakeys/datakeys/internal/envelope"
-	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 	"github.com/datakeys/datakeys/sidecar/internal/secrets"
 	"github.com/datakeys/datakeys/sidecar/sidecartest"
 )
@@ -26,29 +26,33 @@ import (
 //
 //	go test -run='^$' -bench=Socket ./sidecar
 
-func BenchmarkSocketBareJSON(b *testing.B) { benchmarkOne(b, bare(b, issuedJSON{benchKey(b)}.Size())) }
-func BenchmarkSocketGetJSON(b *testing.B)  { benchmarkOne(b, sidecarFor(b, mediaJSON)) }
-func BenchmarkSocketBareRaw(b *testing.B)  { benchmarkOne(b, bare(b, issuedBytes{benchKey(b)}.Size())) }
-func BenchmarkSocketGetRaw(b *testing.B)   { benchmarkOne(b, sidecarFor(b, mediaBytes)) }
+func BenchmarkSocketBareJSON(b *testing.B) {
+	benchmarkOne(b, bare(b, keystore.JSON{Issued: benchKey(b)}.Size()))
+}
+func BenchmarkSocketGetJSON(b *testing.B) { benchmarkOne(b, sidecarFor(b, mediaJSON)) }
+func BenchmarkSocketBareRaw(b *testing.B) {
+	benchmarkOne(b, bare(b, keystore.Bytes{Issued: benchKey(b)}.Size()))
+}
+func BenchmarkSocketGetRaw(b *testing.B) { benchmarkOne(b, sidecarFor(b, mediaBytes)) }
 
 // BenchmarkSocketGetOldestRaw asks for a generation by its number, of as many as there may be.
 func BenchmarkSocketGetOldestRaw(b *testing.B) {
-	s := newStore(nil)
-	k := &dataKey{}
+	s := keystore.New(nil)
+	k := &keystore.DataKey{}
 	for n := uint32(secrets.MaxGenerations); n > 0; n-- {
-		k.generations = append(k.generations, issuedGeneration(b, "orders", n, testPlaintext))
+		k.Generations = append(k.Generations, sidecartest.IssuedGeneration(b, "orders", n, testPlaintext))
 	}
-	k.generation = k.generations[0]
-	s.publish([]*dataKey{k})
+	k.Generation = k.Generations[0]
+	s.Publish([]*keystore.DataKey{k})
 	benchmarkOne(b, newBenchClient(b, serveStore(b, s, nil), get("/v1/data-keys/orders?generation=1", "Accept: "+mediaBytes)))
 }
 
 func BenchmarkSocketRatioJSON(b *testing.B) {
-	benchmarkTwo(b, bare(b, issuedJSON{benchKey(b)}.Size()), sidecarFor(b, mediaJSON))
+	benchmarkTwo(b, bare(b, keystore.JSON{Issued: benchKey(b)}.Size()), sidecarFor(b, mediaJSON))
 }
 
 func BenchmarkSocketRatioRaw(b *testing.B) {
-	benchmarkTwo(b, bare(b, issuedBytes{benchKey(b)}.Size()), sidecarFor(b, mediaBytes))
+	benchmarkTwo(b, bare(b, keystore.Bytes{Issued: benchKey(b)}.Size()), sidecarFor(b, mediaBytes))
 }
 
 // Encrypting and decrypting 1 KiB, beside a bare handler that reads as much and answers as much.
@@ -104,24 +108,24 @@ func benchmarkTwo(b *testing.B, bare, sidecar *benchClient) {
 }
 
 // benchKey is an AES_256 data key with a blob and an ARN of the usual sizes.
-func benchKey(b *testing.B) *issued {
+func benchKey(b *testing.B) *keystore.Issued {
 	b.Helper()
-	s := dataKeyStatus{
-		Name: "orders", State: StateIssued, Generation: 3, KeyVersion: 2, Algorithm: algorithmAESGCM,
+	s := keystore.Status{
+		Name: "orders", State: keystore.StateIssued, Generation: 3, KeyVersion: 2, Algorithm: keystore.AlgorithmAESGCM,
 		KeyID: "arn:datakeys:kms:1b4e28ba2fa1:team-a:key/1b4e28ba-2fa1-41d2-883f-0016d3cca427",
 	}
 	p, err := envelope.PlaintextFromBytes(testPlaintext)
 	if err != nil {
 		b.Fatal(err)
 	}
-	return newIssued(s, p, sidecartest.DataKeyBlob(b, "orders", 3), nil, renderBound(keyservice.Sealed{}), time.Now(), time.Hour)
+	return keystore.NewIssued(s, p, sidecartest.DataKeyBlob(b, "orders", 3), nil, keystore.RenderBound(nil, nil), time.Now(), time.Hour)
 }
 
 func sidecarFor(b *testing.B, accept string) *benchClient {
 	b.Helper()
-	s := newStore(nil)
-	s.publish([]*dataKey{keyOf(&generation{
-		dataKeyStatus: dataKeyStatus{Name: "orders", State: StateIssued, Generation: 3}, number: 3, issued: benchKey(b),
+	s := keystore.New(nil)
+	s.Publish([]*keystore.DataKey{sidecartest.KeyOf(&keystore.Generation{
+		Status: keystore.Status{Name: "orders", State: keystore.StateIssued, Generation: 3}, Number: 3, Issued: benchKey(b),
 	})})
 	return newBenchClient(b, serveStore(b, s, nil), get("/v1/data-keys/orders", "Accept: "+accept))
 }

@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 )
 
 // The members of JSON bodies.
@@ -113,18 +114,18 @@ func (a *api) encrypt(c crypting, plaintext []byte) int {
 	if g == nil {
 		return status
 	}
-	defer g.issued.release()
+	defer g.Issued.Release()
 	if g.KeyPairSpec != "" {
 		return unsuitable(c.w, c.name, "is a key pair")
 	}
-	message, err := g.issued.plaintext.SealMessage(make([]byte, 0, envelope.MessageOverhead+len(plaintext)), g.number, c.associated, plaintext)
+	message, err := g.Issued.Plaintext.SealMessage(make([]byte, 0, envelope.MessageOverhead+len(plaintext)), g.Number, c.associated, plaintext)
 	if err != nil {
 		return cannot(c.w, g, err)
 	}
 	if !c.json {
 		return respond(c.w, bytesType, message)
 	}
-	head, tail := c.around(g.number, memberCiphertext)
+	head, tail := c.around(g.Number, memberCiphertext)
 	answer := make([]byte, 0, len(head)+base64.StdEncoding.EncodedLen(len(message))+len(tail))
 	answer = base64.StdEncoding.AppendEncode(append(answer, head...), message)
 	return respond(c.w, jsonType, append(answer, tail...))
@@ -143,11 +144,11 @@ func (a *api) decrypt(c crypting, ciphertext []byte) int {
 	if g == nil {
 		return status
 	}
-	defer g.issued.release()
+	defer g.Issued.Release()
 	if g.KeyPairSpec != "" {
 		return unsuitable(c.w, c.name, "is a key pair")
 	}
-	plaintext, err := g.issued.plaintext.OpenMessage(make([]byte, 0, m.Size()), m, c.associated)
+	plaintext, err := g.Issued.Plaintext.OpenMessage(make([]byte, 0, m.Size()), m, c.associated)
 	if err != nil {
 		return cannot(c.w, g, err)
 	}
@@ -156,7 +157,7 @@ func (a *api) decrypt(c crypting, ciphertext []byte) int {
 	h := c.w.Header()
 	h["Content-Type"], h["Cache-Control"] = bytesType, noStore
 	if c.json {
-		answer.head, answer.tail = c.around(g.number, memberPlaintext)
+		answer.head, answer.tail = c.around(g.Number, memberPlaintext)
 		h["Content-Type"] = jsonType
 	}
 	h["Content-Length"] = []string{strconv.Itoa(answer.Size())}
@@ -170,12 +171,12 @@ func (c crypting) around(generation uint32, member string) (head, tail string) {
 }
 
 // cannot answers why envelope has refused.
-func cannot(w http.ResponseWriter, g *generation, err error) int {
+func cannot(w http.ResponseWriter, g *keystore.Generation, err error) int {
 	switch {
 	case errors.Is(err, envelope.ErrBroken):
 		return ciphertextBroken(w)
 	case errors.Is(err, envelope.ErrInvalid): // all but the data key has been looked at
-		return unsuitable(w, g.Name, fmt.Sprintf("has %d bytes", g.issued.plaintext.Len()))
+		return unsuitable(w, g.Name, fmt.Sprintf("has %d bytes", g.Issued.Plaintext.Len()))
 	default:
 		return newProblem(http.StatusInternalServerError, reasonInternalError, "this must not happen").write(w)
 	}

@@ -18,18 +18,21 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/internal/secrettest"
+	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 	"github.com/datakeys/datakeys/sidecar/sidecartest"
 )
 
 // cryptStore is testStore with data keys that nothing can be encrypted with.
-func cryptStore(t testing.TB) *store {
+func cryptStore(t testing.TB) *keystore.Store {
 	t.Helper()
-	pair := issuedKey(t, "pair", testPlaintext)
+	pair := sidecartest.IssuedKey(t, "pair", testPlaintext)
 	pair.KeyPairSpec = "ECC_NIST_P256"
-	gone := issuedKey(t, "gone", testPlaintext)
-	gone.issued.plaintext.Destroy() // which holding it prevents
-	s := newStore(nil)
-	s.publish(append(testKeys(t), pair, gone, issuedKey(t, "short", testPlaintext[:15]), issuedKey(t, "shortest", testPlaintext[:16])))
+	gone := sidecartest.IssuedKey(t, "gone", testPlaintext)
+	gone.Issued.Plaintext.Destroy() // which holding it prevents
+	s := keystore.New(nil)
+	s.Publish(append(testKeys(t), pair, gone, sidecartest.IssuedKey(t, "short", testPlaintext[:15]), sidecartest.IssuedKey(t, "shortest", testPlaintext[:16])))
 	return s
 }
 
@@ -768,4 +771,23 @@ func FuzzMembers(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestNothingPrints gives everything here that holds a plaintext to everything that prints.
+func TestNothingPrints(t *testing.T) {
+	key := sidecartest.IssuedKey(t, "orders", testPlaintext)
+	s := keystore.New([]string{"orders"})
+	s.Publish([]*keystore.DataKey{key})
+	bodies := []secretBody{
+		keystore.JSON{Issued: key.Issued}, keystore.Bytes{Issued: key.Issued}, &decrypted{plaintext: hide(testPlaintext)},
+		&decrypted{plaintext: hide(testPlaintext), json: true},
+	}
+	taken := &body{bytes: hide(testPlaintext), decoded: hide(testPlaintext)}
+	for _, holder := range []any{
+		bodies, bodies[2], bodies[3], secretReader{bodies[0]}, secretReader{bodies[1]}, secretReader{bodies[2]}, taken, *taken, handler(s),
+		keyservice.Opened{Plaintext: key.Issued.Plaintext}, &keyservice.Opened{Plaintext: key.Issued.Plaintext},
+		[]keyservice.Opened{{Plaintext: key.Issued.Plaintext}},
+	} {
+		secrettest.CheckPrints(t, fmt.Sprintf("%T", holder), holder, map[string][]byte{"plaintext": testPlaintext})
+	}
 }

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 )
 
 const (
@@ -28,7 +30,7 @@ func (a *api) events(w http.ResponseWriter, r *http.Request, name string) int {
 	if negotiate(r.Header, mediaEvents) == "" {
 		return notAcceptable(w, mediaEvents)
 	}
-	if a.store.now().byName[name] == nil {
+	if a.store.Now().ByName[name] == nil {
 		return unknownDataKey(w, name)
 	}
 	if a.watchers.Add(1) > maxWatchers {
@@ -58,9 +60,9 @@ func (a *api) stream(w http.ResponseWriter, r *http.Request, name string) {
 	beat := time.NewTicker(heartbeat)
 	defer beat.Stop()
 	for {
-		now := a.store.now()
-		k := now.byName[name]                                         // whose name the sidecar was started with
-		if k.Reason != ReasonStarting && k.Reason != ReasonStopping { // that the sidecar is restarted says nothing of the data key
+		now := a.store.Now()
+		k := now.ByName[name]                                                           // whose name the sidecar was started with
+		if k.Reason != keystore.ReasonStarting && k.Reason != keystore.ReasonStopping { // that the sidecar is restarted says nothing of the data key
 			text += told.until(k, known)
 			told, known = toldOf(k, told), true
 		}
@@ -77,7 +79,7 @@ func (a *api) stream(w http.ResponseWriter, r *http.Request, name string) {
 		select {
 		case <-r.Context().Done(): // the connection is closed, by the client or as the sidecar stops
 			return
-		case <-now.replaced:
+		case <-now.Replaced:
 			text = ""
 		case <-beat.C:
 			text = ":\n\n"
@@ -92,9 +94,9 @@ type told struct {
 }
 
 // toldOf is what is told of a data key after what was told last.
-func toldOf(k *dataKey, last told) told {
-	if k.issued != nil {
-		return told{generation: k.number}
+func toldOf(k *keystore.DataKey, last told) told {
+	if k.Issued != nil {
+		return told{generation: k.Number}
 	}
 	return told{generation: last.generation, reason: k.Reason}
 }
@@ -119,23 +121,23 @@ func parseTold(id string) (t told, known bool) {
 }
 
 // until are the events from t to what a data key is now. If nothing was told yet, they tell what it is now.
-func (t told) until(k *dataKey, known bool) string {
+func (t told) until(k *keystore.DataKey, known bool) string {
 	next := toldOf(k, t)
 	if known && next == t {
 		return ""
 	}
 	if next.reason != "" {
 		return event("revoked", next, object(struct {
-			Name    string `json:"name"`
-			State   State  `json:"state"`
-			Reason  string `json:"reason"`
-			Message string `json:"message"`
+			Name    string         `json:"name"`
+			State   keystore.State `json:"state"`
+			Reason  string         `json:"reason"`
+			Message string         `json:"message"`
 		}{k.Name, k.State, k.Reason, k.Message}))
 	}
 	data := object(struct {
 		Name       string `json:"name"`
 		Generation uint32 `json:"generation"`
-	}{k.Name, k.number})
+	}{k.Name, k.Number})
 	events := ""
 	if t.reason != "" {
 		events = event("restored", next, data)

@@ -15,6 +15,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
+	"github.com/datakeys/datakeys/sidecar/sidecartest"
 )
 
 const ordersEvents = "/v1/data-keys/orders/events"
@@ -84,38 +87,38 @@ func generationEvent(event string, n uint32) string {
 	return fmt.Sprintf("event: %s\nid: %d\ndata: {\"name\":\"orders\",\"generation\":%d}", event, n, n)
 }
 
-func revokedEvent(id string, state State, reason string) string {
+func revokedEvent(id string, state keystore.State, reason string) string {
 	return fmt.Sprintf("event: revoked\nid: %s\ndata: "+`{"name":"orders","state":%q,"reason":%q,"message":"because"}`, id, state, reason)
 }
 
 // TestEvents follows a data key through its life.
 func TestEvents(t *testing.T) {
-	s := newStore(nil)
-	s.publish([]*dataKey{statusKey("orders", StatePending, ReasonStarting)})
+	s := keystore.New(nil)
+	s.Publish([]*keystore.DataKey{statusKey("orders", keystore.StatePending, keystore.ReasonStarting)})
 	path := serveStore(t, s, nil)
 	events := openStream(t, path, get(ordersEvents, "Accept: text/event-stream"))
 	events.wants(t, "retry: 1000")
-	s.publish([]*dataKey{statusKey("orders", StatePending, ReasonSecretNotFound)})
-	events.wants(t, revokedEvent("0-SecretNotFound", StatePending, "SecretNotFound"))
+	s.Publish([]*keystore.DataKey{statusKey("orders", keystore.StatePending, keystore.ReasonSecretNotFound)})
+	events.wants(t, revokedEvent("0-SecretNotFound", keystore.StatePending, "SecretNotFound"))
 
-	s.publish([]*dataKey{issuedKey(t, "orders", testPlaintext)})
+	s.Publish([]*keystore.DataKey{sidecartest.IssuedKey(t, "orders", testPlaintext)})
 	events.wants(t, generationEvent("restored", 3), generationEvent("generation", 3))
 
 	// A rewrap, and an older generation that comes, are no news.
-	s.publish([]*dataKey{keyOf(issuedGeneration(t, "orders", 3, testPlaintext), issuedGeneration(t, "orders", 2, olderPlaintext))})
-	s.publish([]*dataKey{keyOf(issuedGeneration(t, "orders", 4, testPlaintext), issuedGeneration(t, "orders", 3, olderPlaintext))})
+	s.Publish([]*keystore.DataKey{sidecartest.KeyOf(sidecartest.IssuedGeneration(t, "orders", 3, testPlaintext), sidecartest.IssuedGeneration(t, "orders", 2, olderPlaintext))})
+	s.Publish([]*keystore.DataKey{sidecartest.KeyOf(sidecartest.IssuedGeneration(t, "orders", 4, testPlaintext), sidecartest.IssuedGeneration(t, "orders", 3, olderPlaintext))})
 	events.wants(t, generationEvent("generation", 4))
 
-	s.publish([]*dataKey{statusKey("orders", StateRefused, ReasonAccessDenied)})
-	events.wants(t, revokedEvent("4-AccessDenied", StateRefused, "AccessDenied"))
-	s.publish([]*dataKey{statusKey("orders", StateRefused, ReasonMasterKeyState)})
-	events.wants(t, revokedEvent("4-MasterKeyState", StateRefused, "MasterKeyState"))
+	s.Publish([]*keystore.DataKey{statusKey("orders", keystore.StateRefused, keystore.ReasonAccessDenied)})
+	events.wants(t, revokedEvent("4-AccessDenied", keystore.StateRefused, "AccessDenied"))
+	s.Publish([]*keystore.DataKey{statusKey("orders", keystore.StateRefused, keystore.ReasonMasterKeyState)})
+	events.wants(t, revokedEvent("4-MasterKeyState", keystore.StateRefused, "MasterKeyState"))
 
-	s.publish([]*dataKey{keyOf(issuedGeneration(t, "orders", 4, testPlaintext))})
+	s.Publish([]*keystore.DataKey{sidecartest.KeyOf(sidecartest.IssuedGeneration(t, "orders", 4, testPlaintext))})
 	events.wants(t, generationEvent("restored", 4))
-	s.publish([]*dataKey{statusKey("orders", StateRefused, ReasonAccessDenied)})
-	events.wants(t, revokedEvent("4-AccessDenied", StateRefused, "AccessDenied"))
-	s.publish([]*dataKey{keyOf(issuedGeneration(t, "orders", 5, testPlaintext))})
+	s.Publish([]*keystore.DataKey{statusKey("orders", keystore.StateRefused, keystore.ReasonAccessDenied)})
+	events.wants(t, revokedEvent("4-AccessDenied", keystore.StateRefused, "AccessDenied"))
+	s.Publish([]*keystore.DataKey{sidecartest.KeyOf(sidecartest.IssuedGeneration(t, "orders", 5, testPlaintext))})
 	events.wants(t, generationEvent("restored", 5), generationEvent("generation", 5))
 }
 
@@ -123,25 +126,25 @@ func TestEvents(t *testing.T) {
 func TestEventsAfterARestart(t *testing.T) {
 	for name, test := range map[string]struct {
 		lastID string
-		key    func(testing.TB) *dataKey
+		key    func(testing.TB) *keystore.DataKey
 		want   []string
 	}{
 		"the same generation":  {"3", ordersIssued, nil},
 		"another generation":   {"2", ordersIssued, []string{generationEvent("generation", 3)}},
 		"revoked before":       {"3-AccessDenied", ordersIssued, []string{generationEvent("restored", 3)}},
-		"revoked meanwhile":    {"3", ordersDenied, []string{revokedEvent("3-AccessDenied", StateRefused, "AccessDenied")}},
+		"revoked meanwhile":    {"3", ordersDenied, []string{revokedEvent("3-AccessDenied", keystore.StateRefused, "AccessDenied")}},
 		"a reader that is new": {"", ordersIssued, []string{generationEvent("generation", 3)}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newStore([]string{"orders"})
+			s := keystore.New([]string{"orders"})
 			path := serveStore(t, s, nil)
 			events := openStream(t, path, get(ordersEvents, "Last-Event-ID: "+test.lastID))
 			events.wants(t, "retry: 1000")
-			s.publish([]*dataKey{test.key(t)})
-			next := keyOf(issuedGeneration(t, "orders", 9, testPlaintext))
+			s.Publish([]*keystore.DataKey{test.key(t)})
+			next := sidecartest.KeyOf(sidecartest.IssuedGeneration(t, "orders", 9, testPlaintext))
 			if test.want == nil {
 				test.want = []string{generationEvent("generation", 9)}
-				s.publish([]*dataKey{next})
+				s.Publish([]*keystore.DataKey{next})
 			}
 			events.wants(t, test.want...)
 		})
@@ -152,18 +155,18 @@ func TestEventsAfterARestart(t *testing.T) {
 func TestEventsBegin(t *testing.T) {
 	for name, test := range map[string]struct {
 		lastID string
-		key    func(testing.TB) *dataKey
+		key    func(testing.TB) *keystore.DataKey
 		want   []string
 	}{
 		"issued":              {"", ordersIssued, []string{generationEvent("generation", 3)}},
-		"refused":             {"", ordersDenied, []string{revokedEvent("0-AccessDenied", StateRefused, "AccessDenied")}},
+		"refused":             {"", ordersDenied, []string{revokedEvent("0-AccessDenied", keystore.StateRefused, "AccessDenied")}},
 		"the same generation": {"3", ordersIssued, nil},
 		"another generation":  {"2", ordersIssued, []string{generationEvent("generation", 3)}},
 		"the same refusal":    {"2-AccessDenied", ordersDenied, nil},
 		"another refusal": {
-			"2-MasterKeyState", ordersDenied, []string{revokedEvent("2-AccessDenied", StateRefused, "AccessDenied")},
+			"2-MasterKeyState", ordersDenied, []string{revokedEvent("2-AccessDenied", keystore.StateRefused, "AccessDenied")},
 		},
-		"revoked meanwhile":  {"3", ordersDenied, []string{revokedEvent("3-AccessDenied", StateRefused, "AccessDenied")}},
+		"revoked meanwhile":  {"3", ordersDenied, []string{revokedEvent("3-AccessDenied", keystore.StateRefused, "AccessDenied")}},
 		"restored meanwhile": {"3-AccessDenied", ordersIssued, []string{generationEvent("restored", 3)}},
 		"restored meanwhile with a next": {
 			"2-AccessDenied", ordersIssued, []string{generationEvent("restored", 3), generationEvent("generation", 3)},
@@ -175,12 +178,12 @@ func TestEventsBegin(t *testing.T) {
 		"an ID beyond all numbers": {"4294967299", ordersIssued, []string{generationEvent("generation", 3)}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newStore(nil)
-			s.publish([]*dataKey{test.key(t)})
+			s := keystore.New(nil)
+			s.Publish([]*keystore.DataKey{test.key(t)})
 			events := openStream(t, serveStore(t, s, nil), get(ordersEvents, "Last-Event-ID: "+test.lastID))
 			events.wants(t, append([]string{"retry: 1000"}, test.want...)...)
 			// Nothing more: this is what comes next.
-			s.publish([]*dataKey{statusKey("orders", StateRefused, "Last")})
+			s.Publish([]*keystore.DataKey{statusKey("orders", keystore.StateRefused, "Last")})
 			if got := events.next(t); !strings.Contains(got, `"reason":"Last"`) {
 				t.Errorf("got one more: %s", got)
 			}
@@ -201,9 +204,13 @@ func FuzzLastEventID(f *testing.F) {
 	})
 }
 
-func ordersIssued(t testing.TB) *dataKey { return issuedKey(t, "orders", testPlaintext) }
+func ordersIssued(t testing.TB) *keystore.DataKey {
+	return sidecartest.IssuedKey(t, "orders", testPlaintext)
+}
 
-func ordersDenied(testing.TB) *dataKey { return statusKey("orders", StateRefused, ReasonAccessDenied) }
+func ordersDenied(testing.TB) *keystore.DataKey {
+	return statusKey("orders", keystore.StateRefused, keystore.ReasonAccessDenied)
+}
 
 // TestEventStreamOutlivesTheWatchdog: an idle stream is none that is stuck.
 func TestEventStreamOutlivesTheWatchdog(t *testing.T) {
@@ -212,14 +219,14 @@ func TestEventStreamOutlivesTheWatchdog(t *testing.T) {
 	path := serveStore(t, s, func(_ *http.Server, _ *listener, d *watchdog) { dog = d })
 	events := openStream(t, path, get(ordersEvents))
 	events.wants(t, "retry: 1000", generationEvent("generation", 3))
-	s.publish([]*dataKey{issuedKey(t, "orders", testPlaintext)}) // no news, and it wakes the stream
-	for !atRest(dog) {                                           // what was read just now may still be being written
+	s.Publish([]*keystore.DataKey{sidecartest.IssuedKey(t, "orders", testPlaintext)}) // no news, and it wakes the stream
+	for !atRest(dog) {                                                                // what was read just now may still be being written
 		runtime.Gosched()
 	}
 	for range 1000 {
 		dog.look()
 	}
-	s.publish([]*dataKey{keyOf(issuedGeneration(t, "orders", 4, testPlaintext))})
+	s.Publish([]*keystore.DataKey{sidecartest.KeyOf(sidecartest.IssuedGeneration(t, "orders", 4, testPlaintext))})
 	events.wants(t, generationEvent("generation", 4))
 }
 
@@ -244,7 +251,7 @@ func TestEventReaderThatDoesNotReadIsCutOff(t *testing.T) {
 	c := dialSocket(t, path)
 	write(t, c, get(ordersEvents))
 	a := server.Handler.(*api)
-	reasons := []string{ReasonAccessDenied, ReasonMasterKeyState}
+	reasons := []string{keystore.ReasonAccessDenied, keystore.ReasonMasterKeyState}
 	ended := make(chan error, 1)
 	go func() { // publishes until the stream has ended, and long events, so that the socket is soon full
 		for i := 0; ; i++ {
@@ -252,9 +259,9 @@ func TestEventReaderThatDoesNotReadIsCutOff(t *testing.T) {
 				ended <- nil
 				return
 			}
-			k := statusKey("orders", StateRefused, reasons[i%2])
+			k := statusKey("orders", keystore.StateRefused, reasons[i%2])
 			k.Message = strings.Repeat("x", 4<<10)
-			s.publish([]*dataKey{k})
+			s.Publish([]*keystore.DataKey{k})
 		}
 	}()
 	if err := untilEnded(dog, ended); err != nil {
@@ -313,8 +320,8 @@ func TestEventStreamsDoNotHoldTheExit(t *testing.T) {
 // TestHeartbeat holds the time of the comments that come when nothing else does.
 func TestHeartbeat(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newStore(nil)
-		s.publish([]*dataKey{issuedKey(t, "orders", testPlaintext)})
+		s := keystore.New(nil)
+		s.Publish([]*keystore.DataKey{sidecartest.IssuedKey(t, "orders", testPlaintext)})
 		a := &api{store: s, dog: newWatchdog()}
 		ctx, cancel := context.WithCancel(context.WithValue(t.Context(), connKey{}, &conn{}))
 		r, err := http.NewRequestWithContext(ctx, http.MethodGet, ordersEvents, nil)

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 	"github.com/datakeys/datakeys/sidecar/internal/secrets"
 )
 
@@ -189,7 +190,7 @@ func TestKeeperForgetsWithTheSecret(t *testing.T) {
 		b.wants("orders", "Pending SecretNotFound")
 		b.wantsGeneration("orders", 1, "Pending SecretNotFound") // as far as can be told
 		b.wantsGeneration("orders", 2, "plaintext of b")
-		if n := len(b.store.now().byName["orders"].generations); n != 1 {
+		if n := len(b.store.Now().ByName["orders"].Generations); n != 1 {
 			b.Errorf("%d generations are listed", n)
 		}
 		b.source["orders"], b.service.refuse = secret, nil
@@ -316,9 +317,9 @@ func TestKeeperAnswersWithWhatBlobsAreBoundTo(t *testing.T) {
 			b.source["orders"] = secret
 			b.run(k, time.Nanosecond)
 			for number := range uint32(3) {
-				_, g := b.store.get("orders", number)
-				body := string(issuedJSON{g.issued}.AppendTo(nil))
-				g.issued.release()
+				_, g := b.store.Get("orders", number)
+				body := string(keystore.JSON{Issued: g.Issued}.AppendTo(nil))
+				g.Issued.Release()
 				if want := `,"encryptionContext":{"tenant":"` + tenant + `"}}` + "\n"; !strings.HasSuffix(body, want) {
 					b.Errorf("generation %d of tenant %s: its answer lacks that", number, tenant)
 				}

@@ -4,9 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/base64"
-	"encoding/hex"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -16,10 +13,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
-	"github.com/datakeys/datakeys/internal/envelope"
-	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
+	"github.com/datakeys/datakeys/internal/secrettest"
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 )
 
 // shortDir returns a directory whose path leaves room for a socket's name.
@@ -80,63 +76,19 @@ func (l *logs) logger() *slog.Logger {
 	return slog.New(slog.NewJSONHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
-// found returns the form in which the text holds the secret, "" if it does not. Base64 has three forms, by where the
-// secret starts in what was encoded; the ends of each, which depend on the neighbours, are left out.
-func found(text string, secret []byte) string {
-	forms := map[string]string{"raw": string(secret), "hex": hex.EncodeToString(secret)}
-	for shift := range 3 {
-		encoded := base64.StdEncoding.EncodeToString(append(make([]byte, shift), secret...))
-		forms[fmt.Sprint("base64 shifted by ", shift)] = encoded[4 : len(encoded)-4]
-	}
-	for form, needle := range forms {
-		if strings.Contains(text, needle) {
-			return form
-		}
-	}
-	return ""
-}
-
-func checkHides(t testing.TB, what, text string, secret []byte) {
+// checkHides fails the test if the text holds the plaintext, or a part of it.
+func checkHides(t testing.TB, where, text string, plaintext []byte) {
 	t.Helper()
-	if form := found(text, secret); form != "" {
-		t.Errorf("%s holds the plaintext in %s", what, form)
-	}
-}
-
-// issuedKey is a data key of generation 3 alone, as it is published.
-func issuedKey(t testing.TB, name string, plaintext []byte) *dataKey {
-	t.Helper()
-	return keyOf(issuedGeneration(t, name, 3, plaintext))
-}
-
-func issuedGeneration(t testing.TB, name string, number uint32, plaintext []byte) *generation {
-	t.Helper()
-	p, err := envelope.PlaintextFromBytes(plaintext)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := dataKeyStatus{
-		Name: name, State: StateIssued, Generation: number, KeyID: "arn:datakeys:kms:test:team-a:key/1", KeyVersion: 2,
-		Algorithm: algorithmAESGCM,
-	}
-	bound := renderBound(keyservice.Sealed{EncryptionContext: map[string]string{"tenant": "a"}})
-	return &generation{
-		dataKeyStatus: s, number: number, issued: newIssued(s, p, []byte("the blob"), nil, bound, time.Now(), time.Hour),
-	}
-}
-
-// keyOf is a data key whose newest generation comes first.
-func keyOf(generations ...*generation) *dataKey {
-	return &dataKey{generation: generations[0], generations: generations}
+	secrettest.CheckText(t, where, text, map[string][]byte{"plaintext": plaintext})
 }
 
 // handler is the native API without a server.
-func handler(s *store) http.Handler {
+func handler(s *keystore.Store) http.Handler {
 	return newServer(s, slog.New(slog.DiscardHandler), newWatchdog()).Handler
 }
 
 // serveStore serves what is published in s on a socket, whose path it returns.
-func serveStore(t testing.TB, s *store, change func(*http.Server, *listener, *watchdog)) string {
+func serveStore(t testing.TB, s *keystore.Store, change func(*http.Server, *listener, *watchdog)) string {
 	t.Helper()
 	path := filepath.Join(shortDir(t), "s")
 	l, err := listen(t.Context(), path, maxConns)

@@ -13,6 +13,7 @@ import (
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 	"github.com/datakeys/datakeys/sidecar/internal/secrets"
 )
 
@@ -57,7 +58,7 @@ type keeper struct {
 	names   []string
 	source  reader
 	service keyService
-	store   *store
+	store   *keystore.Store
 	leases  Leases
 	log     *slog.Logger
 
@@ -70,11 +71,11 @@ type keeper struct {
 	news      news
 }
 
-func newKeeper(names []string, source reader, service keyService, s *store, leases Leases, log *slog.Logger) *keeper {
+func newKeeper(names []string, source reader, service keyService, s *keystore.Store, leases Leases, log *slog.Logger) *keeper {
 	k := &keeper{names: names, source: source, service: service, store: s, leases: leases, log: log, kept: map[string]*keptKey{}}
 	for _, name := range names {
-		published, _ := s.get(name, 0)
-		first := &keptGeneration{generation: published.generation}
+		published, _ := s.Get(name, 0)
+		first := &keptGeneration{Generation: published.Generation}
 		k.kept[name] = &keptKey{name: name, newest: first, current: first}
 	}
 	return k
@@ -201,15 +202,15 @@ func (k *keeper) answered(now, sent time.Time, batch []wanted, opened []keyservi
 			continue
 		}
 		code := status.Code(answer.Err)
-		reason, refused := refusalReason(code)
+		reason, refused := keystore.RefusalReason(code)
 		switch {
 		case answer.Err == nil:
 			k.issue(g.of, g.keptGeneration, answer, now, sent)
 		case !refused:
-			if g.issued != nil && g.opened { // it was asked for to be renewed
+			if g.Issued != nil && g.opened { // it was asked for to be renewed
 				k.coast(g.keptGeneration, code)
 			}
-			k.wait(g.of, g.keptGeneration, ReasonKeyServiceUnavailable,
+			k.wait(g.of, g.keptGeneration, keystore.ReasonKeyServiceUnavailable,
 				fmt.Sprintf("the key service answers %v: %s", code, message(answer.Err)))
 			g.due = outage
 			outages++
@@ -254,11 +255,11 @@ func (k *keeper) postpone(refused []wanted) {
 func (k *keeper) publish(ctx context.Context) {
 	if k.modified {
 		k.modified = false
-		keys := make([]*dataKey, len(k.names))
+		keys := make([]*keystore.DataKey, len(k.names))
 		for i, name := range k.names {
 			keys[i] = k.kept[name].published()
 		}
-		k.store.publish(keys)
+		k.store.Publish(keys)
 	}
 	k.news.tell(ctx, k.log)
 }

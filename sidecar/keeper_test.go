@@ -19,6 +19,7 @@ import (
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
 	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 	"github.com/datakeys/datakeys/sidecar/internal/secrets"
 )
 
@@ -158,7 +159,7 @@ type bench struct {
 	*testing.T
 	source  fakeSource
 	service *fakeService
-	store   *store
+	store   *keystore.Store
 	logs    *logs
 }
 
@@ -173,7 +174,7 @@ func withKeeper(t *testing.T, names []string, f func(b *bench)) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bench{
 			T: t, source: fakeSource{}, service: &fakeService{started: time.Now(), refuse: map[string]error{}},
-			store: newStore(names), logs: &logs{},
+			store: keystore.New(names), logs: &logs{},
 		}
 		b.wants("orders", "Pending Starting")
 		f(b)
@@ -190,8 +191,8 @@ func (b *bench) checkWiped() {
 			left++
 		}
 	}
-	for _, k := range b.store.now().byName {
-		published += len(slices.Collect(k.plaintexts()))
+	for _, k := range b.store.Now().ByName {
+		published += len(slices.Collect(k.Plaintexts()))
 	}
 	if left != published {
 		b.Errorf("%d plaintexts are left, %d are published", left, published)
@@ -225,15 +226,15 @@ func (b *bench) wantsGeneration(name string, number uint32, want string) {
 }
 
 func (b *bench) published(name string, number uint32) string {
-	_, g := b.store.get(name, number)
+	_, g := b.store.Get(name, number)
 	switch {
 	case g == nil:
 		return ""
-	case g.issued == nil:
+	case g.Issued == nil:
 		return fmt.Sprintf("%s %s", g.State, g.Reason)
 	}
-	defer g.issued.release()
-	return string(g.issued.plaintext.AppendTo(insecuresecret.Token{}, nil))
+	defer g.Issued.Release()
+	return string(g.Issued.Plaintext.AppendTo(insecuresecret.Token{}, nil))
 }
 
 var denied = status.Error(codes.PermissionDenied, "not allowed")
@@ -446,15 +447,15 @@ func TestKeeperDestroysWhatItReplaces(t *testing.T) {
 		k := b.keeper("orders")
 		b.source["orders"] = "o1"
 		b.run(k, time.Nanosecond)
-		_, g := b.store.get("orders", 0) // a reader that is not done
-		read := g.issued
+		_, g := b.store.Get("orders", 0) // a reader that is not done
+		read := g.Issued
 		b.source["orders"] = "o2"
 		b.run(k, time.Nanosecond)
-		if read.plaintext.IsZero() {
+		if read.Plaintext.IsZero() {
 			b.Error("a plaintext was destroyed under its reader")
 		}
-		read.release()
-		if !read.plaintext.IsZero() {
+		read.Release()
+		if !read.Plaintext.IsZero() {
 			b.Error("a plaintext outlived its last reader")
 		}
 	})

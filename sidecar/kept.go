@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 	"github.com/datakeys/datakeys/sidecar/internal/secrets"
 )
 
@@ -31,7 +32,7 @@ type keptKey struct {
 
 // keptGeneration is what keeper knows of one generation.
 type keptGeneration struct {
-	*generation
+	*keystore.Generation
 	sealed keyservice.Sealed
 	// opened reports whether what is issued came out of sealed, and not out of what the Secret had before.
 	opened bool
@@ -45,30 +46,30 @@ type keptGeneration struct {
 }
 
 func newKeptGeneration(name string, number uint32) *keptGeneration {
-	return &keptGeneration{generation: &generation{number: number, dataKeyStatus: dataKeyStatus{
-		Name: name, State: StatePending, Reason: ReasonStarting, Message: "it has not been asked for yet",
+	return &keptGeneration{Generation: &keystore.Generation{Number: number, Status: keystore.Status{
+		Name: name, State: keystore.StatePending, Reason: keystore.ReasonStarting, Message: "it has not been asked for yet",
 	}}}
 }
 
 // denied reports whether the key service has said no, and not because of the blob.
-func (g *keptGeneration) denied() bool { return g.State == StateRefused && denies(g.Reason) }
+func (g *keptGeneration) denied() bool { return g.State == keystore.StateRefused && denies(g.Reason) }
 
 // all are the generations that are answered by number, the newest first.
 func (d *keptKey) all() []*keptGeneration {
-	if d.current.number == 0 || slices.Contains(d.generations, d.current) {
+	if d.current.Number == 0 || slices.Contains(d.generations, d.current) {
 		return d.generations
 	}
-	at, _ := slices.BinarySearchFunc(d.generations, d.current.number, func(g *keptGeneration, number uint32) int {
-		return cmp.Compare(number, g.number) // the highest is first
+	at, _ := slices.BinarySearchFunc(d.generations, d.current.Number, func(g *keptGeneration, number uint32) int {
+		return cmp.Compare(number, g.Number) // the highest is first
 	})
 	return slices.Insert(slices.Clone(d.generations), at, d.current)
 }
 
 // published is what is to be published of a data key.
-func (d *keptKey) published() *dataKey {
-	k := &dataKey{generation: d.current.generation}
+func (d *keptKey) published() *keystore.DataKey {
+	k := &keystore.DataKey{Generation: d.current.Generation}
 	for _, g := range d.all() {
-		k.generations = append(k.generations, g.generation)
+		k.Generations = append(k.Generations, g.Generation)
 	}
 	return k
 }
@@ -93,12 +94,12 @@ func (k *keeper) lose(d *keptKey, err error) {
 	d.secret = nil
 	var issued []*keptGeneration
 	for _, g := range d.generations {
-		if g.sealed, g.due = (keyservice.Sealed{}), (time.Time{}); g.issued != nil {
+		if g.sealed, g.due = (keyservice.Sealed{}), (time.Time{}); g.Issued != nil {
 			issued = append(issued, g)
 		}
 	}
 	d.generations = issued
-	if d.newest.issued == nil {
+	if d.newest.Issued == nil {
 		d.forgetNewest()
 	}
 	k.failed(d, d.newest, err)
@@ -140,14 +141,14 @@ func (k *keeper) take(d *keptKey, s *secrets.Secret, now time.Time) {
 
 // forgetNewest says that it cannot be told which generation is the newest.
 func (d *keptKey) forgetNewest() {
-	if d.newest.number != 0 {
+	if d.newest.Number != 0 {
 		d.newest = newKeptGeneration(d.name, 0)
 	}
 }
 
 // adopt adds a generation that the Secret has, as it was among those before.
 func (d *keptKey) adopt(before []*keptGeneration, number uint32) *keptGeneration {
-	at := slices.IndexFunc(before, func(g *keptGeneration) bool { return g.number == number })
+	at := slices.IndexFunc(before, func(g *keptGeneration) bool { return g.Number == number })
 	if at < 0 {
 		d.generations = append(d.generations, newKeptGeneration(d.name, number))
 	} else {
@@ -170,11 +171,11 @@ func (d *keptKey) change(g *keptGeneration, sealed keyservice.Sealed, now time.T
 func (k *keeper) failed(d *keptKey, g *keptGeneration, err error) {
 	switch {
 	case errors.Is(err, secrets.ErrInvalid):
-		k.refuse(d, g, ReasonBlobInvalid, err.Error())
+		k.refuse(d, g, keystore.ReasonBlobInvalid, err.Error())
 	case errors.Is(err, secrets.ErrMissing):
-		k.wait(d, g, ReasonSecretNotFound, err.Error())
+		k.wait(d, g, keystore.ReasonSecretNotFound, err.Error())
 	default:
-		k.wait(d, g, ReasonSecretUnreadable, err.Error())
+		k.wait(d, g, keystore.ReasonSecretUnreadable, err.Error())
 	}
 }
 
@@ -182,7 +183,7 @@ func (k *keeper) failed(d *keptKey, g *keptGeneration, err error) {
 // but what is issued only gives way to another that is, or to a refusal that is not about the newest one's bytes.
 func (k *keeper) settle(d *keptKey, before []*keptGeneration) {
 	n, last := d.newest, d.current
-	if n != last && (n.issued != nil || last.issued == nil || n.State == StateRefused && !aboutBlob(n.Reason)) {
+	if n != last && (n.Issued != nil || last.Issued == nil || n.State == keystore.StateRefused && !aboutBlob(n.Reason)) {
 		d.current, k.modified = n, true
 	}
 	after := d.all()
@@ -191,8 +192,8 @@ func (k *keeper) settle(d *keptKey, before []*keptGeneration) {
 	}
 	k.modified = true
 	for _, g := range before {
-		if g.issued != nil && !slices.Contains(after, g) {
-			k.news.add(newsText{level: slog.LevelInfo, what: "generations dropped", dataKey: d.name}, g.number)
+		if g.Issued != nil && !slices.Contains(after, g) {
+			k.news.add(newsText{level: slog.LevelInfo, what: "generations dropped", dataKey: d.name}, g.Number)
 		}
 	}
 }
@@ -203,29 +204,29 @@ func (k *keeper) issue(d *keptKey, g *keptGeneration, answer keyservice.Opened, 
 	if k.renewAt.IsZero() {
 		k.renewAt = sent.Add(k.leases.renewAfter())
 	}
-	if g.issued != nil && g.opened { // it is the same, and was asked for to be renewed
+	if g.Issued != nil && g.opened { // it is the same, and was asked for to be renewed
 		answer.Plaintext.Destroy()
 		g.prolong(sent, k.leases.Lease)
 		return
 	}
 	pair := readKeyPair(answer.Plaintext)
 	if d.bound == nil {
-		d.bound = renderBound(g.sealed)
+		d.bound = keystore.RenderBound(g.sealed.EncryptionContext, g.sealed.AAD)
 	}
-	s := dataKeyStatus{
-		Name: d.name, State: StateIssued, Generation: g.number,
-		KeyID: answer.KeyARN, KeyVersion: answer.KeyVersion, Algorithm: algorithmAESGCM, KeyPairSpec: pair.Spec,
+	s := keystore.Status{
+		Name: d.name, State: keystore.StateIssued, Generation: g.Number,
+		KeyID: answer.KeyARN, KeyVersion: answer.KeyVersion, Algorithm: keystore.AlgorithmAESGCM, KeyPairSpec: pair.Spec,
 	}
-	g.generation = &generation{dataKeyStatus: s, number: g.number, issued: newIssued(
+	g.Generation = &keystore.Generation{Status: s, Number: g.Number, Issued: keystore.NewIssued(
 		s, answer.Plaintext, g.sealed.CiphertextBlob, pair.PublicKey, d.bound, sent, k.leases.Lease)}
 	g.renewal, g.renewedAt = g.sealed.Renewal, sent
 	g.opened, g.due, g.noted = true, time.Time{}, ""
 	k.modified = true
 	if g != d.newest {
-		k.news.add(newsText{level: slog.LevelInfo, what: "older generations issued", dataKey: d.name}, g.number)
+		k.news.add(newsText{level: slog.LevelInfo, what: "older generations issued", dataKey: d.name}, g.Number)
 		return
 	}
-	k.news.add(newsText{level: slog.LevelInfo, what: "data key issued", dataKey: d.name, keyVersion: s.KeyVersion}, g.number)
+	k.news.add(newsText{level: slog.LevelInfo, what: "data key issued", dataKey: d.name, keyVersion: s.KeyVersion}, g.Number)
 	d.wake(now)
 }
 
@@ -240,8 +241,8 @@ func (d *keptKey) wake(now time.Time) {
 
 // refuse ends a generation, unless the refusal is about the bytes of a newer blob than the one it came from.
 func (k *keeper) refuse(d *keptKey, g *keptGeneration, reason, message string) {
-	if g.issued == nil || !aboutBlob(reason) {
-		k.set(g, StateRefused, reason, message)
+	if g.Issued == nil || !aboutBlob(reason) {
+		k.set(g, keystore.StateRefused, reason, message)
 	}
 	k.note(d, g, reason, message)
 	if g != d.newest || !denies(reason) {
@@ -249,8 +250,8 @@ func (k *keeper) refuse(d *keptKey, g *keptGeneration, reason, message string) {
 	}
 	// It is about the data key, and asking for each generation again would not tell more.
 	for _, g := range d.generations {
-		if g != d.newest && (g.issued != nil || g.sealed.CiphertextBlob != nil) {
-			k.set(g, StateRefused, reason, message)
+		if g != d.newest && (g.Issued != nil || g.sealed.CiphertextBlob != nil) {
+			k.set(g, keystore.StateRefused, reason, message)
 			g.due, g.noted = time.Time{}, reason+message
 		}
 	}
@@ -261,9 +262,9 @@ func (k *keeper) refuse(d *keptKey, g *keptGeneration, reason, message string) {
 // takes it from a pod that has it, but for the end of its lease. And an outage does not soften a refusal, nor hide that end.
 func (k *keeper) wait(d *keptKey, g *keptGeneration, reason, message string) {
 	switch {
-	case g.issued != nil:
-	case reason != ReasonKeyServiceUnavailable || g.State == StatePending && g.Reason != ReasonLeaseExpired:
-		k.set(g, StatePending, reason, message)
+	case g.Issued != nil:
+	case reason != keystore.ReasonKeyServiceUnavailable || g.State == keystore.StatePending && g.Reason != keystore.ReasonLeaseExpired:
+		k.set(g, keystore.StatePending, reason, message)
 	default:
 		return
 	}
@@ -271,9 +272,9 @@ func (k *keeper) wait(d *keptKey, g *keptGeneration, reason, message string) {
 }
 
 // set puts a generation into a state other than StateIssued.
-func (k *keeper) set(g *keptGeneration, state State, reason, message string) {
-	if next := (dataKeyStatus{Name: g.Name, State: state, Reason: reason, Message: message}); next != g.dataKeyStatus {
-		g.generation, g.opened = &generation{dataKeyStatus: next, number: g.number}, false
+func (k *keeper) set(g *keptGeneration, state keystore.State, reason, message string) {
+	if next := (keystore.Status{Name: g.Name, State: state, Reason: reason, Message: message}); next != g.Status {
+		g.Generation, g.opened = &keystore.Generation{Status: next, Number: g.Number}, false
 		k.modified = true
 	}
 }
@@ -285,15 +286,15 @@ func (k *keeper) note(d *keptKey, g *keptGeneration, reason, message string) {
 		return
 	}
 	g.noted = noted
-	kept := g.issued != nil
+	kept := g.Issued != nil
 	text := newsText{level: slog.LevelWarn, what: "older generations not issued", dataKey: d.name, reason: reason, message: message}
 	switch {
 	case g != d.newest:
 		if kept {
 			text.what = "older generations kept although the Secret has changed"
 		}
-		k.news.add(text, g.number)
-	case kept || d.current.issued != nil && !denies(reason) && reason != ReasonMasterKeyNotFound:
+		k.news.add(text, g.Number)
+	case kept || d.current.Issued != nil && !denies(reason) && reason != keystore.ReasonMasterKeyNotFound:
 		k.log.Warn("data key kept although its Secret has changed", "dataKey", d.name, "reason", reason, "message", message)
 	default:
 		k.log.Warn("data key not issued", "dataKey", d.name, "reason", reason, "message", message)
@@ -303,10 +304,10 @@ func (k *keeper) note(d *keptKey, g *keptGeneration, reason, message string) {
 // aboutBlob reports whether a refusal for that reason is about the bytes of a blob, and so says nothing against a key
 // that was issued from an earlier one.
 func aboutBlob(reason string) bool {
-	return reason == ReasonBlobInvalid || reason == ReasonBlobRefused
+	return reason == keystore.ReasonBlobInvalid || reason == keystore.ReasonBlobRefused
 }
 
 // denies reports whether a refusal for that reason is about the data key or the pod: it is one of every generation.
 func denies(reason string) bool {
-	return reason == ReasonAccessDenied || reason == ReasonUnauthenticated || reason == ReasonMasterKeyState
+	return reason == keystore.ReasonAccessDenied || reason == keystore.ReasonUnauthenticated || reason == keystore.ReasonMasterKeyState
 }

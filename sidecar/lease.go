@@ -12,6 +12,7 @@ import (
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 )
 
 // Bounds of the leases. api/v1alpha1 and the manager have the same.
@@ -52,7 +53,7 @@ func (k *keeper) held() (all []keyservice.Renewal, by map[keyservice.Renewal][]w
 	for _, name := range k.names {
 		d := k.kept[name]
 		for _, g := range d.all() {
-			if g.issued == nil {
+			if g.Issued == nil {
 				continue
 			}
 			if by[g.renewal] == nil {
@@ -82,7 +83,7 @@ func (k *keeper) renew(ctx context.Context) {
 	all, by := k.held()
 	if len(all) == 0 {
 		k.renewAt, k.unrenewed = time.Time{}, 0
-		k.store.renewals.coasting.Store(false)
+		k.store.Renewals.Coasting.Store(false)
 		return
 	}
 	start := time.Now()
@@ -133,12 +134,12 @@ const (
 // renewed notes the answer to a renewal, whose request was sent then.
 func (k *keeper) renewed(all []wanted, answer error, sent time.Time) renewalResult {
 	code := status.Code(answer)
-	reason, denied := refusalReason(code)
+	reason, denied := keystore.RefusalReason(code)
 	denied = denied && !aboutBlob(reason) // which no renewal is
 	result := renewalGiven
 	for _, g := range all {
 		switch {
-		case g.issued == nil: // refused with the newest generation, in this very call
+		case g.Issued == nil: // refused with the newest generation, in this very call
 		case answer == nil:
 			g.prolong(sent, k.leases.Lease)
 		case code == codes.Unimplemented && g.opened && g.sealed.CiphertextBlob != nil:
@@ -154,11 +155,11 @@ func (k *keeper) renewed(all []wanted, answer error, sent time.Time) renewalResu
 	}
 	switch {
 	case answer == nil:
-		k.store.renewals.renewed.Add(1)
+		k.store.Renewals.Renewed.Add(1)
 	case denied:
-		k.store.renewals.refused.Add(1)
+		k.store.Renewals.Refused.Add(1)
 	default:
-		k.store.renewals.failed.Add(1)
+		k.store.Renewals.Failed.Add(1)
 	}
 	return result
 }
@@ -166,7 +167,7 @@ func (k *keeper) renewed(all []wanted, answer error, sent time.Time) renewalResu
 // prolong gives a generation a new lease. It counts from when the request was sent.
 func (g *keptGeneration) prolong(sent time.Time, d time.Duration) {
 	g.renewedAt = sent
-	g.issued.leaseUntil(sent.Add(d))
+	g.Issued.LeaseUntil(sent.Add(d))
 	if g.opened { // else another blob waits to be opened
 		g.due = time.Time{}
 	}
@@ -179,7 +180,7 @@ func (k *keeper) coast(g *keptGeneration, code codes.Code) {
 	if code != codes.ResourceExhausted {
 		d = max(d, k.leases.Coast)
 	}
-	g.issued.leaseUntil(g.renewedAt.Add(d))
+	g.Issued.LeaseUntil(g.renewedAt.Add(d))
 }
 
 // askAgain says when to ask for generations whose renewal was refused, and what stands in their place.
@@ -206,7 +207,7 @@ func (k *keeper) askAgain(refused []wanted) {
 // scheduleRenewal says when to renew next, and tells of an outage when it begins and when it ends. One that leaves some leases renewed
 // must not let those end.
 func (k *keeper) scheduleRenewal(ctx context.Context, start time.Time, failure error, given bool) {
-	k.store.renewals.coasting.Store(failure != nil)
+	k.store.Renewals.Coasting.Store(failure != nil)
 	if failure == nil {
 		if k.unrenewed > 0 {
 			k.log.LogAttrs(ctx, slog.LevelInfo, "leases are renewed again")
@@ -232,10 +233,10 @@ func (k *keeper) expire(now time.Time) {
 		d := k.kept[name]
 		before, ended := d.all(), false
 		for _, g := range before {
-			if g.issued == nil || !g.issued.leaseOver() {
+			if g.Issued == nil || !g.Issued.LeaseOver() {
 				continue
 			}
-			s := leaseExpired(name)
+			s := keystore.LeaseExpired(name)
 			k.set(g, s.State, s.Reason, s.Message)
 			k.note(d, g, s.Reason, s.Message)
 			if ended = true; g.sealed.CiphertextBlob != nil {

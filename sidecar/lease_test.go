@@ -230,7 +230,7 @@ func TestAnOutageThatEndsIsNotNoticed(t *testing.T) {
 		if got := b.lasts(k, 10*time.Minute); got < 10*time.Minute {
 			b.Fatalf("it ended after %v", got)
 		}
-		if !b.store.renewals.coasting.Load() {
+		if !b.store.Renewals.Coasting.Load() {
 			b.Error("nobody is told that it coasts")
 		}
 		if n := len(b.service.renewedWhen); n < 60 || n > 140 {
@@ -242,7 +242,7 @@ func TestAnOutageThatEndsIsNotNoticed(t *testing.T) {
 		}
 		b.service.all, b.service.renewedWhen = nil, nil
 		b.run(k, lastRetry)
-		if b.store.renewals.coasting.Load() || len(b.service.renewedWhen) == 0 {
+		if b.store.Renewals.Coasting.Load() || len(b.service.renewedWhen) == 0 {
 			b.Error("it still coasts")
 		}
 		b.wants("orders", "plaintext of o1")
@@ -572,8 +572,8 @@ func TestRenewalsAreCounted(t *testing.T) {
 		b.run(k, time.Second)
 		b.service.refuse = map[string]error{"o1": denied, "p1": status.Error(codes.Unavailable, "x")}
 		b.run(k, usual.Lease*2/3-time.Second)
-		r := &b.store.renewals
-		got := fmt.Sprint(r.refused.Load(), r.failed.Load() > 0, r.renewed.Load() > 0, r.coasting.Load())
+		r := &b.store.Renewals
+		got := fmt.Sprint(r.Refused.Load(), r.Failed.Load() > 0, r.Renewed.Load() > 0, r.Coasting.Load())
 		if diff := cmp.Diff("1 true true true", got); diff != "" { //nolint:dupword // refused, failed, renewed, coasting
 			b.Errorf("(-want +got):\n%s", diff)
 		}

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 )
 
 func TestListenRefuses(t *testing.T) {
@@ -127,7 +129,7 @@ func TestListenerLeavesItsSuccessor(t *testing.T) {
 	if err := first.Close(); err != nil {
 		t.Error(err)
 	}
-	server := newServer(newStore(nil), slog.New(slog.DiscardHandler), newWatchdog())
+	server := newServer(keystore.New(nil), slog.New(slog.DiscardHandler), newWatchdog())
 	go func() { _ = server.Serve(second) }()
 	defer func() { _ = server.Close() }()
 	if response, _ := roundTrip(t, path, get("/healthz")); response.StatusCode != http.StatusOK {

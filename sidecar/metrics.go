@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 )
 
 const mediaText = "text/plain"
@@ -54,9 +55,9 @@ func newAPIMetrics(a *api, more []renderer) *apiMetrics {
 			m.requests[to][class] = set.NewCounter(fmt.Sprintf(`datakeys_sidecar_requests_total{path=%q,code="%dxx"}`, path, class))
 		}
 	}
-	for _, state := range []State{StateIssued, StatePending, StateRefused} {
+	for _, state := range []keystore.State{keystore.StateIssued, keystore.StatePending, keystore.StateRefused} {
 		set.NewGauge(fmt.Sprintf(`datakeys_sidecar_data_keys{state=%q}`, state), func() float64 {
-			return countKeys(a.store, func(k *dataKey) (n int) {
+			return countKeys(a.store, func(k *keystore.DataKey) (n int) {
 				if k.State == state {
 					n = 1
 				}
@@ -64,8 +65,8 @@ func newAPIMetrics(a *api, more []renderer) *apiMetrics {
 			})
 		})
 		set.NewGauge(fmt.Sprintf(`datakeys_sidecar_generations{state=%q}`, state), func() float64 {
-			return countKeys(a.store, func(k *dataKey) (n int) {
-				for _, g := range k.generations {
+			return countKeys(a.store, func(k *keystore.DataKey) (n int) {
+				for _, g := range k.Generations {
 					if g.State == state {
 						n++
 					}
@@ -88,9 +89,9 @@ func newAPIMetrics(a *api, more []renderer) *apiMetrics {
 }
 
 // countKeys adds up what f says of each data key.
-func countKeys(s *store, f func(*dataKey) int) float64 {
+func countKeys(s *keystore.Store, f func(*keystore.DataKey) int) float64 {
 	n := 0
-	for _, k := range s.now().byName {
+	for _, k := range s.Now().ByName {
 		n += f(k)
 	}
 	return float64(n)
@@ -152,7 +153,7 @@ func (c *contact) intercept(
 ) error {
 	err := invoke(ctx, method, request, reply, cc, options...)
 	code := status.Code(err)
-	_, refusal := refusalReason(code)
+	_, refusal := keystore.RefusalReason(code)
 	switch {
 	case err == nil:
 		c.answered.Inc()

@@ -20,6 +20,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/grpc/codes"
+
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
+	"github.com/datakeys/datakeys/sidecar/sidecartest"
 )
 
 // document is docs/openapi.yaml, or a part of it.
@@ -153,6 +156,7 @@ func reasonsOfTheSources(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	files = append(files, filepath.Join("internal", "keystore", "state.go"))
 	var all []string
 	for _, file := range files {
 		b, err := os.ReadFile(file)
@@ -168,16 +172,16 @@ func reasonsOfTheSources(t *testing.T) []string {
 }
 
 // aKeyForEachReason is a data key for each reason why there may be none.
-func aKeyForEachReason() (keys []*dataKey) {
+func aKeyForEachReason() (keys []*keystore.DataKey) {
 	for _, reason := range []string{
-		ReasonStarting, ReasonStopping, ReasonSecretNotFound, ReasonSecretUnreadable, ReasonKeyServiceUnavailable, ReasonLeaseExpired,
+		keystore.ReasonStarting, keystore.ReasonStopping, keystore.ReasonSecretNotFound, keystore.ReasonSecretUnreadable, keystore.ReasonKeyServiceUnavailable, keystore.ReasonLeaseExpired,
 	} {
-		keys = append(keys, statusKey(strings.ToLower(reason), StatePending, reason))
+		keys = append(keys, statusKey(strings.ToLower(reason), keystore.StatePending, reason))
 	}
-	keys = append(keys, statusKey(strings.ToLower(ReasonBlobInvalid), StateRefused, ReasonBlobInvalid))
+	keys = append(keys, statusKey(strings.ToLower(keystore.ReasonBlobInvalid), keystore.StateRefused, keystore.ReasonBlobInvalid))
 	for code := range codes.Code(17) {
-		if reason, refused := refusalReason(code); refused {
-			keys = append(keys, statusKey(strings.ToLower(reason), StateRefused, reason))
+		if reason, refused := keystore.RefusalReason(code); refused {
+			keys = append(keys, statusKey(strings.ToLower(reason), keystore.StateRefused, reason))
 		}
 	}
 	return keys
@@ -192,16 +196,16 @@ func TestOpenAPI(t *testing.T) {
 	}
 
 	s := cryptStore(t)
-	var all []*dataKey
-	for _, k := range s.now().byName {
+	var all []*keystore.DataKey
+	for _, k := range s.Now().ByName {
 		all = append(all, k)
 	}
 	lacking := aKeyForEachReason()
-	s.publish(append(all, lacking...))
+	s.Publish(append(all, lacking...))
 	var server *http.Server
 	path := serveStore(t, s, func(h *http.Server, _ *listener, _ *watchdog) { server = h })
-	ready := newStore(nil)
-	ready.publish([]*dataKey{issuedKey(t, "orders", testPlaintext)})
+	ready := keystore.New(nil)
+	ready.Publish([]*keystore.DataKey{sidecartest.IssuedKey(t, "orders", testPlaintext)})
 	readyPath := serveStore(t, ready, nil)
 
 	seen := map[string]bool{}

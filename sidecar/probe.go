@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 )
 
 // Wait asks this often. It is short because an application waits for it, and asking is cheap.
@@ -24,7 +26,7 @@ const maxReadyAnswer = 1 << 20
 
 // notReadyError says which data keys are not issued, and why.
 type notReadyError struct {
-	keys []dataKeyStatus
+	keys []keystore.Status
 }
 
 // Error implements error.
@@ -38,7 +40,7 @@ func (e *notReadyError) Error() string {
 
 func (e *notReadyError) refused() bool {
 	for _, k := range e.keys {
-		if k.State == StateRefused {
+		if k.State == keystore.StateRefused {
 			return true
 		}
 	}

@@ -9,15 +9,18 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
+	"github.com/datakeys/datakeys/sidecar/sidecartest"
 )
 
 func TestReady(t *testing.T) {
-	s := newStore([]string{"orders"})
+	s := keystore.New([]string{"orders"})
 	path := serveStore(t, s, nil)
 	if err := Ready(t.Context(), path); err == nil || !strings.Contains(err.Error(), `"orders" is not issued (Pending: Starting)`) {
 		t.Errorf("before: got %v", err)
 	}
-	s.publish([]*dataKey{issuedKey(t, "orders", testPlaintext)})
+	s.Publish([]*keystore.DataKey{sidecartest.IssuedKey(t, "orders", testPlaintext)})
 	if err := Ready(t.Context(), path); err != nil {
 		t.Errorf("after: got %v", err)
 	}
@@ -27,7 +30,7 @@ func TestReady(t *testing.T) {
 }
 
 func TestWaitThroughARestart(t *testing.T) {
-	s := newStore([]string{"orders"})
+	s := keystore.New([]string{"orders"})
 	path := filepath.Join(shortDir(t), "s")
 	waited := make(chan error, 1)
 	go func() { waited <- Wait(t.Context(), path) }() // no socket yet
@@ -48,7 +51,7 @@ func TestWaitThroughARestart(t *testing.T) {
 	<-asked
 	_ = server.Close() // the sidecar is killed while it is asked
 
-	s.publish([]*dataKey{issuedKey(t, "orders", testPlaintext)})
+	s.Publish([]*keystore.DataKey{sidecartest.IssuedKey(t, "orders", testPlaintext)})
 	second, err := listen(t.Context(), path, 1)
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +69,7 @@ func TestWaitGivesTheLastReason(t *testing.T) {
 		answers http.Handler // nil: nothing listens on the socket
 		want    string
 	}{
-		"a data key that does not come":    {handler(newStore([]string{"orders"})), `"orders" is not issued`},
+		"a data key that does not come":    {handler(keystore.New([]string{"orders"})), `"orders" is not issued`},
 		"no sidecar":                       {nil, "no sidecar answers"},
 		"something else behind the socket": {http.NotFoundHandler(), "it answers 404"},
 	} {

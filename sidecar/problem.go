@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"net/http"
 	"strconv"
+
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 )
 
 // Reasons of problems that are no data key's. They are stable: programs may decide by them.
@@ -40,7 +42,7 @@ type problem struct {
 	Detail string `json:"detail"`
 	Reason string `json:"reason"`
 	// DataKeys are, where the problem is about several, the data keys that are not issued.
-	DataKeys []dataKeyStatus `json:"dataKeys,omitempty"`
+	DataKeys []keystore.Status `json:"dataKeys,omitempty"`
 }
 
 func newProblem(status int, reason, detail string) problem {

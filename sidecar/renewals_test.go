@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"google.golang.org/grpc/codes"
+
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 )
 
 // A whole sidecar, at a key service over the network: the application finds out by itself that it is refused.
@@ -19,7 +21,7 @@ func TestRunEndsADataKeyThatIsRefused(t *testing.T) {
 	events := openStream(t, p.config.Socket, get(ordersEvents))
 	events.wants(t, "retry: 1000", generationEvent("generation", 1))
 	p.service.Refuse("orders", codes.FailedPrecondition, "because")
-	events.wants(t, revokedEvent("1-MasterKeyState", StateRefused, ReasonMasterKeyState))
+	events.wants(t, revokedEvent("1-MasterKeyState", keystore.StateRefused, keystore.ReasonMasterKeyState))
 	if status, _ := p.key(t, "orders"); status != http.StatusForbidden {
 		t.Errorf("got %d, want 403", status)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/datakeys/datakeys/sidecar/alibaba"
 	"github.com/datakeys/datakeys/sidecar/aws"
 	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 	"github.com/datakeys/datakeys/sidecar/internal/secrets"
 )
 
@@ -41,8 +42,8 @@ func run(ctx context.Context, c Config, newDoors func(kmsv1.KeyServiceClient, *s
 	}
 	defer func() { err = errors.Join(err, client.Close()) }()
 
-	s := newStore(c.DataKeys)
-	defer s.close()
+	s := keystore.New(c.DataKeys)
+	defer s.Close()
 	front := newDoors(client.Doors(), c.Logger)
 	front.dog = dog
 	ends, err := listenAll(ctx, c, s, &front, contact)
@@ -87,7 +88,7 @@ type end struct {
 }
 
 // listenAll listens on the socket, and on the loopback port where there is one: first, so that where it is taken nothing is served.
-func listenAll(ctx context.Context, c Config, s *store, front *doors, contact *contact) (ends []end, err error) {
+func listenAll(ctx context.Context, c Config, s *keystore.Store, front *doors, contact *contact) (ends []end, err error) {
 	if c.LoopbackPort != 0 {
 		l, err := listenLoopback(ctx, c.LoopbackPort)
 		if err != nil {

@@ -17,6 +17,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 	"github.com/datakeys/datakeys/sidecar/internal/secrets"
 	"github.com/datakeys/datakeys/sidecar/sidecartest"
 )
@@ -108,7 +109,7 @@ func TestRunPicksUpALateSecret(t *testing.T) {
 	p.start(t)
 	waited := make(chan error, 1)
 	go func() { waited <- p.wait(t) }()
-	p.logs.await(ReasonSecretNotFound)
+	p.logs.await(keystore.ReasonSecretNotFound)
 	if status, _ := p.key(t, "orders"); status != http.StatusServiceUnavailable {
 		t.Errorf("before: got %d", status)
 	}

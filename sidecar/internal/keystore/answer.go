@@ -1,4 +1,4 @@
-package sidecar
+package keystore
 
 import (
 	"encoding/base64"
@@ -7,22 +7,21 @@ import (
 	"strconv"
 
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
-	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 )
 
-// algorithmAESGCM is how the data key is wrapped, in the words of Alibaba Cloud KMS; api/v1alpha1 declares it.
-const algorithmAESGCM = "AES_GCM"
+// AlgorithmAESGCM is how the data key is wrapped, in the words of Alibaba Cloud KMS; api/v1alpha1 declares it.
+const AlgorithmAESGCM = "AES_GCM"
 
 // answer is the JSON answer of GET /v1/data-keys/{name} around its plaintext, rendered once when the key is published.
 type answer struct {
 	head, tail            []byte
-	bound                 []byte // the end, from renderBound
+	bound                 []byte // the end, from RenderBound
 	jsonSize, rawSize     int
 	jsonLength, rawLength []string // the sizes as header values
 }
 
-// newAnswer renders the answer for a plaintext of that many bytes, and ends it with what renderBound gave.
-func newAnswer(s dataKeyStatus, blob, publicKey []byte, plaintextSize int, bound []byte) answer {
+// newAnswer renders the answer for a plaintext of that many bytes, and ends it with what RenderBound gave.
+func newAnswer(s Status, blob, publicKey []byte, plaintextSize int, bound []byte) answer {
 	head := render(struct {
 		Name        string `json:"name"`
 		Generation  uint32 `json:"generation"`
@@ -46,13 +45,13 @@ func newAnswer(s dataKeyStatus, blob, publicKey []byte, plaintextSize int, bound
 	return a
 }
 
-// renderBound renders the end of an answer: what the blob is bound to. It is apart because it may be larger than all the rest
+// RenderBound renders the end of an answer: what the blob is bound to. It is apart because it may be larger than all the rest
 // and is the same for a hundred generations.
-func renderBound(s keyservice.Sealed) []byte {
+func RenderBound(encryptionContext map[string]string, aad []byte) []byte {
 	bound := render(struct {
 		EncryptionContext map[string]string `json:"encryptionContext,omitempty"`
 		AAD               []byte            `json:"aad,omitempty"`
-	}{s.EncryptionContext, s.AAD})
+	}{encryptionContext, aad})
 	if len(bound) > len("{}") {
 		bound[0] = ','
 	} else {
@@ -61,24 +60,24 @@ func renderBound(s keyservice.Sealed) []byte {
 	return append(bound, '\n')
 }
 
-// issuedJSON and issuedBytes are the answers with a data key, whose plaintext their user holds: so it is not destroyed.
+// JSON and Bytes are the answers with a data key, whose plaintext their user holds: so it is not destroyed.
 type (
-	issuedJSON  struct{ *issued }
-	issuedBytes struct{ *issued }
+	JSON  struct{ *Issued }
+	Bytes struct{ *Issued }
 )
 
 // Size is how many bytes AppendTo appends.
-func (b issuedJSON) Size() int  { return b.answer.jsonSize }
-func (b issuedBytes) Size() int { return b.answer.rawSize }
+func (b JSON) Size() int  { return b.answer.jsonSize }
+func (b Bytes) Size() int { return b.answer.rawSize }
 
 // Length is the size as the value of a header.
-func (b issuedJSON) Length() []string  { return b.answer.jsonLength }
-func (b issuedBytes) Length() []string { return b.answer.rawLength }
+func (b JSON) Length() []string  { return b.answer.jsonLength }
+func (b Bytes) Length() []string { return b.answer.rawLength }
 
 // AppendTo appends the answer to out, which grows before, so that no copy of the plaintext stays behind.
-func (b issuedJSON) AppendTo(out []byte) []byte {
+func (b JSON) AppendTo(out []byte) []byte {
 	out = slices.Grow(out, b.Size())
-	_ = b.plaintext.Use(insecuresecret.Token{}, func(plaintext []byte) error {
+	_ = b.Plaintext.Use(insecuresecret.Token{}, func(plaintext []byte) error {
 		out = append(out, b.answer.head...)
 		out = base64.StdEncoding.AppendEncode(out, plaintext)
 		out = append(out, b.answer.tail...)
@@ -89,13 +88,13 @@ func (b issuedJSON) AppendTo(out []byte) []byte {
 }
 
 // AppendTo appends the plaintext to out, which grows before.
-func (b issuedBytes) AppendTo(out []byte) []byte {
-	return b.plaintext.AppendTo(insecuresecret.Token{}, slices.Grow(out, b.Size()))
+func (b Bytes) AppendTo(out []byte) []byte {
+	return b.Plaintext.AppendTo(insecuresecret.Token{}, slices.Grow(out, b.Size()))
 }
 
 // dataKeyItem is an item of GET /v1/data-keys.
 type dataKeyItem struct {
-	dataKeyStatus
+	Status
 	Generations []generationItem `json:"generations,omitempty"`
 }
 
@@ -108,12 +107,12 @@ type generationItem struct {
 }
 
 // renderList is the answer of GET /v1/data-keys.
-func renderList(keys []*dataKey) []byte {
+func renderList(keys []*DataKey) []byte {
 	items := make([]dataKeyItem, len(keys))
 	for i, k := range keys {
-		items[i].dataKeyStatus = k.dataKeyStatus
-		for _, g := range k.generations {
-			items[i].Generations = append(items[i].Generations, generationItem{g.number, g.State, g.Reason, g.KeyVersion})
+		items[i].Status = k.Status
+		for _, g := range k.Generations {
+			items[i].Generations = append(items[i].Generations, generationItem{g.Number, g.State, g.Reason, g.KeyVersion})
 		}
 	}
 	return append(render(struct {

@@ -1,4 +1,4 @@
-package sidecar
+package keystore
 
 import "google.golang.org/grpc/codes"
 
@@ -44,9 +44,9 @@ const (
 	ReasonBlobRefused = "BlobRefused"
 )
 
-// refusalReason returns the reason that a code of the key service stands for, and whether the code says no. Any other is an outage.
+// RefusalReason returns the reason that a code of the key service stands for, and whether the code says no. Any other is an outage.
 // kms.proto documents the codes.
-func refusalReason(code codes.Code) (reason string, refused bool) {
+func RefusalReason(code codes.Code) (reason string, refused bool) {
 	switch code {
 	case codes.PermissionDenied:
 		return ReasonAccessDenied, true
