@@ -161,6 +161,8 @@ refused client/_test.go k8s.io/client-go/kubernetes "not allowed from list 'clie
 allowed client "$own/internal/envelope"
 allowed client "$insecure"
 allowed client/_test.go "$own/sidecar"
+allowed client/_test.go "$own/internal/secrettest"
+refused sidecar "$own/internal/secrettest" "tests alone look for secrets"
 
 # 6. Only cmd/* read flags and environment or exit; hack/ and tests are not shipped.
 for room in client controllers sidecar internal/kms internal/inject internal/envelope internal/rootkey internal/seal; do

@@ -9,11 +9,24 @@ import (
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/sidecar/internal/keeper"
 	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 )
 
 // MaxDataKeys is the most data keys that one sidecar issues: as many as one BatchDecrypt of the key service takes.
 const MaxDataKeys = kmsv1.MaxBatch
+
+// Leases say for how long a data key is issued without being renewed.
+type Leases = keeper.Leases
+
+// Bounds of the leases.
+const (
+	MinLease     = keeper.MinLease
+	MaxLease     = keeper.MaxLease
+	DefaultLease = keeper.DefaultLease
+	MaxCoast     = keeper.MaxCoast
+	DefaultCoast = keeper.DefaultCoast
+)
 
 // Config is what a sidecar needs to know. Every field is required that does not say otherwise.
 type Config struct {
@@ -70,7 +83,7 @@ func (c Config) validate() error {
 	if _, err := keyservice.RootPool(c.Roots); err != nil {
 		errs = append(errs, err)
 	}
-	if err := c.Leases.validate(); err != nil {
+	if err := c.Leases.Validate(); err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

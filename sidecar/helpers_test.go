@@ -2,7 +2,6 @@ package sidecar
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"io"
 	"log/slog"
@@ -11,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/datakeys/datakeys/internal/secrettest"
@@ -27,53 +25,6 @@ func shortDir(t testing.TB) string {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
-}
-
-// logs is a log that a test may read, and wait for, while it is written.
-type logs struct {
-	mu      sync.Mutex
-	b       bytes.Buffer
-	waiting map[string]chan struct{}
-}
-
-func (l *logs) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	n, err := l.b.Write(p)
-	for text, c := range l.waiting {
-		if strings.Contains(l.b.String(), text) {
-			close(c)
-			delete(l.waiting, text)
-		}
-	}
-	return n, err
-}
-
-// await waits for the text to be logged.
-func (l *logs) await(text string) {
-	l.mu.Lock()
-	logged := strings.Contains(l.b.String(), text)
-	c := make(chan struct{})
-	if l.waiting == nil {
-		l.waiting = map[string]chan struct{}{}
-	}
-	if !logged {
-		l.waiting[text] = c
-	}
-	l.mu.Unlock()
-	if !logged {
-		<-c
-	}
-}
-
-func (l *logs) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-func (l *logs) logger() *slog.Logger {
-	return slog.New(slog.NewJSONHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
 // checkHides fails the test if the text holds the plaintext, or a part of it.

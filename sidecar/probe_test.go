@@ -56,7 +56,7 @@ func TestWaitThroughARestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server = newServer(s, (&logs{}).logger(), newWatchdog())
+	server = newServer(s, (&sidecartest.Logs{}).Logger(), newWatchdog())
 	go func() { _ = server.Serve(second) }()
 	defer func() { _ = server.Close() }()
 	if err := <-waited; err != nil {

@@ -11,6 +11,7 @@ import (
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/sidecar/alibaba"
 	"github.com/datakeys/datakeys/sidecar/aws"
+	"github.com/datakeys/datakeys/sidecar/internal/keeper"
 	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 	"github.com/datakeys/datakeys/sidecar/internal/secrets"
@@ -63,7 +64,7 @@ func run(ctx context.Context, c Config, newDoors func(kmsv1.KeyServiceClient, *s
 	}
 	c.Logger.Info("serving", "socket", c.Socket, "loopbackPort", c.LoopbackPort, "dataKeys", c.DataKeys, "keyService", c.KeyService)
 
-	newKeeper(c.DataKeys, secrets.NewSource(c.KeysDir), client, s, c.Leases, c.Logger).run(ctx)
+	keeper.New(c.DataKeys, secrets.NewSource(c.KeysDir), client, s, c.Leases, c.Logger).Run(ctx)
 
 	var errs []error
 	for _, e := range ends {

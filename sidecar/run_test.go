@@ -3,6 +3,11 @@ package sidecar
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,6 +22,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 	"github.com/datakeys/datakeys/sidecar/internal/secrets"
 	"github.com/datakeys/datakeys/sidecar/sidecartest"
@@ -26,7 +32,7 @@ import (
 type pod struct {
 	service *sidecartest.KeyService
 	mount   *sidecartest.Mount
-	logs    *logs
+	logs    *sidecartest.Logs
 	config  Config
 	stop    context.CancelFunc
 	done    chan error
@@ -34,14 +40,14 @@ type pod struct {
 
 func newPod(t testing.TB, names ...string) *pod {
 	t.Helper()
-	p := &pod{service: sidecartest.NewKeyService(t), mount: sidecartest.NewMount(t), logs: &logs{}}
+	p := &pod{service: sidecartest.NewKeyService(t), mount: sidecartest.NewMount(t), logs: &sidecartest.Logs{}}
 	dir := shortDir(t)
 	if err := os.WriteFile(filepath.Join(dir, "token"), []byte("pod-token"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	p.config = Config{
 		DataKeys: names, KeysDir: p.mount.Dir, TokenFile: filepath.Join(dir, "token"), Socket: filepath.Join(dir, "s"),
-		KeyService: p.service.Address, Roots: p.service.Roots, Leases: usual, Logger: p.logs.logger(),
+		KeyService: p.service.Address, Roots: p.service.Roots, Leases: Leases{Lease: DefaultLease, Coast: DefaultCoast}, Logger: p.logs.Logger(),
 	}
 	return p
 }
@@ -109,7 +115,7 @@ func TestRunPicksUpALateSecret(t *testing.T) {
 	p.start(t)
 	waited := make(chan error, 1)
 	go func() { waited <- p.wait(t) }()
-	p.logs.await(keystore.ReasonSecretNotFound)
+	p.logs.Await(keystore.ReasonSecretNotFound)
 	if status, _ := p.key(t, "orders"); status != http.StatusServiceUnavailable {
 		t.Errorf("before: got %d", status)
 	}
@@ -147,7 +153,7 @@ func TestRunWaitsForTheKeyService(t *testing.T) {
 	p.put(t, "orders", 1, testPlaintext)
 	p.service.Stop()
 	p.start(t)
-	p.logs.await(`"msg":"serving"`) // the socket is there before the key service is
+	p.logs.Await(`"msg":"serving"`) // the socket is there before the key service is
 	if response, _ := roundTrip(t, p.config.Socket, get("/healthz")); response.StatusCode != http.StatusOK {
 		t.Errorf("/healthz: got %s", response.Status)
 	}
@@ -204,8 +210,8 @@ func TestRunServesAllGenerations(t *testing.T) {
 		}
 	}()
 	p.mount.Put(t, "orders", p.rotated(t, "orders", map[uint32][]byte{1: first, 2: second}))
-	p.logs.await(`"generation":2`)
-	p.logs.await(`"older generations issued","dataKey":"orders","generations":[1]`)
+	p.logs.Await(`"generation":2`)
+	p.logs.Await(`"older generations issued","dataKey":"orders","generations":[1]`)
 	close(stop)
 	<-read
 	wants("", second)
@@ -218,8 +224,8 @@ func TestRunServesAllGenerations(t *testing.T) {
 	}
 	locked := lockedMemory(t)
 	p.mount.Put(t, "orders", p.rotated(t, "orders", all))
-	p.logs.await(`"generation":102`)
-	p.logs.await(`"generations dropped","dataKey":"orders","generations":[2]`)
+	p.logs.Await(`"generation":102`)
+	p.logs.Await(`"generations dropped","dataKey":"orders","generations":[2]`)
 	wants("", all[102])
 	for n, plaintext := range all {
 		wants(fmt.Sprint("?generation=", n), plaintext)
@@ -298,7 +304,7 @@ func TestRunLogsNoPlaintext(t *testing.T) {
 	}
 	second := bytes.ToUpper(testPlaintext)
 	p.put(t, "orders", 2, second)
-	p.logs.await(`"generation":2`)
+	p.logs.Await(`"generation":2`)
 	p.stop()
 	if err := <-p.done; err != nil {
 		t.Error(err)
@@ -350,4 +356,60 @@ func TestRunRefusesWhatCannotWork(t *testing.T) {
 			}
 		})
 	}
+}
+
+// ecdsaKeyPair returns a private key as the key service makes it, and its public key.
+func ecdsaKeyPair(t *testing.T) (private, public []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err = x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err = x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return private, public
+}
+
+// A key pair bound to an aad, in a Secret whose public key somebody has replaced.
+func TestRunServesAKeyPair(t *testing.T) {
+	private, public := ecdsaKeyPair(t)
+	_, theirs := ecdsaKeyPair(t)
+	aad := []byte{0, '\n', 0xff}
+	p := newPod(t, "signing")
+	blob := p.service.SealWith(t, "signing", 1, private, envelope.AssociatedData{Raw: aad})
+	p.mount.Put(t, "signing", map[string][]byte{"ciphertextBlob": blob, "aad": aad, "publicKey": theirs})
+	p.start(t)
+	if err := p.wait(t); err != nil {
+		t.Fatal(err)
+	}
+
+	var got struct {
+		KeyPairSpec, EncryptionContext            string
+		Plaintext, PublicKey, CiphertextBlob, AAD []byte
+	}
+	response, body := roundTrip(t, p.config.Socket, get("/v1/data-keys/signing"))
+	if err := json.Unmarshal(body, &got); err != nil || response.StatusCode != http.StatusOK {
+		t.Fatalf("got %s, %v", response.Status, err)
+	}
+	if got.KeyPairSpec != "ECC_NIST_P256" || !bytes.Equal(got.PublicKey, public) {
+		t.Errorf("got %s and the public key %x, want ECC_NIST_P256 and %x", got.KeyPairSpec, got.PublicKey, public)
+	}
+	if !bytes.Equal(got.Plaintext, private) || !bytes.Equal(got.CiphertextBlob, blob) || !bytes.Equal(got.AAD, aad) {
+		t.Error("the private key, the blob or the aad is another one")
+	}
+	if status, raw := p.key(t, "signing"); status != http.StatusOK || !bytes.Equal(raw, private) {
+		t.Errorf("as bytes: got %d, and not the private key", status)
+	}
+	_, list := roundTrip(t, p.config.Socket, get("/v1/data-keys"))
+	if !strings.Contains(string(list), `"algorithm":"AES_GCM","keyPairSpec":"ECC_NIST_P256",`) {
+		t.Errorf("the list does not say what it is: %s", list)
+	}
+	checkHides(t, "the list", string(list), private)
+	checkHides(t, "the log", p.logs.String(), private)
 }

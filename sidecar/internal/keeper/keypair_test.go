@@ -1,4 +1,4 @@
-package sidecar
+package keeper
 
 import (
 	"bytes"
@@ -9,8 +9,6 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
-	"encoding/json"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -98,7 +96,7 @@ func TestWhatIsNoPrivateKeyIsASymmetricDataKey(t *testing.T) {
 	}
 	for name, der := range map[string][]byte{
 		"nothing":                        nil,
-		"text":                           testPlaintext,
+		"text":                           []byte("0123456789abcdef0123456789ABCDEF"),
 		"an Ed25519 key that is cut":     edwards[:len(edwards)-1],
 		"an Ed25519 key with more":       append(bytes.Clone(edwards), 0),
 		"a P-256 key that is cut":        curve[:len(curve)-1],
@@ -126,7 +124,7 @@ func FuzzParseKeyPair(f *testing.F) {
 
 // TestSpecsAreTheAPIs: the sidecar repeats these, so as not to link what api/v1alpha1 imports.
 func TestSpecsAreTheAPIs(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join("..", "api", "v1alpha1", "datakeyrequest_types.go"))
+	text, err := os.ReadFile(filepath.Join("..", "..", "..", "api", "v1alpha1", "datakeyrequest_types.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,42 +142,4 @@ func TestSpecsAreTheAPIs(t *testing.T) {
 	if diff := cmp.Diff(declared, known); diff != "" {
 		t.Errorf("declared and known (-declared +known):\n%s", diff)
 	}
-}
-
-// A key pair bound to an aad, in a Secret whose public key somebody has replaced.
-func TestRunServesAKeyPair(t *testing.T) {
-	private, public := testKeyPair(t, "ECC_NIST_P256")
-	_, theirs := testKeyPair(t, "ECC_NIST_P256")
-	aad := []byte{0, '\n', 0xff}
-	p := newPod(t, "signing")
-	blob := p.service.SealWith(t, "signing", 1, private, envelope.AssociatedData{Raw: aad})
-	p.mount.Put(t, "signing", map[string][]byte{"ciphertextBlob": blob, "aad": aad, "publicKey": theirs})
-	p.start(t)
-	if err := p.wait(t); err != nil {
-		t.Fatal(err)
-	}
-
-	var got struct {
-		KeyPairSpec, EncryptionContext            string
-		Plaintext, PublicKey, CiphertextBlob, AAD []byte
-	}
-	response, body := roundTrip(t, p.config.Socket, get("/v1/data-keys/signing"))
-	if err := json.Unmarshal(body, &got); err != nil || response.StatusCode != http.StatusOK {
-		t.Fatalf("got %s, %v", response.Status, err)
-	}
-	if got.KeyPairSpec != "ECC_NIST_P256" || !bytes.Equal(got.PublicKey, public) {
-		t.Errorf("got %s and the public key %x, want ECC_NIST_P256 and %x", got.KeyPairSpec, got.PublicKey, public)
-	}
-	if !bytes.Equal(got.Plaintext, private) || !bytes.Equal(got.CiphertextBlob, blob) || !bytes.Equal(got.AAD, aad) {
-		t.Error("the private key, the blob or the aad is another one")
-	}
-	if status, raw := p.key(t, "signing"); status != http.StatusOK || !bytes.Equal(raw, private) {
-		t.Errorf("as bytes: got %d, and not the private key", status)
-	}
-	_, list := roundTrip(t, p.config.Socket, get("/v1/data-keys"))
-	if !strings.Contains(string(list), `"algorithm":"AES_GCM","keyPairSpec":"ECC_NIST_P256",`) {
-		t.Errorf("the list does not say what it is: %s", list)
-	}
-	checkHides(t, "the list", string(list), private)
-	checkHides(t, "the log", p.logs.String(), private)
 }

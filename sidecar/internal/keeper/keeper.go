@@ -1,4 +1,6 @@
-package sidecar
+// Package keeper keeps the data keys of a sidecar: it reads the Secrets, has the key service open what they hold and renew the leases of
+// what is issued, and publishes the outcome in a keystore.Store.
+package keeper
 
 import (
 	"context"
@@ -38,23 +40,23 @@ const (
 // maxMessage is the most bytes that are passed on of what the key service or the network said.
 const maxMessage = 1024
 
-// keyService is what keeper needs of Client.
+// keyService is what the keeper needs of keyservice.Client.
 type keyService interface {
 	Open(ctx context.Context, sealed []keyservice.Sealed) ([]keyservice.Opened, error)
 	// Renew returns an error for each, nil where it is renewed.
 	Renew(ctx context.Context, all []keyservice.Renewal) ([]error, error)
 }
 
-// reader is what keeper needs of Source.
+// reader is what the keeper needs of secrets.Source.
 type reader interface {
 	Read(name string) (*secrets.Secret, error)
 }
 
-// keeper keeps what is published true: it reads the Secrets, has new blobs opened and old leases renewed, publishes, and tries again.
+// Keeper keeps what is published true: it reads the Secrets, has new blobs opened and old leases renewed, publishes, and tries again.
 //
 // Each generation of a data key fares by itself, but for what the key service says of the newest: when that is denied, so are
 // the others, and only when it is issued are they asked for again.
-type keeper struct {
+type Keeper struct {
 	names   []string
 	source  reader
 	service keyService
@@ -71,8 +73,9 @@ type keeper struct {
 	news      news
 }
 
-func newKeeper(names []string, source reader, service keyService, s *keystore.Store, leases Leases, log *slog.Logger) *keeper {
-	k := &keeper{names: names, source: source, service: service, store: s, leases: leases, log: log, kept: map[string]*keptKey{}}
+// New returns a keeper of the data keys of those names, which are the store's too. What becomes of them is logged to log.
+func New(names []string, source reader, service keyService, s *keystore.Store, leases Leases, log *slog.Logger) *Keeper {
+	k := &Keeper{names: names, source: source, service: service, store: s, leases: leases, log: log, kept: map[string]*keptKey{}}
 	for _, name := range names {
 		published, _ := s.Get(name, 0)
 		first := &keptGeneration{Generation: published.Generation}
@@ -81,8 +84,8 @@ func newKeeper(names []string, source reader, service keyService, s *keystore.St
 	return k
 }
 
-// run works until the context ends.
-func (k *keeper) run(ctx context.Context) {
+// Run works until the context ends.
+func (k *Keeper) Run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -96,7 +99,7 @@ func (k *keeper) run(ctx context.Context) {
 }
 
 // pass looks at every Secret, renews and asks for what is due, publishes what changed, and returns when to come back.
-func (k *keeper) pass(ctx context.Context) time.Duration {
+func (k *Keeper) pass(ctx context.Context) time.Duration {
 	now := time.Now()
 	for _, name := range k.names {
 		k.read(k.kept[name], now)
@@ -125,7 +128,7 @@ func (k *keeper) pass(ctx context.Context) time.Duration {
 }
 
 // due returns what there is to ask for: the newest generations first, then the others of one data key after the other.
-func (k *keeper) due(now time.Time) []wanted {
+func (k *Keeper) due(now time.Time) []wanted {
 	var newest, older []wanted
 	for _, name := range k.names {
 		d := k.kept[name]
@@ -150,7 +153,7 @@ type wanted struct {
 
 // ask asks for everything that is due, as much at once as a batch may have, and notes the answers. After a call that failed it
 // asks for nothing more.
-func (k *keeper) ask(ctx context.Context, now time.Time) {
+func (k *Keeper) ask(ctx context.Context, now time.Time) {
 	all := k.due(now)
 	if len(all) == 0 {
 		return
@@ -180,7 +183,7 @@ func (k *keeper) ask(ctx context.Context, now time.Time) {
 	k.outages = outages
 }
 
-func (k *keeper) callOpen(ctx context.Context, sealed []keyservice.Sealed) ([]keyservice.Opened, error) {
+func (k *Keeper) callOpen(ctx context.Context, sealed []keyservice.Sealed) ([]keyservice.Opened, error) {
 	if !k.renewAt.IsZero() { // a renewal must not wait for longer
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, k.leases.callTimeout())
@@ -190,7 +193,7 @@ func (k *keeper) callOpen(ctx context.Context, sealed []keyservice.Sealed) ([]ke
 }
 
 // answered notes the answers to a batch that was sent then, and returns how many are outages. What it makes due is due now.
-func (k *keeper) answered(now, sent time.Time, batch []wanted, opened []keyservice.Opened) (outages int) {
+func (k *Keeper) answered(now, sent time.Time, batch []wanted, opened []keyservice.Opened) (outages int) {
 	// One moment for all that failed alike, so that the next try is one call again.
 	outage, refusal := time.Now().Add(outageDelay(k.outages)), time.Now().Add(jitter(refusalRetry))
 	var older []wanted // that are refused
@@ -233,7 +236,7 @@ func (k *keeper) answered(now, sent time.Time, batch []wanted, opened []keyservi
 }
 
 // postpone says when to ask again for older generations that are refused: kmsv1.MaxBatch of them at a time.
-func (k *keeper) postpone(refused []wanted) {
+func (k *Keeper) postpone(refused []wanted) {
 	now, wait := time.Now(), jitter(olderRetry)
 	for _, g := range refused {
 		g.due = time.Time{}
@@ -252,7 +255,7 @@ func (k *keeper) postpone(refused []wanted) {
 }
 
 // publish publishes what changed, and then tells of it.
-func (k *keeper) publish(ctx context.Context) {
+func (k *Keeper) publish(ctx context.Context) {
 	if k.modified {
 		k.modified = false
 		keys := make([]*keystore.DataKey, len(k.names))

@@ -1,4 +1,4 @@
-package sidecar
+package keeper
 
 import (
 	"cmp"
@@ -12,7 +12,7 @@ import (
 	"github.com/datakeys/datakeys/sidecar/internal/secrets"
 )
 
-// keptKey is what keeper knows of one data key.
+// keptKey is what the keeper knows of one data key.
 type keptKey struct {
 	name string
 	// secret was taken over last; nil to take over whatever there is.
@@ -30,7 +30,7 @@ type keptKey struct {
 	ignored []string
 }
 
-// keptGeneration is what keeper knows of one generation.
+// keptGeneration is what the keeper knows of one generation.
 type keptGeneration struct {
 	*keystore.Generation
 	sealed keyservice.Sealed
@@ -75,7 +75,7 @@ func (d *keptKey) published() *keystore.DataKey {
 }
 
 // read takes over a Secret that changed.
-func (k *keeper) read(d *keptKey, now time.Time) {
+func (k *Keeper) read(d *keptKey, now time.Time) {
 	before := d.all()
 	secret, err := k.source.Read(d.name)
 	switch {
@@ -90,7 +90,7 @@ func (k *keeper) read(d *keptKey, now time.Time) {
 }
 
 // lose notes that there is no Secret. What is issued stays so; for the rest only another Secret helps, or the same one once more.
-func (k *keeper) lose(d *keptKey, err error) {
+func (k *Keeper) lose(d *keptKey, err error) {
 	d.secret = nil
 	var issued []*keptGeneration
 	for _, g := range d.generations {
@@ -106,7 +106,7 @@ func (k *keeper) lose(d *keptKey, err error) {
 }
 
 // take takes over a Secret. What is issued stays so until the key service has answered to what stands in its place.
-func (k *keeper) take(d *keptKey, s *secrets.Secret, now time.Time) {
+func (k *Keeper) take(d *keptKey, s *secrets.Secret, now time.Time) {
 	before, last := d.all(), d.newest
 	d.secret, d.generations, d.bound = s, nil, nil
 	if s.Newest.Err != nil {
@@ -168,7 +168,7 @@ func (d *keptKey) change(g *keptGeneration, sealed keyservice.Sealed, now time.T
 }
 
 // failed notes that a Secret, or an entry of it, cannot be used.
-func (k *keeper) failed(d *keptKey, g *keptGeneration, err error) {
+func (k *Keeper) failed(d *keptKey, g *keptGeneration, err error) {
 	switch {
 	case errors.Is(err, secrets.ErrInvalid):
 		k.refuse(d, g, keystore.ReasonBlobInvalid, err.Error())
@@ -181,7 +181,7 @@ func (k *keeper) failed(d *keptKey, g *keptGeneration, err error) {
 
 // settle decides which generation is the current one, and tells which of those before are gone. The current one is the newest,
 // but what is issued only gives way to another that is, or to a refusal that is not about the newest one's bytes.
-func (k *keeper) settle(d *keptKey, before []*keptGeneration) {
+func (k *Keeper) settle(d *keptKey, before []*keptGeneration) {
 	n, last := d.newest, d.current
 	if n != last && (n.Issued != nil || last.Issued == nil || n.State == keystore.StateRefused && !aboutBlob(n.Reason)) {
 		d.current, k.modified = n, true
@@ -200,7 +200,7 @@ func (k *keeper) settle(d *keptKey, before []*keptGeneration) {
 
 // issue publishes a plaintext, in place of an older one where there is one, and makes due now what waited for it. Its lease counts
 // from when it was asked for.
-func (k *keeper) issue(d *keptKey, g *keptGeneration, answer keyservice.Opened, now, sent time.Time) {
+func (k *Keeper) issue(d *keptKey, g *keptGeneration, answer keyservice.Opened, now, sent time.Time) {
 	if k.renewAt.IsZero() {
 		k.renewAt = sent.Add(k.leases.renewAfter())
 	}
@@ -240,7 +240,7 @@ func (d *keptKey) wake(now time.Time) {
 }
 
 // refuse ends a generation, unless the refusal is about the bytes of a newer blob than the one it came from.
-func (k *keeper) refuse(d *keptKey, g *keptGeneration, reason, message string) {
+func (k *Keeper) refuse(d *keptKey, g *keptGeneration, reason, message string) {
 	if g.Issued == nil || !aboutBlob(reason) {
 		k.set(g, keystore.StateRefused, reason, message)
 	}
@@ -260,7 +260,7 @@ func (k *keeper) refuse(d *keptKey, g *keptGeneration, reason, message string) {
 
 // wait notes that a generation cannot be had now. One that is issued stays so: neither a Secret that is gone nor an outage
 // takes it from a pod that has it, but for the end of its lease. And an outage does not soften a refusal, nor hide that end.
-func (k *keeper) wait(d *keptKey, g *keptGeneration, reason, message string) {
+func (k *Keeper) wait(d *keptKey, g *keptGeneration, reason, message string) {
 	switch {
 	case g.Issued != nil:
 	case reason != keystore.ReasonKeyServiceUnavailable || g.State == keystore.StatePending && g.Reason != keystore.ReasonLeaseExpired:
@@ -272,7 +272,7 @@ func (k *keeper) wait(d *keptKey, g *keptGeneration, reason, message string) {
 }
 
 // set puts a generation into a state other than StateIssued.
-func (k *keeper) set(g *keptGeneration, state keystore.State, reason, message string) {
+func (k *Keeper) set(g *keptGeneration, state keystore.State, reason, message string) {
 	if next := (keystore.Status{Name: g.Name, State: state, Reason: reason, Message: message}); next != g.Status {
 		g.Generation, g.opened = &keystore.Generation{Status: next, Number: g.Number}, false
 		k.modified = true
@@ -280,7 +280,7 @@ func (k *keeper) set(g *keptGeneration, state keystore.State, reason, message st
 }
 
 // note logs what keeps a generation from being issued, once.
-func (k *keeper) note(d *keptKey, g *keptGeneration, reason, message string) {
+func (k *Keeper) note(d *keptKey, g *keptGeneration, reason, message string) {
 	noted := reason + message
 	if noted == g.noted {
 		return

@@ -1,4 +1,4 @@
-package sidecar
+package keeper
 
 import (
 	"context"
@@ -26,10 +26,10 @@ var (
 )
 
 // issuing is a bench whose sidecar has issued o1 just now.
-func issuing(t *testing.T, leases Leases, f func(b *bench, k *keeper)) {
+func issuing(t *testing.T, leases Leases, f func(b *bench, k *Keeper)) {
 	t.Helper()
 	withKeeper(t, []string{"orders"}, func(b *bench) {
-		k := newKeeper([]string{"orders"}, b.source, b.service, b.store, leases, b.logs.logger())
+		k := New([]string{"orders"}, b.source, b.service, b.store, leases, b.logs.Logger())
 		b.source["orders"] = "o1"
 		b.run(k, time.Nanosecond)
 		b.wants("orders", "plaintext of o1")
@@ -39,11 +39,11 @@ func issuing(t *testing.T, leases Leases, f func(b *bench, k *keeper)) {
 
 // lasts lets the keeper work until orders is not as it is any more, at most for that long, and returns how long that was. It asks ten
 // times a second, as an application does.
-func (b *bench) lasts(k *keeper, most time.Duration) time.Duration {
+func (b *bench) lasts(k *Keeper, most time.Duration) time.Duration {
 	b.Helper()
 	ctx, cancel := context.WithCancel(b.Context())
 	ended := make(chan struct{})
-	go func() { defer close(ended); k.run(ctx) }()
+	go func() { defer close(ended); k.Run(ctx) }()
 	defer func() { cancel(); <-ended }()
 	start, before := time.Now(), b.published("orders", 0)
 	for time.Since(start) < most && b.published("orders", 0) == before {
@@ -67,7 +67,7 @@ func TestLeasesAreRenewedInTime(t *testing.T) {
 		"the longest lease":  {MaxLease, MaxCoast},
 	} {
 		t.Run(name, func(t *testing.T) {
-			issuing(t, l, func(b *bench, k *keeper) {
+			issuing(t, l, func(b *bench, k *Keeper) {
 				hours := 6 * time.Hour
 				if got := b.lasts(k, hours); got < hours {
 					b.Errorf("it ended after %v: %s", got, b.published("orders", 0))
@@ -159,7 +159,7 @@ func TestADenialEndsADataKey(t *testing.T) {
 			"of the request": func(s *fakeService) { s.all = test.err },
 		} {
 			t.Run(name+", "+way, func(t *testing.T) {
-				issuing(t, usual, func(b *bench, k *keeper) {
+				issuing(t, usual, func(b *bench, k *Keeper) {
 					set(b.service)
 					b.checkBetween("until it ended", b.lasts(k, time.Hour), usual.Lease/2, usual.Lease*2/3+pollInterval)
 					b.wants("orders", test.want)
@@ -203,7 +203,7 @@ func TestOutages(t *testing.T) {
 			"of the request": func(s *fakeService) { s.all = test.err },
 		} {
 			t.Run(name+", "+way, func(t *testing.T) {
-				issuing(t, Leases{usual.Lease, test.coast}, func(b *bench, k *keeper) {
+				issuing(t, Leases{usual.Lease, test.coast}, func(b *bench, k *Keeper) {
 					set(b.service)
 					b.checkBetween("until it ended", b.lasts(k, 2*time.Hour), test.want, test.want+100*time.Millisecond)
 					b.wants("orders", "Pending LeaseExpired")
@@ -225,7 +225,7 @@ func TestOutages(t *testing.T) {
 
 // An outage is asked about again, with growing pauses, and costs nothing when it is over in time.
 func TestAnOutageThatEndsIsNotNoticed(t *testing.T) {
-	issuing(t, usual, func(b *bench, k *keeper) {
+	issuing(t, usual, func(b *bench, k *Keeper) {
 		b.service.all = status.Error(codes.Unavailable, "away")
 		if got := b.lasts(k, 10*time.Minute); got < 10*time.Minute {
 			b.Fatalf("it ended after %v", got)
@@ -266,7 +266,7 @@ func TestAnOutageThatEndsIsNotNoticed(t *testing.T) {
 }
 
 func TestADenialEndsADataKeyThatCoasts(t *testing.T) {
-	issuing(t, usual, func(b *bench, k *keeper) {
+	issuing(t, usual, func(b *bench, k *Keeper) {
 		b.service.all = status.Error(codes.Unavailable, "away")
 		b.run(k, 5*time.Minute)
 		b.wants("orders", "plaintext of o1")
@@ -278,7 +278,7 @@ func TestADenialEndsADataKeyThatCoasts(t *testing.T) {
 
 // Who is throttled has reached the key service: a coast that began before ends with the lease.
 func TestWhoIsThrottledDoesNotCoast(t *testing.T) {
-	issuing(t, usual, func(b *bench, k *keeper) {
+	issuing(t, usual, func(b *bench, k *Keeper) {
 		b.service.all = status.Error(codes.Unavailable, "away")
 		b.run(k, 5*time.Minute)
 		b.wants("orders", "plaintext of o1")
@@ -303,7 +303,7 @@ func TestAStoppedProcess(t *testing.T) {
 		"then it is old and denies it": {func(s *fakeService) { s.renewing, s.refuse["o1"] = errTooOld, denied }, "Refused AccessDenied", true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			issuing(t, usual, func(b *bench, k *keeper) {
+			issuing(t, usual, func(b *bench, k *Keeper) {
 				b.pass(usual.Lease - 2)
 				b.wants("orders", "plaintext of o1")
 				b.pass(1)
@@ -323,7 +323,7 @@ func TestAStoppedProcess(t *testing.T) {
 
 // After a longer stop than the coast time an outage is no reason to issue anything.
 func TestAProcessThatWasStoppedForTooLong(t *testing.T) {
-	issuing(t, usual, func(b *bench, k *keeper) {
+	issuing(t, usual, func(b *bench, k *Keeper) {
 		b.service.all = status.Error(codes.Unavailable, "away")
 		b.pass(usual.Coast)
 		b.run(k, time.Nanosecond)
@@ -358,7 +358,7 @@ func TestAKeyServiceThatHangs(t *testing.T) {
 	for _, lease := range []time.Duration{MinLease, DefaultLease, MaxLease} {
 		t.Run(lease.String(), func(t *testing.T) {
 			withKeeper(t, []string{"orders", "payments"}, func(b *bench) {
-				k := newKeeper([]string{"orders", "payments"}, b.source, b.service, b.store, Leases{lease, time.Hour}, b.logs.logger())
+				k := New([]string{"orders", "payments"}, b.source, b.service, b.store, Leases{lease, time.Hour}, b.logs.Logger())
 				b.source["orders"] = "o1"
 				b.run(k, time.Nanosecond)
 				b.service.hangs = true
@@ -385,7 +385,7 @@ func TestAKeyServiceThatHangs(t *testing.T) {
 
 // TestAKeyServiceOfBeforeLeases: blobs are opened again and again instead, which asks the same.
 func TestAKeyServiceOfBeforeLeases(t *testing.T) {
-	issuing(t, usual, func(b *bench, k *keeper) {
+	issuing(t, usual, func(b *bench, k *Keeper) {
 		b.service.renewing = errTooOld
 		if got := b.lasts(k, time.Hour); got < time.Hour {
 			b.Errorf("it ended after %v: %s", got, b.published("orders", 0))
@@ -419,7 +419,7 @@ func TestAKeyServiceOfBeforeLeases(t *testing.T) {
 
 // Without its Secret there is nothing to open anew: it coasts.
 func TestAKeyServiceOfBeforeLeasesAndNoSecret(t *testing.T) {
-	issuing(t, usual, func(b *bench, k *keeper) {
+	issuing(t, usual, func(b *bench, k *Keeper) {
 		b.service.renewing = errTooOld
 		b.source["orders"] = secrets.ErrMissing
 		b.checkBetween("until it ended", b.lasts(k, 2*time.Hour), usual.Coast, usual.Coast+100*time.Millisecond)
@@ -439,7 +439,7 @@ func TestRenewalsGoOnWithoutTheSecret(t *testing.T) {
 		"a blob that does not open": "o2",
 	} {
 		t.Run(name, func(t *testing.T) {
-			issuing(t, usual, func(b *bench, k *keeper) {
+			issuing(t, usual, func(b *bench, k *Keeper) {
 				b.source["orders"] = secret
 				b.service.refuse["o2"] = closed
 				if got := b.lasts(k, 2*time.Hour); got < 2*time.Hour {
@@ -460,7 +460,7 @@ func TestRenewalsGoOnWithoutTheSecret(t *testing.T) {
 
 // TestNewGenerationsWhileItCoasts: they wait; the old ones end in time; and all come back.
 func TestNewGenerationsWhileItCoasts(t *testing.T) {
-	issuing(t, Leases{usual.Lease, 10 * time.Minute}, func(b *bench, k *keeper) {
+	issuing(t, Leases{usual.Lease, 10 * time.Minute}, func(b *bench, k *Keeper) {
 		b.service.all = status.Error(codes.Unavailable, "away")
 		b.source["orders"] = generations{1: "o1", 2: "o2"}
 		b.run(k, 9*time.Minute)
@@ -550,7 +550,7 @@ func TestAnOutageOfOneDataKey(t *testing.T) {
 	for _, lease := range []time.Duration{MinLease, DefaultLease} {
 		t.Run(lease.String(), func(t *testing.T) {
 			withKeeper(t, []string{"orders", "payments"}, func(b *bench) {
-				k := newKeeper([]string{"orders", "payments"}, b.source, b.service, b.store, Leases{lease, time.Hour}, b.logs.logger())
+				k := New([]string{"orders", "payments"}, b.source, b.service, b.store, Leases{lease, time.Hour}, b.logs.Logger())
 				b.source["orders"], b.source["payments"] = "o1", "p1"
 				b.run(k, time.Nanosecond)
 				b.service.refuse["p1"] = status.Error(codes.Internal, "a fault")
@@ -582,7 +582,7 @@ func TestRenewalsAreCounted(t *testing.T) {
 
 // The sidecar repeats the bounds, so as not to link what api/v1alpha1 imports.
 func TestBoundsAreTheAPIs(t *testing.T) {
-	declared, err := os.ReadFile(filepath.Join("..", "api", "v1alpha1", "leases.go"))
+	declared, err := os.ReadFile(filepath.Join("..", "..", "..", "api", "v1alpha1", "leases.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -615,7 +615,7 @@ func TestLeasesHaveBounds(t *testing.T) {
 		"a coast before now": {Leases{MinLease, -1}, "must be 0s to 24h0m0s"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := test.leases.validate()
+			err := test.leases.Validate()
 			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want %q", err, test.want)
 			}

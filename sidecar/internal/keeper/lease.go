@@ -1,4 +1,4 @@
-package sidecar
+package keeper
 
 import (
 	"context"
@@ -37,7 +37,7 @@ type Leases struct {
 func (l Leases) renewAfter() time.Duration  { return l.Lease/3 + jitter(l.Lease/3) }
 func (l Leases) callTimeout() time.Duration { return min(keyservice.CallTimeout, l.Lease/4) }
 
-func (l Leases) validate() error {
+func (l Leases) Validate() error {
 	switch {
 	case l.Lease < MinLease || l.Lease > MaxLease:
 		return fmt.Errorf("lease %v: must be %v to %v", l.Lease, MinLease, MaxLease)
@@ -48,7 +48,7 @@ func (l Leases) validate() error {
 }
 
 // held are the generations that are issued, by what is asked to renew them, in the order of names.
-func (k *keeper) held() (all []keyservice.Renewal, by map[keyservice.Renewal][]wanted) {
+func (k *Keeper) held() (all []keyservice.Renewal, by map[keyservice.Renewal][]wanted) {
 	by = map[keyservice.Renewal][]wanted{}
 	for _, name := range k.names {
 		d := k.kept[name]
@@ -66,7 +66,7 @@ func (k *keeper) held() (all []keyservice.Renewal, by map[keyservice.Renewal][]w
 }
 
 // renewalDue reports whether it is time to renew: before anything is asked for that could last beyond that time.
-func (k *keeper) renewalDue(now time.Time) bool {
+func (k *Keeper) renewalDue(now time.Time) bool {
 	if k.renewAt.IsZero() {
 		return false
 	}
@@ -79,7 +79,7 @@ func (k *keeper) renewalDue(now time.Time) bool {
 
 // renew asks whether what is issued may go on to be: one call for all of the pod, or one for each kmsv1.MaxBatch. After a call that failed
 // it asks for nothing more.
-func (k *keeper) renew(ctx context.Context) {
+func (k *Keeper) renew(ctx context.Context) {
 	all, by := k.held()
 	if len(all) == 0 {
 		k.renewAt, k.unrenewed = time.Time{}, 0
@@ -116,7 +116,7 @@ func (k *keeper) renew(ctx context.Context) {
 	k.scheduleRenewal(ctx, start, failure, given)
 }
 
-func (k *keeper) callRenew(ctx context.Context, batch []keyservice.Renewal) ([]error, error) {
+func (k *Keeper) callRenew(ctx context.Context, batch []keyservice.Renewal) ([]error, error) {
 	ctx, cancel := context.WithTimeout(ctx, k.leases.callTimeout())
 	defer cancel()
 	return k.service.Renew(ctx, batch)
@@ -132,7 +132,7 @@ const (
 )
 
 // renewed notes the answer to a renewal, whose request was sent then.
-func (k *keeper) renewed(all []wanted, answer error, sent time.Time) renewalResult {
+func (k *Keeper) renewed(all []wanted, answer error, sent time.Time) renewalResult {
 	code := status.Code(answer)
 	reason, denied := keystore.RefusalReason(code)
 	denied = denied && !aboutBlob(reason) // which no renewal is
@@ -175,7 +175,7 @@ func (g *keptGeneration) prolong(sent time.Time, d time.Duration) {
 
 // coast lets a generation go on through an outage. Whoever is throttled has reached the key service, so no outage keeps his data keys
 // from being taken away, and he gets no more than his lease.
-func (k *keeper) coast(g *keptGeneration, code codes.Code) {
+func (k *Keeper) coast(g *keptGeneration, code codes.Code) {
 	d := k.leases.Lease
 	if code != codes.ResourceExhausted {
 		d = max(d, k.leases.Coast)
@@ -184,7 +184,7 @@ func (k *keeper) coast(g *keptGeneration, code codes.Code) {
 }
 
 // askAgain says when to ask for generations whose renewal was refused, and what stands in their place.
-func (k *keeper) askAgain(refused []wanted) {
+func (k *Keeper) askAgain(refused []wanted) {
 	again := time.Now().Add(jitter(refusalRetry))
 	var older []wanted
 	for _, g := range refused {
@@ -206,7 +206,7 @@ func (k *keeper) askAgain(refused []wanted) {
 
 // scheduleRenewal says when to renew next, and tells of an outage when it begins and when it ends. One that leaves some leases renewed
 // must not let those end.
-func (k *keeper) scheduleRenewal(ctx context.Context, start time.Time, failure error, given bool) {
+func (k *Keeper) scheduleRenewal(ctx context.Context, start time.Time, failure error, given bool) {
 	k.store.Renewals.Coasting.Store(failure != nil)
 	if failure == nil {
 		if k.unrenewed > 0 {
@@ -228,7 +228,7 @@ func (k *keeper) scheduleRenewal(ctx context.Context, start time.Time, failure e
 }
 
 // expire takes away the generations whose lease is over. They are asked for like any that is not there.
-func (k *keeper) expire(now time.Time) {
+func (k *Keeper) expire(now time.Time) {
 	for _, name := range k.names {
 		d := k.kept[name]
 		before, ended := d.all(), false

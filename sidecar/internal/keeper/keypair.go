@@ -1,4 +1,4 @@
-package sidecar
+package keeper
 
 import (
 	"crypto/ed25519"

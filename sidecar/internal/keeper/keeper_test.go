@@ -1,4 +1,4 @@
-package sidecar
+package keeper
 
 import (
 	"context"
@@ -18,9 +18,11 @@ import (
 
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
+	"github.com/datakeys/datakeys/internal/secrettest"
 	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 	"github.com/datakeys/datakeys/sidecar/internal/keystore"
 	"github.com/datakeys/datakeys/sidecar/internal/secrets"
+	"github.com/datakeys/datakeys/sidecar/sidecartest"
 )
 
 // fakeSource holds what each name's Secret is: the blob of generation 1 alone, all generations, a Secret as it is, or the error
@@ -160,7 +162,7 @@ type bench struct {
 	source  fakeSource
 	service *fakeService
 	store   *keystore.Store
-	logs    *logs
+	logs    *sidecartest.Logs
 }
 
 // pass lets time pass, on the clock of synctest.
@@ -174,7 +176,7 @@ func withKeeper(t *testing.T, names []string, f func(b *bench)) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bench{
 			T: t, source: fakeSource{}, service: &fakeService{started: time.Now(), refuse: map[string]error{}},
-			store: keystore.New(names), logs: &logs{},
+			store: keystore.New(names), logs: &sidecartest.Logs{},
 		}
 		b.wants("orders", "Pending Starting")
 		f(b)
@@ -200,15 +202,15 @@ func (b *bench) checkWiped() {
 }
 
 // run lets the keeper work for that long, and stops it.
-func (b *bench) run(k *keeper, d time.Duration) {
+func (b *bench) run(k *Keeper, d time.Duration) {
 	b.Helper()
 	ctx, cancel := context.WithTimeout(b.Context(), d)
 	defer cancel()
-	k.run(ctx)
+	k.Run(ctx)
 }
 
-func (b *bench) keeper(names ...string) *keeper {
-	return newKeeper(names, b.source, b.service, b.store, usual, b.logs.logger())
+func (b *bench) keeper(names ...string) *Keeper {
+	return New(names, b.source, b.service, b.store, usual, b.logs.Logger())
 }
 
 // wants checks what is published of a name: its state and reason, or its plaintext.
@@ -459,4 +461,19 @@ func TestKeeperDestroysWhatItReplaces(t *testing.T) {
 			b.Error("a plaintext outlived its last reader")
 		}
 	})
+}
+
+// TestNothingPrints gives everything that holds a plaintext to everything that prints.
+func TestNothingPrints(t *testing.T) {
+	plaintext := []byte("0123456789abcdef0123456789ABCDEF")
+	key := sidecartest.IssuedKey(t, "orders", plaintext)
+	asked := &keptGeneration{Generation: key.Generation}
+	tended := &keptKey{name: "orders", generations: []*keptGeneration{asked}, newest: asked, current: asked}
+	for name, holder := range map[string]any{
+		"a generation": asked, "a generation itself": *asked, "one to ask for": wanted{asked, tended}, "those to ask for": []wanted{{asked, tended}},
+		"a data key": tended, "a data key itself": *tended, "a keeper": &Keeper{kept: map[string]*keptKey{"orders": tended}},
+		"what was opened": keyservice.Opened{Plaintext: key.Issued.Plaintext}, "a pointer to it": &keyservice.Opened{Plaintext: key.Issued.Plaintext},
+	} {
+		secrettest.CheckPrints(t, name, holder, map[string][]byte{"plaintext": plaintext})
+	}
 }

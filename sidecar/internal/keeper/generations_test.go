@@ -1,4 +1,4 @@
-package sidecar
+package keeper
 
 import (
 	"errors"
@@ -511,7 +511,7 @@ func (s ignoringSource) Read(name string) (*secrets.Secret, error) {
 func TestKeeperLogsWhatIsIgnoredOnce(t *testing.T) {
 	withKeeper(t, []string{"orders"}, func(b *bench) {
 		ignored := []string{"entry x: must be y"}
-		k := newKeeper([]string{"orders"}, ignoringSource{b.source, &ignored}, b.service, b.store, usual, b.logs.logger())
+		k := New([]string{"orders"}, ignoringSource{b.source, &ignored}, b.service, b.store, usual, b.logs.Logger())
 		b.source["orders"] = "o1"
 		b.run(k, time.Hour)
 		ignored = []string{"entry x: must be y", "entry z: must be y"}
