@@ -36,8 +36,9 @@ const (
 	// maxAnswer is the most bytes read of an answer that is JSON: a data key with the largest blob and context has some 80 KiB.
 	maxAnswer = 256 << 10
 
-	// maxConns and maxIdleConns are how many connections a Client has at most: the sidecar has 256 for all containers of the pod.
-	maxConns, maxIdleConns = 64, 16
+	// maxConns is how many connections a Client has at most: the sidecar has 256 for all containers of the pod. As many may be idle, since
+	// the buffer of one that net/http drops as one too many is not cleared.
+	maxConns = 64
 	// idleTime is how long a connection is kept: less than the 2 minutes after which the sidecar closes it.
 	idleTime = time.Minute
 
@@ -90,7 +91,7 @@ func newClient(o Options, dial func(context.Context) (net.Conn, error)) *Client 
 			return wipingConn{c}, nil
 		},
 		DisableCompression: true, MaxResponseHeaderBytes: maxHeader,
-		MaxConnsPerHost: maxConns, MaxIdleConnsPerHost: maxIdleConns, IdleConnTimeout: idleTime,
+		MaxConnsPerHost: maxConns, MaxIdleConnsPerHost: maxConns, IdleConnTimeout: idleTime,
 	}}
 }
 
@@ -98,7 +99,8 @@ func newClient(o Options, dial func(context.Context) (net.Conn, error)) *Client 
 func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
 // wipingConn clears the memory that it is to read into. That is the buffer of net/http, which starts to read for the next answer as soon
-// as the last has been taken out: so no data key stays in it. Larger parts of an answer go past the buffer.
+// as the last has been taken out: so no data key stays in it, unless the connection ends with that answer, as it does where the caller's
+// context ends in the middle of it. Larger parts of an answer go past the buffer.
 type wipingConn struct{ net.Conn }
 
 // Read implements net.Conn. A reader may use all of p (io.Reader).

@@ -10,8 +10,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/datakeys/datakeys/internal/envelope"
 )
 
 // fakeSidecar answers in a bubble of testing/synctest, where there is no unix socket.
@@ -24,6 +22,7 @@ type fakeSidecar struct {
 	answer func(w http.ResponseWriter, r *http.Request) bool
 	// generations are what is issued, the newest last.
 	generations []string
+	aad         []byte // stands before the plaintext
 	stream      func(w http.ResponseWriter, r *http.Request)
 	away        bool
 	wrap        func(net.Conn) net.Conn
@@ -91,7 +90,7 @@ func (f *fakeSidecar) took() []string {
 func (f *fakeSidecar) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	f.calls = append(f.calls, r.URL.RequestURI())
-	stream, answer, generations := f.stream, f.answer, f.generations
+	stream, answer, generations, aad := f.stream, f.answer, f.generations, f.aad
 	f.mu.Unlock()
 	if stream != nil {
 		stream(w, r)
@@ -109,9 +108,7 @@ func (f *fakeSidecar) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		problem(w, http.StatusNotFound, "UnknownGeneration")
 		return
 	}
-	body, err := json.Marshal(map[string]any{
-		"aad": make([]byte, envelope.MaxRawSize), "name": "orders", "generation": n, "plaintext": []byte(generations[n-1]),
-	})
+	body, err := json.Marshal(map[string]any{"aad": aad, "name": "orders", "generation": n, "plaintext": []byte(generations[n-1])})
 	if err != nil {
 		panic(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 
@@ -107,37 +108,56 @@ func TestFindFindsAPlantedSecret(t *testing.T) {
 // TestNoDataKeyStaysInABuffer looks at all memory that was read into, once the connections wait for the next answer: the buffer of
 // net/http, and that of the answer.
 func TestNoDataKeyStaysInABuffer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		long := strings.Repeat(second, 128)
-		f := newFakeSidecar(t, Options{}, first, long)
-		seen := &seenReads{}
-		f.wrap = func(c net.Conn) net.Conn { return seenConn{c, seen} }
-		for generation, plaintext := range map[uint32]string{1: first, 2: long} {
-			k, err := f.client.Generation(t.Context(), "orders", generation)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got := k.Plaintext.AppendTo(nil); string(got) != plaintext {
-				t.Fatal("that is not the key")
-			}
-			k.Destroy()
-		}
-		synctest.Wait()
-		if len(seen.memory) < 4 {
-			t.Fatalf("got %d reads", len(seen.memory))
-		}
-		for _, b := range seen.memory {
-			for _, plaintext := range []string{first, second} {
-				if form := find(string(b), []byte(plaintext)); form != "" {
-					t.Errorf("a buffer of %d bytes still holds the data key as %s", len(b), form)
+	for name, test := range map[string]struct {
+		plaintext string
+		aad       []byte
+		calls     int // at a time
+	}{
+		"an answer that fits into the buffer":   {first, nil, 1},
+		"one that is longer than the buffer":    {strings.Repeat(second, 128), nil, 1},
+		"one whose data key comes past it":      {first, make([]byte, envelope.MaxRawSize), 1},
+		"more calls than there are connections": {first, nil, 2 * maxConns},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFakeSidecar(t, Options{}, test.plaintext)
+				f.aad = test.aad
+				seen := &seenReads{}
+				f.wrap = func(c net.Conn) net.Conn { return seenConn{c, seen} }
+				var calls sync.WaitGroup
+				for range test.calls {
+					calls.Go(func() {
+						k, err := f.client.DataKey(t.Context(), "orders")
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						if got := k.Plaintext.AppendTo(nil); string(got) != test.plaintext {
+							t.Error("that is not the key")
+						}
+						k.Destroy()
+					})
 				}
-			}
-		}
-	})
+				calls.Wait()
+				synctest.Wait()
+				if len(seen.memory) < 2 {
+					t.Fatalf("got %d reads", len(seen.memory))
+				}
+				for _, b := range seen.memory {
+					if form := find(string(b), []byte(test.plaintext)[:len(first)]); form != "" {
+						t.Fatalf("a buffer of %d bytes still holds the data key as %s", len(b), form)
+					}
+				}
+			})
+		})
+	}
 }
 
 // seenReads is all memory that was read into.
-type seenReads struct{ memory [][]byte }
+type seenReads struct {
+	mu     sync.Mutex
+	memory [][]byte
+}
 
 type seenConn struct {
 	net.Conn
@@ -145,6 +165,8 @@ type seenConn struct {
 }
 
 func (c seenConn) Read(p []byte) (int, error) {
+	c.seen.mu.Lock()
 	c.seen.memory = append(c.seen.memory, p)
+	c.seen.mu.Unlock()
 	return c.Conn.Read(p)
 }
