@@ -56,7 +56,10 @@ func TestTheProgramsOfTheClientsPage(t *testing.T) {
 		{
 			"python", "datakeys.py", []string{"python3"}, "    break  #",
 			"    sidecar.sock.shutdown(socket.SHUT_RDWR)  # as if it had been idle\n    print(sidecar.get(name, 1)[0])\n" +
-				"    print(base64.b64encode(ciphertext).decode())\n", "1\n",
+				"    sidecar.close()  # and as if it restarted: it takes its socket with it\n    sidecar.path += '.away'\n" +
+				"    try:\n        sidecar.get(name)\n    except OSError:\n        sidecar.path = sidecar.path[:-5]\n" +
+				"    print(sidecar.get(name, 1)[0])\n" +
+				"    print(base64.b64encode(ciphertext).decode())\n", "1\n1\n",
 		},
 		{
 			"js", "datakeys.mjs", []string{"node"}, "  process.exit(); //",
