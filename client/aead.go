@@ -208,21 +208,16 @@ func (a *AEAD) get(ctx context.Context, generation uint32) (*held, error) {
 		return nil, err
 	}
 	n := k.Plaintext.Len()
-	switch {
-	case k.KeyPairSpec != "" || n < envelope.MinMessageKeySize || n > envelope.MaxMessageKeySize:
-		what := fmt.Sprintf("has %d bytes", n)
-		if k.KeyPairSpec != "" {
-			what = "is a key pair"
-		}
-		err = refusal(ReasonUnsuitableDataKey, "the data key %s %s: encrypting takes a symmetric one of %d to %d bytes", a.name, what,
-			envelope.MinMessageKeySize, envelope.MaxMessageKeySize)
-	case k.Generation == 0 || generation != 0 && k.Generation != generation:
-		err = invalidAnswer("it answers with generation %d where %d was asked for", k.Generation, generation)
-	default:
+	if k.KeyPairSpec == "" && n >= envelope.MinMessageKeySize && n <= envelope.MaxMessageKeySize {
 		return &held{DataKey: k}, nil
 	}
 	k.Destroy()
-	return nil, err
+	what := fmt.Sprintf("has %d bytes", n)
+	if k.KeyPairSpec != "" {
+		what = "is a key pair"
+	}
+	return nil, refusal(ReasonUnsuitableDataKey, "the data key %s %s: encrypting takes a symmetric one of %d to %d bytes", a.name, what,
+		envelope.MinMessageKeySize, envelope.MaxMessageKeySize)
 }
 
 // expire ends a key that nobody has asked for again.

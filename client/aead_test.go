@@ -337,6 +337,10 @@ func TestAnotherGenerationThanAskedFor(t *testing.T) {
 		if e, ok := errors.AsType[*Error](err); !ok || e.Reason != ReasonInvalidAnswer {
 			t.Errorf("got %v", err)
 		}
+		k, err := f.client.Generation(t.Context(), "orders", 1)
+		if e, ok := errors.AsType[*Error](err); !ok || e.Reason != ReasonInvalidAnswer || k != nil {
+			t.Errorf("the data key itself: got %v, %v", k, err)
+		}
 	})
 }
 

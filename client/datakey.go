@@ -63,7 +63,12 @@ func (c *Client) dataKey(ctx context.Context, name string, generation uint32) (*
 		return nil, err
 	}
 	defer clear(body)
-	return parseDataKey(body)
+	k, err := parseDataKey(body)
+	if err == nil && (k.Generation == 0 || generation != 0 && k.Generation != generation) {
+		k.Destroy()
+		return nil, invalidAnswer("it answers with generation %d where %d, 0 for the newest, was asked for", k.Generation, generation)
+	}
+	return k, err
 }
 
 // parseDataKey reads the sidecar's answer. It leaves no copy of the plaintext but the one in the DataKey: encoding/json decodes base64 that
