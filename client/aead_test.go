@@ -322,6 +322,26 @@ func TestAnAnswerThatComesTooLate(t *testing.T) {
 	})
 }
 
+// TestASilentSidecar keeps nobody for ever, whose context has no end.
+func TestASilentSidecar(t *testing.T) {
+	for name, call := range map[string]func(context.Context, *Client) error{
+		"DataKey": func(ctx context.Context, c *Client) error { _, err := c.DataKey(ctx, "orders"); return err },
+		"Encrypt": func(ctx context.Context, c *Client) error { _, err := c.Encrypt(ctx, "orders", nil, nil); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFakeSidecar(t, Options{}, first)
+				f.answer = func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return false }
+				start := time.Now()
+				err := call(t.Context(), f.client)
+				if e, ok := errors.AsType[*Error](err); !ok || e.Reason != ReasonUnreachable || !e.Temporary() || time.Since(start) != silence {
+					t.Errorf("got %v after %v", err, time.Since(start))
+				}
+			})
+		})
+	}
+}
+
 // TestAnotherGenerationThanAskedFor is not taken for it.
 func TestAnotherGenerationThanAskedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

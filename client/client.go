@@ -91,7 +91,7 @@ func newClient(o Options, dial func(context.Context) (net.Conn, error)) *Client 
 			return wipingConn{c}, nil
 		},
 		DisableCompression: true, MaxResponseHeaderBytes: maxHeader,
-		MaxConnsPerHost: maxConns, MaxIdleConnsPerHost: maxConns, IdleConnTimeout: idleTime,
+		MaxConnsPerHost: maxConns, MaxIdleConnsPerHost: maxConns, IdleConnTimeout: idleTime, ResponseHeaderTimeout: silence,
 	}}
 }
 

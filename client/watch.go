@@ -15,7 +15,7 @@ const (
 	// firstWait and lastWait are how long Watch waits before it connects again: the first time, unless the sidecar has said so, and in
 	// the end, as it doubles.
 	firstWait, lastWait = time.Second, 30 * time.Second
-	// silence is how long a stream may say nothing. The sidecar says something every 15 s.
+	// silence is how long the sidecar may say nothing to a call, or on a stream. It answers within 10 s, and says something every 15 s.
 	silence = 45 * time.Second
 )
 
