@@ -37,7 +37,7 @@ const (
 
 // Error is why the sidecar, or this package in its place, did not do what was asked. It holds nothing that is secret.
 //
-// What it does not stand for: an end of the caller's context, which is returned as it is.
+// What it does not stand for: an end of the caller's context, whose cause (context.Cause) is returned as it is.
 type Error struct {
 	// Status is the HTTP status of the sidecar's answer, 0 where this package says no by itself.
 	Status int
@@ -62,8 +62,9 @@ func (e *Error) Error() string {
 // Unwrap returns what failed under it, such as a dial.
 func (e *Error) Unwrap() error { return e.cause }
 
-// Temporary reports whether the same call may succeed later with nothing changed by anybody: the sidecar is starting, or cannot reach the
-// key service now. Any other error is final, until somebody mends what it says.
+// Temporary reports whether the same call may succeed soon with nothing changed by anybody: the sidecar is starting, or cannot reach the
+// key service now. Any other error is final, until somebody mends what it says; but ReasonUnknownGeneration passes within minutes if the
+// generation is new, which this package cannot tell.
 func (e *Error) Temporary() bool {
 	return e.Status == http.StatusServiceUnavailable || e.RetryAfter > 0 || e.Reason == ReasonUnreachable
 }

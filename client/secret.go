@@ -19,7 +19,7 @@ func (s Secret) Use(f func([]byte) error) error {
 	return s.plaintext.Use(insecuresecret.Token{}, f)
 }
 
-// AppendTo appends a copy of the bytes to dst. Clearing it is up to the caller.
+// AppendTo appends a copy of the bytes to dst, and nothing for a Secret that is zero or destroyed. Clearing it is up to the caller.
 func (s Secret) AppendTo(dst []byte) []byte { return s.plaintext.AppendTo(insecuresecret.Token{}, dst) }
 
 // Len returns the number of bytes, 0 for a Secret that is zero or destroyed.

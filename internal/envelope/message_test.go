@@ -139,7 +139,7 @@ func TestMessagesDiffer(t *testing.T) {
 	}
 }
 
-// TestMessagesAndBlobsAreApart: neither is read as the other, and material that is given out as a data key opens no blob.
+// TestMessagesAndBlobsAreApart: neither is read as the other. That the label keeps their keys apart, the vectors hold.
 func TestMessagesAndBlobsAreApart(t *testing.T) {
 	m := NewMaterial()
 	blob := mustSeal(t, m, testHeader(KindAWS), AssociatedData{}, newPlaintext(t, 32))
