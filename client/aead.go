@@ -16,9 +16,9 @@ import (
 // generation; the sidecar's decrypt reads them, too. It is safe for concurrent use, and one for each data key is enough.
 //
 // A data key is used for Options.KeyAge after it was asked for, never longer, and then cleared. A use in the second half of that time
-// has it asked for again without waiting, so that a sidecar that restarts is not noticed. Callers that need the same key at the same
-// time wait for one answer. If the sidecar refuses the key, it is cleared at once. So after the sidecar issues a key no more, an AEAD
-// encrypts and decrypts with it for at most that time.
+// has it asked for again without waiting, so that a sidecar that is back within that half is not missed. Callers that need the same key
+// at the same time wait for one answer. If the sidecar refuses the key, it is cleared at once. So after the sidecar issues a key no more,
+// an AEAD encrypts and decrypts with it for at most that time.
 type AEAD struct {
 	client *Client
 	name   string
