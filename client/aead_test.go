@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"net/http"
 	"sync"
 	"testing"
@@ -341,6 +342,23 @@ func TestASilentSidecar(t *testing.T) {
 		})
 	}
 }
+
+// TestTheEndOfAnotherContext: net/http may close a connection for a call whose context ends when it has lent it to the next already, which
+// then gets that call's error.
+func TestTheEndOfAnotherContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeSidecar(t, Options{}, first)
+		f.wrap = func(c net.Conn) net.Conn { return canceledConn{c} }
+		_, err := f.client.DataKey(t.Context(), "orders")
+		if e, ok := errors.AsType[*Error](err); !ok || e.Reason != ReasonUnreachable || errors.Is(err, context.Canceled) {
+			t.Errorf("got %v, which passes for the end of the caller's context", err)
+		}
+	})
+}
+
+type canceledConn struct{ net.Conn }
+
+func (canceledConn) Read([]byte) (int, error) { return 0, context.Canceled }
 
 // TestAnotherGenerationThanAskedFor is not taken for it.
 func TestAnotherGenerationThanAskedFor(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"io"
 	"mime"
 	"net"
@@ -172,6 +173,10 @@ func readBody(ctx context.Context, response *http.Response, most int) ([]byte, e
 func failure(ctx context.Context, err error) error {
 	if ended := context.Cause(ctx); ended != nil {
 		return ended
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		// Of another call: net/http may have lent its connection to this one already when it closes it.
+		err = errors.New("the connection was closed when another call ended")
 	}
 	return unreachable(err)
 }
