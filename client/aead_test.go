@@ -343,6 +343,40 @@ func TestASilentSidecar(t *testing.T) {
 	}
 }
 
+// TestAConnectionThatIsClosedMeanwhile: the sidecar closes those that have waited for longest, and a request may be on its way already.
+func TestAConnectionThatIsClosedMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeSidecar(t, Options{}, first)
+		f.answer = func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("Content-Type", mediaBytes)
+			return true
+		}
+		conns := 0
+		f.wrap = func(c net.Conn) net.Conn { conns++; return &usedOnceConn{Conn: c} }
+		for range 2 {
+			if _, err := f.client.Encrypt(t.Context(), "orders", []byte("data"), nil); err != nil {
+				t.Error(err)
+			}
+		}
+		if conns != 2 {
+			t.Errorf("got %d connections", conns)
+		}
+	})
+}
+
+// usedOnceConn is closed by the other side when a second request has been written.
+type usedOnceConn struct {
+	net.Conn
+	writes int
+}
+
+func (c *usedOnceConn) Write(p []byte) (int, error) {
+	if c.writes++; c.writes == 2 {
+		return len(p), c.Close()
+	}
+	return c.Conn.Write(p)
+}
+
 // TestTheEndOfAnotherContext: net/http may close a connection for a call whose context ends when it has lent it to the next already, which
 // then gets that call's error.
 func TestTheEndOfAnotherContext(t *testing.T) {
