@@ -366,7 +366,7 @@ func (r *dataKeyRequestReconciler) createSecret(ctx context.Context, key DataKey
 		return nil, err
 	}
 	if err := r.client.Create(ctx, secret); err != nil {
-		return nil, fmt.Errorf("create Secret %q: %w", key.Name, err)
+		return nil, secretError("create", key, err)
 	}
 	stored, err := r.judgeSecret(ctx, key, secret, nil)
 	if err == nil {
@@ -382,6 +382,17 @@ func (r *dataKeyRequestReconciler) createSecret(ctx context.Context, key DataKey
 		}
 	}
 	return all, err
+}
+
+// secretError tells of a write of a Secret that failed. That the API server refuses it, for a quota or another admission, is for who made the
+// request to see. In a namespace that is going nobody is left to see it.
+func secretError(verb string, key DataKey, err error) error {
+	failure := fmt.Errorf("%s Secret %q: %w", verb, key.Name, err)
+	refused := apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsBadRequest(err)
+	if !refused || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+		return failure
+	}
+	return keyServiceError{v1alpha1.ReasonSecretRefused, fmt.Sprintf("the API server refuses Secret %q, and is asked again: %v", key.Name, err), failure}
 }
 
 // updateSecret brings a Secret to the generations of a data key, and says whether that took a write. The Secret's resourceVersion makes an
@@ -402,7 +413,7 @@ func (r *dataKeyRequestReconciler) updateSecret(ctx context.Context, secret *cor
 	}
 	wanted := repaired.DeepCopy()
 	if err := r.client.Update(ctx, repaired); err != nil {
-		return false, fmt.Errorf("repair Secret %q: %w", key.Name, err)
+		return false, secretError("repair", key, err)
 	}
 	if !maps.EqualFunc(repaired.Data, wanted.Data, bytes.Equal) {
 		return true, fmt.Errorf("the Secret %q was changed while it was written", key.Name)

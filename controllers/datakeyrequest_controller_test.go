@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -60,6 +61,9 @@ func TestDataKeyRequest(t *testing.T) {
 		unsupported      = "spec.keyPairSpec is ECC_SECG_P256K1, which this installation does not offer because it runs in FIPS 140-3 mode: " +
 			"make a DataKeyRequest with another keyPairSpec"
 		unavailable = "the key service cannot work on this data key now; it is tried again"
+		quota       = `the API server refuses Secret "orders", and is asked again: secrets "orders" is forbidden: exceeded quota: few, ` +
+			`requested: count/secrets=1, used: count/secrets=1, limited: count/secrets=1`
+		denied = `the API server refuses Secret "orders", and is asked again: admission webhook "policy.example" denied the request: no label team`
 	)
 	var (
 		first, second = blobOf(t, keyUID, 1), blobOf(t, keyUID, 2)
@@ -87,7 +91,16 @@ func TestDataKeyRequest(t *testing.T) {
 		ownMaterial = material(keyUID, namespace, "orders-key")
 		opaque      = secretWith(keyUID, first, func(s *corev1.Secret) { s.Type = corev1.SecretTypeOpaque })
 		immutable   = func(s *corev1.Secret) { s.Immutable = new(true) }
-		theirs      = func(s *corev1.Secret) {
+		overQuota   = apierrors.NewForbidden(corev1.Resource("secrets"), "orders",
+			errors.New("exceeded quota: few, requested: count/secrets=1, used: count/secrets=1, limited: count/secrets=1"))
+		byWebhook = &apierrors.StatusError{ErrStatus: metav1.Status{
+			Status: metav1.StatusFailure, Code: http.StatusBadRequest, Message: `admission webhook "policy.example" denied the request: no label team`,
+		}}
+		terminating = &apierrors.StatusError{ErrStatus: metav1.Status{
+			Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden,
+			Details: &metav1.StatusDetails{Causes: []metav1.StatusCause{{Type: corev1.NamespaceTerminatingCause}}},
+		}}
+		theirs = func(s *corev1.Secret) {
 			s.Data["note"] = []byte("mine")
 			s.Labels["team"] = "a"
 			s.Annotations = map[string]string{"note": "mine"}
@@ -110,6 +123,8 @@ func TestDataKeyRequest(t *testing.T) {
 		// meanwhile is what another manager creates just before this one does.
 		meanwhile *corev1.Secret
 		keyErr    error
+		// refusal is what the API server says to a write of the Secret.
+		refusal error
 
 		wantStatus   *written
 		wantEvents   []string
@@ -128,6 +143,28 @@ func TestDataKeyRequest(t *testing.T) {
 			wantEvents: []string{createdMessage},
 			wantWrites: []string{"create Secret"},
 			wantSecret: secretWith(keyUID, first),
+		},
+		"a Secret that a quota leaves no place for is told of, and tried again": {
+			objects:    []client.Object{request(), masterKey(readyKey), ownMaterial},
+			refusal:    overQuota,
+			wantStatus: notReady("SecretRefused", quota),
+			wantEvents: []string{"Warning SecretRefused " + quota},
+			wantErr:    apierrors.IsForbidden,
+		},
+		"a repair that an admission webhook denies is told of, and tried again": {
+			objects: []client.Object{
+				request(withBlob(keyUID, first)), masterKey(readyKey), ownMaterial, secretWith(keyUID, []byte("damaged")),
+			},
+			refusal:    byWebhook,
+			wantStatus: stillHas("SecretRefused", denied, keyUID, first),
+			wantEvents: []string{"Warning SecretRefused " + denied},
+			wantErr:    apierrors.IsBadRequest,
+			wantSecret: secretWith(keyUID, []byte("damaged")),
+		},
+		"in a namespace that goes there is no Secret, and nobody to tell": {
+			objects: []client.Object{request(), masterKey(readyKey), ownMaterial},
+			refusal: terminating,
+			wantErr: apierrors.IsForbidden,
 		},
 		"without an encryption context there is no entry for it": {
 			objects:    []client.Object{request(func(r *v1alpha1.DataKeyRequest) { r.Spec.EncryptionContext = nil }), masterKey(readyKey), ownMaterial},
@@ -551,7 +588,16 @@ func TestDataKeyRequest(t *testing.T) {
 				w.keys.Err = tc.keyErr
 				recorder := events.NewFakeRecorder(10)
 				c := interceptor.NewClient(w.client, interceptor.Funcs{
+					Update: func(ctx context.Context, c client.WithWatch, object client.Object, options ...client.UpdateOption) error {
+						if tc.refusal != nil {
+							return tc.refusal
+						}
+						return c.Update(ctx, object, options...)
+					},
 					Create: func(ctx context.Context, c client.WithWatch, object client.Object, options ...client.CreateOption) error {
+						if tc.refusal != nil {
+							return tc.refusal
+						}
 						if tc.meanwhile != nil {
 							if err := w.direct.Create(ctx, tc.meanwhile.DeepCopy()); err != nil {
 								t.Fatal(err)

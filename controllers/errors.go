@@ -37,8 +37,8 @@ var _ error = pendingError{}
 
 func (e pendingError) Error() string { return e.Reason + ": " + e.Message }
 
-// A keyServiceError is returned when the key service could not do what it was asked. It is tried again with back-off. Err is
-// for the log; the Ready condition says the same to everybody, whatever Err is.
+// A keyServiceError is returned when the key service could not do what it was asked, or the API server refuses a Secret. It is tried
+// again with back-off. Err is for the log; of the key service the Ready condition says the same to everybody, whatever Err is.
 type keyServiceError struct {
 	// Reason is the reason of the Ready condition.
 	Reason string

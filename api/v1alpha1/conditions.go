@@ -103,6 +103,9 @@ const (
 	// ReasonSecretConflict: a Secret of the request's name exists that does not hold this request's data key. It is not
 	// touched.
 	ReasonSecretConflict = "SecretConflict"
+	// ReasonSecretRefused: the API server refuses the Secret, as for a ResourceQuota or by an admission policy. It is tried again with
+	// back-off.
+	ReasonSecretRefused = "SecretRefused"
 	// ReasonKeyVersionMissing: a generation is wrapped by a version of the master key that its material does not have, as after an
 	// older backup of it was restored. A newer one has to be.
 	ReasonKeyVersionMissing = "KeyVersionMissing"
