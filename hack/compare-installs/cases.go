@@ -25,6 +25,11 @@ var chartCases = map[string]chartCase{
 		arguments: []string{"--set=image.manager.tag=v9@sha256:01,image.sidecar.tag=v9@sha256:02"},
 		contains:  []string{"image: datakeys/manager:v9@sha256:01\n", "--sidecar-image=datakeys/sidecar:v9@sha256:02\n"},
 	},
+	"a digest without a tag is refused": {
+		arguments: []string{"--set=image.manager.tag=@sha256:01"},
+		contains:  []string{"/image/manager/tag"},
+		refused:   true,
+	},
 	"everything follows the release's namespace": {
 		arguments: []string{"--namespace=elsewhere"},
 		contains:  []string{"namespace: elsewhere", "- elsewhere"},
@@ -85,6 +90,11 @@ var chartCases = map[string]chartCase{
 			"name: DATAKEYS_PREVIOUS_ROOT_KEY\n              value: \"secret://datakeys-root-key\"",
 			"--sealing-key-rotation-interval=720h", "name: VAULT_TOKEN_FILE", "mountPath: /vault", "emptyDir: {}", "image: r.example/agent", "port: 8200",
 		},
+	},
+	"a previous root key whose value is empty is none": {
+		arguments: []string{"--set=rootKey.previousUri=null"},
+		contains:  []string{"name: DATAKEYS_ROOT_KEY\n"},
+		lacks:     []string{"DATAKEYS_PREVIOUS_ROOT_KEY"},
 	},
 	"limits of pods and resources of sidecars reach the manager": {
 		arguments: []string{
