@@ -54,3 +54,18 @@ func TestThePagesHaveEveryReason(t *testing.T) {
 		}
 	}
 }
+
+// TestTheNetworkSectionHasEveryPort of the manager's container.
+func TestTheNetworkSectionHasEveryPort(t *testing.T) {
+	_, section, _ := strings.Cut(read(t, "docs/operations.md"), "\n### Network\n")
+	section, _, _ = strings.Cut(section, "\n#")
+	ports := regexp.MustCompile(`containerPort: (\d+)`).FindAllStringSubmatch(read(t, "config/manager/deployment.yaml"), -1)
+	if len(ports) < 4 {
+		t.Fatalf("got %d ports, want 4 or more", len(ports))
+	}
+	for _, port := range ports {
+		if !strings.Contains(section, "TCP "+port[1]) {
+			t.Errorf("the section does not say who connects to port %s", port[1])
+		}
+	}
+}
