@@ -221,6 +221,12 @@ func (r *dataKeyRequestReconciler) act(
 			return err
 		}
 		view.generations = r.drop(ctx, request, view, all)
+		if len(view.generations) > v1alpha1.MaxGenerations {
+			oldest := view.generations[len(view.generations)-1].number()
+			return permanentError{v1alpha1.ReasonTooManyGenerations, fmt.Sprintf(
+				"the status and the Secret %q have %d generations together, and a data key may have %d: take the oldest ones out of the Secret, its entries %s and so on; nothing was touched",
+				key.Name, len(view.generations), v1alpha1.MaxGenerations, v1alpha1.SecretKeyOf(v1alpha1.SecretKeyCiphertextBlob, oldest))}
+		}
 		return r.follow(ctx, request, view, inStatus, inSecret, secret, tell)
 	case actionConflict:
 		return secretConflict(secret, key)

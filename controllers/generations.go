@@ -68,14 +68,18 @@ func (g generations) droppable(keep *int32, now time.Time) (numbers []int32, nex
 	if keep == nil {
 		return nil, time.Time{}
 	}
-	for i := max(int(*keep), 1); i < len(g); i++ {
-		end := g[i-1].createdAt.Add(minKept)
-		switch {
-		case !now.Before(end):
+	kept := max(int(*keep), 1)
+	for i := kept; i < len(g); i++ {
+		// One that is dropped has superseded nothing later than the one above it did, whatever its date: it may have been taken over again.
+		end := g[kept-1].createdAt.Add(minKept)
+		if !now.Before(end) {
 			numbers = append(numbers, g[i].number())
-		case next.IsZero() || end.Before(next):
+			continue
+		}
+		if next.IsZero() || end.Before(next) {
 			next = end
 		}
+		kept = i + 1
 	}
 	return numbers, next
 }

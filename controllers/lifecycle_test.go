@@ -3,6 +3,7 @@ package controllers_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -450,9 +451,38 @@ func TestTooManyGenerations(t *testing.T) {
 	l.settle(t)
 	says("TooManyGenerations", "it waits until spec.rotation.keep drops the oldest, 24 hours after that was superseded")
 
+	older := l.secret(t)
 	l.pass(25 * time.Hour)
 	l.settle(t)
 	says("Rotated", "generation 101 is the newest")
+
+	// The Secret of a backup brings back what was dropped. Without keep that is more than there may be, beside what came since.
+	edit(t, l, l.request(t), annotate[*v1alpha1.DataKeyRequest](v1alpha1.AnnotationRotateRequestedAt, "later"))
+	l.settle(t)
+	restore := func() { edit(t, l, l.secret(t), func(s *corev1.Secret) { s.Data = maps.Clone(older.Data) }) }
+	data := l.secret(t).Data
+	restore()
+	l.settle(t)
+	expect(t, "the Secret, with keep", l.secret(t).Data, data)
+	expect(t, "generations in the status, with keep", len(l.request(t).Status.Generations), 3)
+
+	edit(t, l, l.request(t), func(r *v1alpha1.DataKeyRequest) { r.Spec.Rotation = v1alpha1.DataKeyRotation{} })
+	l.settle(t)
+	restore()
+	l.settle(t)
+	ready := meta.FindStatusCondition(l.request(t).Status.Conditions, v1alpha1.ConditionReady)
+	expect(t, "Ready", ready.Reason+": "+ready.Message, `TooManyGenerations: the status and the Secret "orders" have 102 generations together, and a data key may have 100: `+
+		"take the oldest ones out of the Secret, its entries ciphertextBlob.1 and so on; nothing was touched")
+	expect(t, "the Secret", l.secret(t).Data, older.Data)
+
+	edit(t, l, l.secret(t), func(s *corev1.Secret) {
+		delete(s.Data, "ciphertextBlob.1")
+		delete(s.Data, "ciphertextBlob.2")
+	})
+	l.settle(t)
+	ready = meta.FindStatusCondition(l.request(t).Status.Conditions, v1alpha1.ConditionReady)
+	expect(t, "Ready with two less", ready.Reason, "Ready")
+	expect(t, "generations in the status", len(l.request(t).Status.Generations), 100)
 }
 
 func TestNothingThatIsDurableIsLostByAnEdit(t *testing.T) {

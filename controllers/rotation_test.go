@@ -214,8 +214,11 @@ func TestDroppable(t *testing.T) {
 		"one more, superseded just now":                       {new(int32(2)), of(0, 1, 200), nil, day.Add(23 * time.Hour)},
 		"one more, superseded 24 hours ago":                   {new(int32(2)), of(0, 24, 200), []int32{1}, time.Time{}},
 		"three more, of which one is not superseded for long": {new(int32(2)), of(0, 1, 2, 30, 200), []int32{1}, day.Add(22 * time.Hour)},
-		"all superseded just now":                             {new(int32(2)), of(0, 1, 2, 3), nil, day.Add(22 * time.Hour)},
-		"a clock that was wrong":                              {new(int32(2)), of(0, -1000, 200), nil, day.Add(1024 * time.Hour)},
+		"two that were taken over again just now, below one that was superseded long ago": {
+			new(int32(2)), of(0, 100, 200, 0, 0), []int32{3, 2, 1}, time.Time{},
+		},
+		"all superseded just now": {new(int32(2)), of(0, 1, 2, 3), nil, day.Add(22 * time.Hour)},
+		"a clock that was wrong":  {new(int32(2)), of(0, -1000, 200), nil, day.Add(1024 * time.Hour)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, next := tc.of.droppable(tc.keep, day)

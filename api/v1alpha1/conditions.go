@@ -62,7 +62,8 @@ const (
 	ReasonInvalidSchedule = "InvalidSchedule"
 	// ReasonTooManyVersions: the key has as many versions as it may have.
 	ReasonTooManyVersions = "TooManyVersions"
-	// ReasonTooManyGenerations: the data key has as many generations as it may have.
+	// ReasonTooManyGenerations: the data key has as many generations as it may have. Of ConditionReady: its status and its Secret have
+	// more together.
 	ReasonTooManyGenerations = "TooManyGenerations"
 	// ReasonClocksDisagree: the clocks of the manager and of the API server are apart, so nothing is done by time.
 	ReasonClocksDisagree = "ClocksDisagree"
