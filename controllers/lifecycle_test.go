@@ -773,6 +773,33 @@ func TestAChangeOfMindWhileReferencesAreSoughtKeepsTheKey(t *testing.T) {
 	}
 }
 
+// A Secret may have a megabyte, and whoever may write Secrets of the namespace makes as many as he likes: none of them ends the manager.
+func TestReferencesAreSoughtInSmallPages(t *testing.T) {
+	const most = 32 << 20 // of the 256 MiB that the chart gives a manager
+	l := newLifetime(t, masterKey())
+	l.settle(t)
+	edit(t, l, l.key(t), func(k *v1alpha1.MasterKey) { k.Spec.State = v1alpha1.MasterKeyStatePendingDeletion })
+	l.settle(t)
+	l.pass(v1alpha1.DefaultWaitingPeriod)
+	lists := 0
+	l.reader = interceptor.NewClient(l.direct, interceptor.Funcs{
+		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, options ...client.ListOption) error {
+			if _, ok := list.(*corev1.SecretList); ok {
+				lists++
+				if limit := (&client.ListOptions{}).ApplyOptions(options).Limit; limit == 0 || limit*corev1.MaxSecretSize > most {
+					t.Errorf("a page of Secrets has %d", limit)
+				}
+			}
+			return c.List(ctx, list, options...)
+		},
+	})
+	l.restart()
+	l.settle(t)
+	if lists == 0 {
+		t.Error("no Secrets were listed")
+	}
+}
+
 func TestDataKeysMayBeOrphaned(t *testing.T) {
 	l := newLifetime(t, masterKey(), request())
 	l.settle(t)

@@ -124,8 +124,8 @@ func destroy(
 	return true, nil
 }
 
-// listPage is how many objects are read at once where all of a namespace have to be looked at.
-const listPage = 500
+// listPage is how many objects are read at once where all of a namespace have to be looked at. A Secret may have a megabyte, whoever made it.
+const listPage = 20
 
 // maxNamed is how many of the objects that block a deletion a message names.
 const maxNamed = 5
