@@ -46,7 +46,7 @@ const (
 	ReasonPendingDeletion = "PendingDeletion"
 	// ReasonDeletionBlocked: the waiting period is over, and what the message names still refers to the key.
 	ReasonDeletionBlocked = "DeletionBlocked"
-	// ReasonDestroyed: the material is destroyed. Nothing brings it back.
+	// ReasonDestroyed: the material is destroyed. Only a backup has it.
 	ReasonDestroyed = "Destroyed"
 )
 

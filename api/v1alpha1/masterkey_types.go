@@ -20,7 +20,7 @@ const (
 	MasterKeyStateDisabled MasterKeyState = "Disabled"
 	// MasterKeyStatePendingDeletion refuses every use of the key, and destroys its material once the waiting period is over.
 	MasterKeyStatePendingDeletion MasterKeyState = "PendingDeletion"
-	// MasterKeyStateDestroyed, in a status only: the material is destroyed. Nothing brings it back.
+	// MasterKeyStateDestroyed, in a status only: the material is destroyed. Only a backup has it.
 	MasterKeyStateDestroyed MasterKeyState = "Destroyed"
 )
 
