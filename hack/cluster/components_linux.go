@@ -313,7 +313,7 @@ func (p plan) kubeletConfig() any {
 		"clusterDNS":               []string{dnsAddress},
 		"clusterDomain":            clusterDomain,
 		"resolvConf":               p.config("resolv.conf"),
-		"podLogsDir":               filepath.Join(p.state, "podlogs"),
+		"podLogsDir":               filepath.Join(p.state, podLogs),
 		"volumePluginDir":          p.volumePlugins(),
 		// The disk is the machine's: how full others made it is no reason to evict pods or to delete images, which
 		// could not be pulled again.

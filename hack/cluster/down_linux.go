@@ -15,8 +15,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stateEntries are what a cluster has in its folder. Only these are removed: -state may name a folder that holds more.
-var stateEntries = []string{"kubeconfig", "etcd", "log", "podlogs", "containerd", "kubelet", "pki", "config", "cni"}
+// stateEntries are what a cluster has in its folder. Only these are removed: -state may name a folder that holds more. The
+// last of them is made first and removed last, as the sign that all of them are a cluster's.
+var stateEntries = []string{"kubeconfig", "etcd", "log", "containerd", "kubelet", "pki", "config", "cni", podLogs}
+
+const podLogs = "podlogs"
+
+// owned says whether what the folder has under the names of stateEntries is a cluster's: others too call something log or
+// config.
+func (n *node) owned() bool {
+	return exists(filepath.Join(n.state, podLogs)) || exists(filepath.Join(n.run, stateFile))
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
 
 // down ends the cluster. It needs no record of it to be whole, and no cluster to be there.
 func (n *node) down(ctx context.Context) error {
@@ -41,7 +55,11 @@ func (n *node) clear(ctx context.Context) error {
 		return err
 	}
 	// Before anything is deleted: a volume may be a mount of a folder that is not the cluster's.
-	if err := unmountBelow(n.state, n.run); err != nil {
+	folders := []string{n.run}
+	if n.owned() {
+		folders = append(folders, n.state)
+	}
+	if err := unmountBelow(folders...); err != nil {
 		return err
 	}
 	w, _, err := openNetwork(n.id)
@@ -58,15 +76,23 @@ func (n *node) clear(ctx context.Context) error {
 	if err := n.clearElsewhere(ctx, p); err != nil {
 		return err
 	}
+	if err := n.removeFolder(); err != nil {
+		return err
+	}
+	return os.RemoveAll(n.run)
+}
+
+// removeFolder removes the cluster's folder, but nothing in it that is not the cluster's.
+func (n *node) removeFolder() error {
+	if !n.owned() {
+		return nil
+	}
 	for _, entry := range stateEntries {
 		if err := os.RemoveAll(filepath.Join(n.state, entry)); err != nil {
 			return err
 		}
 	}
-	if err := removeEmpty(n.state); err != nil {
-		return err
-	}
-	return os.RemoveAll(n.run)
+	return removeEmpty(n.state)
 }
 
 // endAll ends every process of the cluster. The kubelet goes first, as it would start containers again; the rest is

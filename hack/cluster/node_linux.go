@@ -63,11 +63,32 @@ func (e *deathError) Error() string {
 // kubelet/pod-resources/NUMBER below it, the number of up to ten digits, and the address of a socket has at most 107.
 const longestState = 107 - len("/kubelet/pod-resources/") - 10
 
-// up starts what does not run and waits until the cluster is usable.
-func (n *node) up(ctx context.Context) error {
+// checkFolder says why no cluster can be in the folder.
+func (n *node) checkFolder() error {
 	if len(n.state) > longestState {
 		return fmt.Errorf("the path of the cluster's folder, %s, has %d bytes, and the kubelet's sockets in it allow for %d: "+
 			"name a folder with a shorter path with -state or DATAKEYS_CLUSTER", n.state, len(n.state), longestState)
+	}
+	if strings.ContainsAny(n.state, `:,\`) {
+		return fmt.Errorf("the path of the cluster's folder, %s, has a colon, a comma or a backslash, which mean something else in "+
+			"the mounts of a container: name a folder without them with -state or DATAKEYS_CLUSTER", n.state)
+	}
+	if n.owned() {
+		return nil
+	}
+	for _, entry := range stateEntries {
+		if path := filepath.Join(n.state, entry); exists(path) {
+			return fmt.Errorf("%s is not of a cluster, and a cluster in %s would overwrite it: name another folder, an empty or a "+
+				"new one, with -state or DATAKEYS_CLUSTER", path, n.state)
+		}
+	}
+	return nil
+}
+
+// up starts what does not run and waits until the cluster is usable.
+func (n *node) up(ctx context.Context) error {
+	if err := n.checkFolder(); err != nil {
+		return err
 	}
 	unlock, err := n.lockSite(ctx)
 	if err != nil {
@@ -236,7 +257,7 @@ const (
 // prepare makes the folders.
 func (n *node) prepare() error {
 	p := plan{state: n.state}
-	for _, dir := range []string{filepath.Join(n.state, "log"), filepath.Join(n.state, "podlogs"), p.volumePlugins()} {
+	for _, dir := range []string{filepath.Join(n.state, podLogs), filepath.Join(n.state, "log"), p.volumePlugins()} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}

@@ -69,12 +69,21 @@ func TestNamesFitTheKernelsLimits(t *testing.T) {
 	}
 }
 
-func TestUpRefusesAPathTooLongForSockets(t *testing.T) {
-	state := "/" + strings.Repeat("x", longestState)
-	n := &node{site: site{state: state}}
-	err := n.up(t.Context())
-	if err == nil || !strings.Contains(err.Error(), "-state") || !strings.Contains(err.Error(), fmt.Sprint(longestState)) {
-		t.Errorf("error %v, want one that names the limit and the way out", err)
+func TestUpRefusesAPathThatCannotServe(t *testing.T) {
+	tests := map[string]struct{ state, want string }{
+		"too long for sockets":    {state: "/" + strings.Repeat("x", longestState), want: fmt.Sprint(longestState)},
+		"two paths in KUBECONFIG": {state: "/a:b", want: "colon"},
+		"two options of a mount":  {state: "/a,b", want: "comma"},
+		"an escape of a mount":    {state: `/a\b`, want: "backslash"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			n := &node{site: site{state: tt.state}}
+			err := n.up(t.Context())
+			if err == nil || !strings.Contains(err.Error(), "-state") || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v, want one that names the limit, %q, and the way out", err, tt.want)
+			}
+		})
 	}
 }
 
@@ -201,6 +210,59 @@ func TestDaemonStartsAnewOnlyWhenItsInputsChange(t *testing.T) {
 		if want := name != etcd && name != containerd; changed != want {
 			t.Errorf("%s: another address changes the digest: %t, want %t", name, changed, want)
 		}
+	}
+}
+
+// newTestNode has folders of its own that are not there yet, with paths short enough for sockets.
+func newTestNode(t *testing.T) *node {
+	t.Helper()
+	t.Chdir(t.TempDir())
+	return &node{site: site{state: "state"}, run: "run"}
+}
+
+func TestAFolderOfSomebodyElseIsLeftAlone(t *testing.T) {
+	tests := map[string]struct {
+		files []string
+		want  []string // what is left once the cluster is removed; none: all
+		err   string   // of up
+	}{
+		"no folder":                        {},
+		"a folder with other things":       {files: []string{"state/README.md"}, want: []string{"state/README.md"}},
+		"a folder with a config":           {files: []string{"state/config/crd.yaml"}, want: []string{"state/config/crd.yaml"}, err: "state/config is not of a cluster"},
+		"a folder with logs":               {files: []string{"state/log/syslog"}, want: []string{"state/log/syslog"}, err: "state/log is not of a cluster"},
+		"a cluster":                        {files: []string{"state/podlogs/x", "state/log/etcd.log", "run/state"}},
+		"a cluster after a reboot":         {files: []string{"state/podlogs/x", "state/log/etcd.log"}},
+		"a cluster with other things":      {files: []string{"state/podlogs/x", "state/log/etcd.log", "state/mine"}, want: []string{"state/mine"}},
+		"a cluster that somebody took out": {files: []string{"state/kubelet/pods/x", "run/state"}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			n := newTestNode(t)
+			for _, path := range tt.files {
+				if err := writeFile(path, nil, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := n.checkFolder(); (err != nil) != (tt.err != "") || err != nil &&
+				(!strings.Contains(err.Error(), tt.err) || !strings.Contains(err.Error(), "-state")) {
+				t.Errorf("error %v, want one with %q that names the way out", err, tt.err)
+			}
+			if err := n.removeFolder(); err != nil {
+				t.Fatal(err)
+			}
+			var left []string
+			for _, path := range tt.files {
+				if exists(path) && !strings.HasPrefix(path, "run/") {
+					left = append(left, path)
+				}
+			}
+			if diff := cmp.Diff(tt.want, left); diff != "" {
+				t.Errorf("left (-want +got):\n%s", diff)
+			}
+			if len(tt.want) == 0 && exists(n.state) {
+				t.Error("the empty folder is left")
+			}
+		})
 	}
 }
 
