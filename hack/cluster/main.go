@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -181,11 +182,29 @@ func findSite(state string) (site, error) {
 	if state, err = filepath.Abs(state); err != nil {
 		return site{}, err
 	}
-	// The same folder reached by another path is the same cluster.
-	if parent, err := filepath.EvalSymlinks(filepath.Dir(state)); err == nil {
-		state = filepath.Join(parent, filepath.Base(state))
-	}
+	state = realPath(state) // the same folder reached by another path is the same cluster
 	return site{root: root, state: state, cache: filepath.Join(cache, "datakeys", "cluster"), id: siteID(state)}, nil
+}
+
+// realPath follows the links of a path, also where what they lead to is not there yet, or no longer.
+func realPath(path string) string {
+	found, err := filepath.EvalSymlinks(path)
+	if err == nil {
+		return found
+	}
+	if !errors.Is(err, fs.ErrNotExist) || path == filepath.Dir(path) {
+		return path
+	}
+	dir := realPath(filepath.Dir(path))
+	target, err := os.Readlink(path)
+	switch {
+	case err != nil:
+		return filepath.Join(dir, filepath.Base(path))
+	case filepath.IsAbs(target):
+		return realPath(target)
+	default:
+		return realPath(filepath.Join(dir, target))
+	}
 }
 
 // siteID is short, as the name of a network link has at most 15 bytes.

@@ -101,6 +101,37 @@ func TestSiteIsKnownByItsFolder(t *testing.T) {
 	if one != same {
 		t.Errorf("the same folder is two sites: %+v and %+v", one, same)
 	}
+	for link, target := range map[string]string{"absolute": filepath.Join(dir, "one"), "relative": "one", "chain": "absolute"} {
+		if err := os.Symlink(target, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Mounts and processes are known by the path without links, before the folder is made, while it is there and afterwards.
+	for _, made := range []string{"", "one"} {
+		if err := os.MkdirAll(filepath.Join(dir, made), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, link := range []string{"absolute", "relative", "chain"} {
+			if linked, err := findSite(filepath.Join(dir, link)); err != nil || linked != one {
+				t.Errorf("%s link to the folder, made %q: %+v, %v, want %+v", link, made, linked, err, one)
+			}
+		}
+	}
+	for _, made := range []string{"", "deep"} {
+		if err := os.MkdirAll(filepath.Join(dir, made), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		below, err := findSite(filepath.Join(dir, "link", "deep", "one"))
+		if want := filepath.Join(dir, "deep", "one"); err != nil || below.state != want {
+			t.Errorf("below a link, made %q: %s, %v, want %s", made, below.state, err, want)
+		}
+	}
+	if err := os.Symlink("loop", filepath.Join(dir, "loop")); err != nil {
+		t.Fatal(err)
+	}
+	if looped, err := findSite(filepath.Join(dir, "loop")); err != nil || looped.state != filepath.Join(dir, "loop") {
+		t.Errorf("a link to itself: %s, %v", looped.state, err)
+	}
 	if one.id == two.id {
 		t.Errorf("two folders share the ID %s", one.id)
 	}
