@@ -273,6 +273,8 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
 		q(filepath.Join(p.run, "runc")))
 }
 
+// corefile names its file from the folder that daemons run in: blanks and quotation marks of that folder's path have a meaning
+// of their own here.
 func (p plan) corefile() []byte {
 	return fmt.Appendf(nil, `%[1]s:53 in-addr.arpa:53 {
   bind %[2]s
@@ -290,7 +292,7 @@ func (p plan) corefile() []byte {
     rcode NXDOMAIN
   }
 }
-`, clusterDomain, p.node, dnsReadyPort, p.userConfig(coreDNS))
+`, clusterDomain, p.node, dnsReadyPort, filepath.Join("pki", coreDNS+".kubeconfig"))
 }
 
 func (p plan) kubeletConfig() any {

@@ -174,6 +174,25 @@ func TestPlanNamesOnlyFilesThatAreThere(t *testing.T) {
 	}
 }
 
+func TestCorefileIsReadWhateverTheFolderIsCalled(t *testing.T) {
+	p := newTestPlan(t)
+	for line := range strings.Lines(string(p.corefile())) {
+		words := strings.Fields(line)
+		if len(words) == 0 || words[0] != "kubeconfig" {
+			continue
+		}
+		// A blank or a quotation mark would end the path there.
+		if len(words) != 3 || strings.Contains(line, `"`) {
+			t.Fatalf("the line %q, want a path and a context", line)
+		}
+		if _, read := mustFiles(t, p)[filepath.Join(p.state, words[1])]; !read {
+			t.Errorf("%s is no file of the plan, from the folder that daemons run in", words[1])
+		}
+		return
+	}
+	t.Error("the Corefile names no kubeconfig")
+}
+
 func TestPlanWritesOnlyWhereDownRemoves(t *testing.T) {
 	p := newTestPlan(t)
 	for path := range mustFiles(t, p) {
