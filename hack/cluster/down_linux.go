@@ -24,7 +24,13 @@ const podLogs = "podlogs"
 // owned says whether what the folder has under the names of stateEntries is a cluster's: others too call something log or
 // config.
 func (n *node) owned() bool {
-	return exists(filepath.Join(n.state, podLogs)) || exists(filepath.Join(n.run, stateFile))
+	return exists(filepath.Join(n.state, podLogs)) || n.folderGone()
+}
+
+// folderGone says whether somebody removed the folder under a cluster, as git clean would: what still runs has files that
+// nobody can find any more.
+func (n *node) folderGone() bool {
+	return exists(filepath.Join(n.run, stateFile)) && !exists(filepath.Join(n.state, podLogs))
 }
 
 func exists(path string) bool {

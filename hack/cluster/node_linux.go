@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/distribution/reference"
+	"golang.org/x/sys/unix"
 )
 
 // A node is the cluster of one site: its verbs are those of the command.
@@ -56,7 +57,26 @@ func (n *node) lockSite(ctx context.Context) (unlock func(), err error) {
 type deathError struct{ name, log string }
 
 func (e *deathError) Error() string {
-	return fmt.Sprintf("%s ended; the end of %s:\n%s", e.name, e.log, logTail(e.log))
+	why := ""
+	if e.wantOfRoom() {
+		why = " for want of room on the disk: make some, and up goes on from here"
+	}
+	return fmt.Sprintf("%s ended%s; the end of %s:\n%s", e.name, why, e.log, logTail(e.log))
+}
+
+// wantOfRoom says whether the disk is full. Then the log may not say so, for it is on that disk.
+func (e *deathError) wantOfRoom() bool {
+	var s unix.Statfs_t
+	err := unix.Statfs(e.log, &s)
+	return err == nil && s.Bavail*uint64(s.Bsize) < neededRoom || strings.Contains(logTail(e.log), unix.ENOSPC.Error())
+}
+
+// neededRoom is a little more than etcd takes at its start for the next part of its log.
+const neededRoom = 100 << 20
+
+// ofData says whether the data that is there may be why it ended.
+func (e *deathError) ofData() bool {
+	return (e.name == etcd || e.name == apiServer) && !e.wantOfRoom()
 }
 
 // longestState is how long the path of the cluster's folder may be, in bytes: the kubelet listens at
@@ -107,15 +127,21 @@ func (n *node) up(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if n.folderGone() {
+		n.say("the folder of the cluster is gone: ending what still runs of it, and starting with an empty one")
+		if err := n.clear(ctx); err != nil {
+			return err
+		}
+	}
 	_, err = os.Stat(filepath.Join(n.state, etcd, "member"))
 	data := err == nil
 	p := plan{state: n.state, run: n.run, id: n.id, binaries: binaries, cniDir: cniDir, runc: runc}
 	started, err := n.start(ctx, p)
 	var died *deathError
-	if data && errors.As(err, &died) && (died.name == etcd || died.name == apiServer) && ctx.Err() == nil {
+	if data && errors.As(err, &died) && died.ofData() && ctx.Err() == nil {
 		n.say("%v", err)
 		n.say("trying once more with the data that is there")
-		if started, err = n.start(ctx, p); errors.As(err, &died) && ctx.Err() == nil {
+		if started, err = n.start(ctx, p); errors.As(err, &died) && died.ofData() && ctx.Err() == nil {
 			n.say("%v", err)
 			n.say("the data of the old cluster cannot be used: starting with an empty one")
 			if err := n.clear(ctx); err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -285,6 +286,54 @@ func TestAFolderOfSomebodyElseIsLeftAlone(t *testing.T) {
 	}
 }
 
+func TestAFolderThatIsGoneIsNoticed(t *testing.T) {
+	tests := map[string]struct {
+		files []string
+		want  bool
+	}{
+		"no cluster yet":                           {},
+		"a cluster":                                {files: []string{"state/podlogs/x", "run/state"}},
+		"a cluster after a reboot":                 {files: []string{"state/podlogs/x"}},
+		"an up that was just begun":                {files: []string{"run/processes/x"}},
+		"a folder that was removed":                {files: []string{"run/state"}, want: true},
+		"a folder removed but for what is mounted": {files: []string{"run/state", "state/kubelet/pods/x"}, want: true},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			n := newTestNode(t)
+			for _, path := range tt.files {
+				if err := writeFile(path, nil, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := n.folderGone(); got != tt.want {
+				t.Errorf("the folder is gone: %t, want %t", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestStatusOfAClusterWithoutAFolderSaysHowToMendIt(t *testing.T) {
+	n := newTestNode(t)
+	var out strings.Builder
+	n.out, n.id = &out, siteID(t.Name())
+	p, _ := startChild(t, "obedient")
+	content, err := json.Marshal(record{process: p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := writeFile(recordPath(n.records(), etcd), content, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeFile("run/state", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.status(t.Context()); !errors.As(err, new(exitError)) || !strings.Contains(out.String(), "folder of the cluster is gone\n") ||
+		!strings.Contains(out.String(), "mend it with") {
+		t.Errorf("error %v, want an exit code; it says %q", err, out.String())
+	}
+}
+
 func TestDownLeavesWhatIsNotTheClusters(t *testing.T) {
 	dir := t.TempDir()
 	if err := removeEmpty(filepath.Join(dir, "absent")); err != nil {
@@ -298,6 +347,36 @@ func TestDownLeavesWhatIsNotTheClusters(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "somebody's")); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestOnlyBrokenDataIsGivenUp(t *testing.T) {
+	tests := map[string]struct {
+		name, log string
+		want      bool
+	}{
+		"etcd on a broken database":        {name: etcd, log: `panic: freepages: failed to get all reachable pages`, want: true},
+		"an API server that cannot decode": {name: apiServer, log: `F0101 12:00:00 unable to decode`, want: true},
+		"etcd on a full disk": {
+			name: etcd, log: `{"level":"fatal","msg":"failed to save","error":"write /x/member/wal/0.wal: no space left on device"}`,
+		},
+		"the API server on a full disk": {name: apiServer, log: `Error: open /x/audit.log: no space left on device`},
+		"a kubelet":                     {name: kubelet, log: `E0101 12:00:00 no`},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "log")
+			if err := os.WriteFile(path, []byte(tt.log+"\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			died := &deathError{name: tt.name, log: path}
+			if got := died.ofData(); got != tt.want {
+				t.Errorf("ended by its data: %t, want %t", got, tt.want)
+			}
+			if said := died.Error(); !strings.Contains(said, tt.log) || strings.Contains(said, "make some") != strings.Contains(tt.log, "no space") {
+				t.Errorf("it says %q, want the log, and the way out of a full disk alone", said)
+			}
+		})
 	}
 }
 

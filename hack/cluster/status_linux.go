@@ -122,6 +122,9 @@ func (n *node) status(ctx context.Context) error {
 }
 
 func (n *node) problems(ctx context.Context) ([]string, error) {
+	if n.folderGone() {
+		return []string{"the folder of the cluster is gone"}, nil
+	}
 	w, whole, err := openNetwork(n.id)
 	if err != nil {
 		return nil, err
