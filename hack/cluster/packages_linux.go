@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // cniFolders are where distributions put the network plugins.
@@ -29,7 +30,8 @@ func ensurePackages(ctx context.Context, say func(string, ...any)) (cniDir strin
 			strings.Join(cniPlugins, ", "), strings.Join(cniFolders, ", "), strings.Join(wanted, ", "))
 	}
 	say("installing the Debian packages %s", strings.Join(wanted, ", "))
-	install := append([]string{"install", "-qq", "-y", "--no-install-recommends"}, wanted...)
+	// On a machine that has just started, and beside another cluster's up, something else is often installing.
+	install := append([]string{"-o", "DPkg::Lock::Timeout=600", "install", "-qq", "-y", "--no-install-recommends"}, wanted...)
 	if _, err := runQuietly(ctx, apt, install...); err != nil {
 		// The lists of what there is may be old, or absent.
 		if out, err := runQuietly(ctx, apt, "update", "-qq"); err != nil {
@@ -71,8 +73,12 @@ func lookDaemonPath(program string) (string, error) {
 	return filepath.Join(dirs[i], program), nil
 }
 
+// runQuietly runs a program to its end. When the context ends it is told to end too: dpkg, killed, would leave packages half
+// installed.
 func runQuietly(ctx context.Context, program string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 30 * time.Second
 	return cmd.CombinedOutput()
 }
