@@ -12,6 +12,10 @@ GOLANGCI_LINT := go tool -modfile=hack/tools/golangci-lint/go.mod golangci-lint-
 GO_LICENSES := go tool -modfile=hack/tools/go-licenses/go.mod go-licenses
 CLUSTER := go run ./hack/cluster
 
+# What tests against a real API server need. The assignment is a command of its own: in front of another one, that would run too where
+# the binaries could not be built.
+ASSETS := KUBEBUILDER_ASSETS="$$($(CLUSTER) assets)" && export KUBEBUILDER_ASSETS KUBEBUILDER_CONTROLPLANE_START_TIMEOUT=3m &&
+
 # Images: the architectures that `make images-all` builds for, and the tag.
 ARCHES ?= amd64 arm64
 VERSION ?= dev
@@ -142,13 +146,12 @@ LONG_STORIES := ^(TestLifecycleSurvivesEveryWrite|TestModel)$$
 
 .PHONY: test-unit
 test-unit: test-packages ## Run the unit tests and those against a real API server, with the race detector where that is bearable.
-	KUBEBUILDER_ASSETS="$$($(CLUSTER) assets)" KUBEBUILDER_CONTROLPLANE_START_TIMEOUT=3m go test -race -timeout 20m -skip '$(LONG_STORIES)' ./...
-	KUBEBUILDER_ASSETS="$$($(CLUSTER) assets)" KUBEBUILDER_CONTROLPLANE_START_TIMEOUT=3m go test -timeout 20m -run '$(LONG_STORIES)' ./cmd/manager
+	$(ASSETS) go test -race -timeout 20m -skip '$(LONG_STORIES)' ./...
+	$(ASSETS) go test -timeout 20m -run '$(LONG_STORIES)' ./cmd/manager
 
 .PHONY: test-fips
 test-fips: test-packages build-fips ## Start the commands of a FIPS build, and run the tests of what does cryptography with its module alone.
-	KUBEBUILDER_ASSETS="$$($(CLUSTER) assets)" KUBEBUILDER_CONTROLPLANE_START_TIMEOUT=3m \
-		GOFIPS140=$(FIPS) GODEBUG=fips140=only go test $(FIPS_TESTED)
+	$(ASSETS) GOFIPS140=$(FIPS) GODEBUG=fips140=only go test $(FIPS_TESTED)
 
 .PHONY: test-e2e
 test-e2e: test-packages images ## Run the tests of the local Kubernetes, then the end-to-end tests on one; these wait more than they work.
@@ -167,7 +170,7 @@ benchmarks: ## Run Go's benchmarks of all rooms.
 .PHONY: scale
 scale: ## Measure the manager with 10,000 DataKeyRequests beside a bare client, and idle; about 20 minutes. ARGS are for hack/scale.
 	CGO_ENABLED=0 go build -o dist/manager-scale ./cmd/manager
-	KUBEBUILDER_ASSETS="$$($(CLUSTER) assets)" go run ./hack/scale -manager dist/manager-scale $(ARGS)
+	$(ASSETS) go run ./hack/scale -manager dist/manager-scale $(ARGS)
 
 .PHONY: measured
 measured: images ## Measure revocation and coast on a local cluster, 50 pods side by side; about 25 minutes.
