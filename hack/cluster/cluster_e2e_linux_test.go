@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -27,16 +28,17 @@ type liveCluster struct {
 
 func newLiveCluster(t *testing.T) liveCluster {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "dk") //nolint:usetesting // t.TempDir has too long a path for sockets
+	// At the root of the checkout, where .ci/run finds it after a test that was interrupted.
+	dir, err := os.MkdirTemp("../..", ".cluster-") //nolint:usetesting // t.TempDir has too long a path for sockets, too
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := os.Remove(dir); err != nil {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("not all is gone: %v", err)
 		}
 	})
-	s, err := findSite(filepath.Join(dir, "cluster"))
+	s, err := findSite(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
