@@ -213,6 +213,11 @@ var kubeletSysctls = []string{
 
 func sysctlPath(name string) string { return "/proc/sys/" + name }
 
+func readSysctl(name string) (string, error) {
+	content, err := os.ReadFile(sysctlPath(name))
+	return strings.TrimSpace(string(content)), err
+}
+
 const sysctlsFile = "sysctls.json"
 
 // saveSysctls notes the machine's settings before the first kubelet of any cluster changes them.
@@ -234,11 +239,9 @@ func saveSysctls(run string) error {
 	}
 	values := map[string]string{}
 	for _, name := range kubeletSysctls {
-		content, err := os.ReadFile(sysctlPath(name))
-		if err != nil {
-			continue // the kernel does not have it
+		if value, err := readSysctl(name); err == nil { // else the kernel does not have it
+			values[name] = value
 		}
-		values[name] = strings.TrimSpace(string(content))
 	}
 	content, err := json.Marshal(values)
 	if err != nil {
@@ -257,6 +260,9 @@ func restoreSysctls(run string) error {
 		return err
 	}
 	for name, value := range values {
+		if current, err := readSysctl(name); err == nil && current == value {
+			continue // it may not be for us to write: then no kubelet has written it either
+		}
 		if err := os.WriteFile(sysctlPath(name), []byte(value), 0o644); err != nil {
 			return err
 		}

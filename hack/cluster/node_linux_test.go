@@ -380,6 +380,23 @@ func TestOnlyBrokenDataIsGivenUp(t *testing.T) {
 	}
 }
 
+func TestASettingThatIsAsItWasIsNotWritten(t *testing.T) {
+	const readOnly = "kernel/ostype" // to everybody, as all of them are where /proc/sys is
+	run := t.TempDir()
+	for value, wantErr := range map[string]bool{"Linux": false, "Other": true} {
+		content, err := json.Marshal(map[string]string{readOnly: value})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := writeFile(filepath.Join(run, sysctlsFile), content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := restoreSysctls(run); (err != nil) != wantErr {
+			t.Errorf("restoring %s to %s: %v, want an error: %t", readOnly, value, err, wantErr)
+		}
+	}
+}
+
 func TestLogTailBeginsWithTheReason(t *testing.T) {
 	long := strings.Repeat("x", shownLength+1)
 	tests := map[string]struct {
