@@ -16,9 +16,10 @@ CLUSTER := go run ./hack/cluster
 # the binaries could not be built.
 ASSETS := KUBEBUILDER_ASSETS="$$($(CLUSTER) assets)" && export KUBEBUILDER_ASSETS KUBEBUILDER_CONTROLPLANE_START_TIMEOUT=3m &&
 
-# Images: the architectures that `make images-all` builds for, and the tag.
-ARCHES ?= amd64 arm64
-VERSION ?= dev
+# Images: the architectures that `make images-all` builds for, and the tag. Both are set on the command line alone: many an environment
+# has a VERSION of something else, and the demo and the tests want the tag dev.
+ARCHES := amd64 arm64
+VERSION := dev
 
 # The FIPS 140-3 cryptographic module of a FIPS build: the one that Go's lib/fips140/certified.txt names. It comes with Go.
 FIPS ?= v1.0.0
