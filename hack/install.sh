@@ -28,7 +28,7 @@ chart() {
 	helm=$(go run ./hack/cluster bin helm)
 	# The images always have the tag dev: their fingerprint in an annotation lets Kubernetes see that their content changed.
 	images=$(sha256sum "${archives[@]}" | sha256sum | head -c 16)
-	"$helm" upgrade --install datakeys "${CHART:-charts/datakeys}" --kubeconfig="$kubeconfig" --namespace=datakeys-system --create-namespace \
+	exec "$helm" upgrade --install datakeys "${CHART:-charts/datakeys}" --kubeconfig="$kubeconfig" --namespace=datakeys-system --create-namespace \
 		--set-string=podAnnotations.checksum/images="$images" --wait --timeout=3m "$@"
 }
 

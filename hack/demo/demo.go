@@ -87,19 +87,25 @@ func (d *demo) install(ctx context.Context) error {
 	d.step("Install Datakeys with Helm")
 	d.say("$ DATAKEYS_KUBECONFIG=%s hack/install.sh chart", d.kubeconfig)
 	d.say("  (helm upgrade --install datakeys charts/datakeys --namespace=%s --create-namespace --wait …)", systemNamespace)
-	helm := command(ctx, "hack/install.sh", "chart", "--hide-notes")
+	helmContext, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	helm := command(helmContext, "hack/install.sh", "chart", "--hide-notes")
 	helm.Env = append(os.Environ(), "DATAKEYS_KUBECONFIG="+d.kubeconfig)
 	var said bytes.Buffer
 	helm.Stdout, helm.Stderr = &said, &said
 	if err := helm.Start(); err != nil {
 		return err
 	}
-	finished := make(chan error, 1)
-	go func() { finished <- helm.Wait() }()
+	var failed error
+	finished := make(chan struct{})
+	go func() {
+		failed = helm.Wait()
+		close(finished)
+	}()
 	err := d.waitFor(ctx, 4*time.Minute, "the manager is ready", func(ctx context.Context) (string, bool, error) {
 		select {
-		case err := <-finished:
-			return "", true, err
+		case <-finished:
+			return "", true, failed
 		default:
 		}
 		state, err := d.kubectl(ctx, "get", "deployment", "datakeys-manager", "--namespace="+systemNamespace, "--ignore-not-found",
@@ -107,6 +113,8 @@ func (d *demo) install(ctx context.Context) error {
 		return strings.Replace(state, "ready: ,", "ready: 0,", 1), false, err
 	})
 	if err != nil {
+		giveUp()
+		<-finished // what Helm said is all there then, and it does not go on
 		logs, _ := d.kubectl(ctx, "logs", "deployment/datakeys-manager", "--namespace="+systemNamespace, "--tail=20")
 		return fmt.Errorf("%w\n%s\nThe manager's last words:\n%s", err, said.Bytes(), logs)
 	}

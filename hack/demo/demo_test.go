@@ -2,10 +2,14 @@ package main
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -136,6 +140,38 @@ func TestIndented(t *testing.T) {
 	}
 	if diff := cmp.Diff("    one\n    two\n    \n    three", out.String()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+// TestInstallEndsHelmWhereItGivesUp has a kubectl that fails while Helm, in the place of which another program waits, is at work.
+func TestInstallEndsHelmWhereItGivesUp(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.Mkdir("hack", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for path, script := range map[string]string{
+		"hack/install.sh": "echo Helm works; echo $$ >new && mv new pid; exec sleep 600",
+		"kubectl":         "until test -e pid; do :; done; echo no cluster >&2; exit 1",
+	} {
+		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := &demo{out: io.Discard, kubectlPath: "./kubectl"}
+	err := d.install(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "no cluster") || !strings.Contains(err.Error(), "Helm works") {
+		t.Errorf("error %v, want what kubectl and Helm said", err)
+	}
+	text, err := os.ReadFile("pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGTERM); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("Helm goes on (%v)", err)
 	}
 }
 
