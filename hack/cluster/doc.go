@@ -35,7 +35,10 @@ networks.
 
 Every step of up looks first whether its result is already there. So up after a crash, a kill -9, an interrupted up or a
 reboot does what is missing, and the objects in etcd stay. Only when etcd or the API server cannot start again on the
-old data does up say so and begin with an empty cluster.
+old data, or when somebody has removed the folder, does up say so and begin with an empty cluster.
+
+A folder may hold other things too, but none by the names above: up refuses to overwrite them, and down removes what a
+cluster has made and nothing else.
 
 etcd runs without fsync: a cluster survives the death of any process, but perhaps not that of the machine.
 */

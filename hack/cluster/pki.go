@@ -56,7 +56,7 @@ func openAuthority(dir string, now func() time.Time) (*authority, error) {
 	if err == nil {
 		a.cert, a.key, err = parseCredential(stored)
 	}
-	if err == nil && a.cert.IsCA && now().Before(a.cert.NotAfter.Add(-leafLife)) {
+	if err == nil && a.cert.IsCA && now().After(a.cert.NotBefore) && now().Before(a.cert.NotAfter.Add(-leafLife)) {
 		a.pem = stored.cert
 		return a, nil
 	}
@@ -126,7 +126,10 @@ func (s subject) usage() x509.ExtKeyUsage {
 // current says whether a stored credential can go on to serve a subject.
 func (a *authority) current(c credential, s subject) bool {
 	cert, _, err := parseCredential(c)
-	if err != nil || cert.CheckSignatureFrom(a.cert) != nil || a.now().After(cert.NotAfter.Add(-renewBefore)) {
+	if err != nil || cert.CheckSignatureFrom(a.cert) != nil {
+		return false
+	}
+	if a.now().Before(cert.NotBefore) || a.now().After(cert.NotAfter.Add(-renewBefore)) {
 		return false
 	}
 	if cert.Subject.CommonName != s.name || !slices.Contains(cert.ExtKeyUsage, s.usage()) {

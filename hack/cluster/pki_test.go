@@ -119,6 +119,7 @@ func TestCredentialsAreKeptWhileTheyServe(t *testing.T) {
 		"shortly before the authority ends, which no leaf must outlive": {
 			subject: testServer, later: authorityLife - leafLife + time.Hour,
 		},
+		"with the clock set back, to before they were valid": {subject: testServer, later: -clockSkew - time.Hour},
 		"at another address": {subject: moved, later: time.Hour, wantAuthority: true},
 		"with the leaf's key lost": {
 			subject: testServer, wantAuthority: true,
