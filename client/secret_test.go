@@ -1,12 +1,7 @@
 package client
 
 import (
-	"bytes"
-	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
-	"fmt"
-	"log/slog"
 	"net"
 	"reflect"
 	"strings"
@@ -15,6 +10,7 @@ import (
 	"testing/synctest"
 
 	"github.com/datakeys/datakeys/internal/envelope"
+	"github.com/datakeys/datakeys/internal/secrettest"
 )
 
 // TestNothingThatHoldsADataKeyPrintsIt. That envelope.Plaintext does not, package envelope tests in more ways.
@@ -30,16 +26,15 @@ func TestNothingThatHoldsADataKeyPrintsIt(t *testing.T) {
 		"secret": s, "pointer to secret": &s, "data key": k, "data key itself": *k, "held": h, "flight": &flight{key: h},
 		"AEAD": &AEAD{name: "orders", keys: map[uint32]*held{0: h}}, "list": []any{s, *k}, "somebody's struct": struct{ s Secret }{s},
 	} {
-		for how, text := range printed(v) {
-			if form := find(text, []byte(first)); form != "" {
-				t.Errorf("%s shows the %s as %s", how, name, form)
-			}
-		}
+		secrettest.CheckPrints(t, name, v, map[string][]byte{"data key": []byte(first)})
 	}
 	for _, v := range []any{s, *k, k} {
-		for how, text := range printed(v) {
+		for how, text := range secrettest.Prints(v) {
+			if how == "fmt %w" { // it asks no method
+				continue
+			}
 			// What prints a pointer in a struct prints an address.
-			if _, ok := v.(*DataKey); ok && how != "json" && !strings.HasPrefix(how, "%v") {
+			if _, ok := v.(*DataKey); ok && how != "json" && how != "fmt %v" {
 				continue
 			}
 			if !strings.Contains(text, "[redacted]") {
@@ -52,56 +47,6 @@ func TestNothingThatHoldsADataKeyPrintsIt(t *testing.T) {
 	}
 	if err := json.Unmarshal([]byte(`"[redacted]"`), &s); err == nil {
 		t.Error("JSON reads into a Secret")
-	}
-}
-
-func printed(v any) map[string]string {
-	out := map[string]string{}
-	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "% x", "%d", "%c", "%U", "%o", "%b", "%e"} {
-		out[verb] = fmt.Sprintf(verb, v)
-	}
-	if b, err := json.Marshal(v); err == nil {
-		out["json"] = string(b)
-	}
-	var text, object bytes.Buffer
-	slog.New(slog.NewTextHandler(&text, nil)).Info("message", "value", v)
-	slog.New(slog.NewJSONHandler(&object, nil)).Info("message", "value", v)
-	out["slog text"], out["slog json"] = text.String(), object.String()
-	return out
-}
-
-// find says how any eight bytes in a row of the secret are written in the text.
-func find(text string, secret []byte) string {
-	for i := 0; i+8 <= len(secret); i++ {
-		part := secret[i : i+8]
-		forms := map[string]string{
-			"raw bytes": string(part), "hex": hex.EncodeToString(part), "upper-case hex": strings.ToUpper(hex.EncodeToString(part)),
-			"hex with spaces": fmt.Sprintf("% x", part), "a decimal list": strings.Trim(fmt.Sprint(part), "[]"),
-			"a Go byte list":  strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%#v", part), "[]byte{"), "}"),
-			"a quoted string": strings.Trim(fmt.Sprintf("%q", part), `"`),
-		}
-		for shift := range 3 {
-			encoded := base64.RawStdEncoding.EncodeToString(append(make([]byte, shift), part...))
-			forms[fmt.Sprint("base64 at ", shift)] = encoded[(shift*8+5)/6 : (shift+8)*8/6]
-		}
-		for form, needle := range forms {
-			if strings.Contains(text, needle) {
-				return form
-			}
-		}
-	}
-	return ""
-}
-
-// The search that the test above trusts must find what is there.
-func TestFindFindsAPlantedSecret(t *testing.T) {
-	for how, text := range printed(struct{ Key []byte }{[]byte(first)}) {
-		if how == "%c" || how == "%U" || how == "%o" || how == "%b" || how == "%e" {
-			continue
-		}
-		if find(text, []byte(first)) == "" {
-			t.Errorf("not found in %s: %q", how, text)
-		}
 	}
 }
 
@@ -144,7 +89,7 @@ func TestNoDataKeyStaysInABuffer(t *testing.T) {
 					t.Fatalf("got %d reads", len(seen.memory))
 				}
 				for _, b := range seen.memory {
-					if form := find(string(b), []byte(test.plaintext)[:len(first)]); form != "" {
+					if form := secrettest.Find(string(b), []byte(test.plaintext)[:len(first)]); form != "" {
 						t.Fatalf("a buffer of %d bytes still holds the data key as %s", len(b), form)
 					}
 				}

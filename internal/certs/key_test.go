@@ -2,16 +2,15 @@ package certs
 
 import (
 	"bytes"
-	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"strings"
 	"testing"
 
 	"github.com/go-logr/logr/funcr"
 	clocktesting "k8s.io/utils/clock/testing"
+
+	"github.com/datakeys/datakeys/internal/secrettest"
 )
 
 // TestPrintsNothing prints everything that holds a private key in every way, and searches for the key.
@@ -35,34 +34,27 @@ func TestPrintsNothing(t *testing.T) {
 	}{*r.key, *r.key, r.key, *r, authority.known()}
 
 	for _, key := range []*privateKey{r.key, certificate.PrivateKey.(*privateKey)} {
-		find := forms(t, key)
-		// The search finds a key that is printed.
-		if !find(fmt.Sprintf("%v", key.key.D)) { //nolint:staticcheck // a plain way to print the key
-			t.Fatal("the search does not find a planted key")
+		scalar, err := key.key.Bytes()
+		if err != nil {
+			t.Fatal(err)
 		}
+		secrets, number := map[string][]byte{"private key": scalar}, key.key.D.String() //nolint:staticcheck // how the key is printed
 		for name, value := range map[string]any{
 			"key": key, "key value": *key, "root": r, "root value": *r, "roots": authority.known(), "holder": holder, "holder pointer": &holder,
 			"certificate": certificate, "certificate value": *certificate, "plan": authority.plan(), "leaves": leavesOf,
 			"authority": authority, "configuration": authority.ServerTLSConfig("a"),
 		} {
-			for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d", "%q"} {
-				if printed := fmt.Sprintf(verb, value); find(printed) {
-					t.Errorf("%s prints the key with %s", name, verb)
+			secrettest.CheckPrints(t, name, value, secrets)
+			for how, text := range secrettest.Prints(value) {
+				if strings.Contains(text, number) {
+					t.Errorf("%s prints the key by %s as a number", name, how)
 				}
 			}
-			if printed, err := json.Marshal(value); err == nil && find(string(printed)) {
-				t.Errorf("%s prints the key as JSON", name)
-			}
-			var out bytes.Buffer
-			slog.New(slog.NewJSONHandler(&out, nil)).Info("", "value", value)
-			slog.New(slog.NewTextHandler(&out, nil)).Info("", "value", value)
 			logger.Info("", "value", value)
-			if find(out.String()) {
-				t.Errorf("slog prints the key of %s", name)
-			}
 		}
-		if find(logged.String()) {
-			t.Error("the log holds the key")
+		secrettest.CheckText(t, "the log", logged.String(), secrets)
+		if strings.Contains(logged.String(), number) {
+			t.Error("the log holds the key as a number")
 		}
 	}
 	if logged.Len() == 0 {
@@ -86,29 +78,5 @@ func TestRedacted(t *testing.T) {
 		if got != redacted {
 			t.Errorf("%s prints %q, want %q", name, got, redacted)
 		}
-	}
-}
-
-// forms searches for a key in the forms in which it could be printed.
-func forms(t *testing.T, key *privateKey) func(string) bool {
-	t.Helper()
-	scalar, err := key.key.Bytes()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var list []string
-	list = append(list,
-		string(scalar), hex.EncodeToString(scalar), strings.ToUpper(hex.EncodeToString(scalar)),
-		base64.StdEncoding.EncodeToString(scalar)[:40], base64.RawURLEncoding.EncodeToString(scalar),
-		strings.Trim(fmt.Sprint(scalar), "[]"),
-		fmt.Sprint(key.key.D), fmt.Sprintf("%x", key.key.D), //nolint:staticcheck // the forms of a key that is printed
-	)
-	return func(text string) bool {
-		for _, form := range list {
-			if strings.Contains(text, form) {
-				return true
-			}
-		}
-		return false
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"testing"
 
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
+	"github.com/datakeys/datakeys/internal/secrettest"
 )
 
 // TestCoreImage takes an image of the memory of a process that has used keys, while it holds them and after it dropped
@@ -450,8 +451,8 @@ func needles(secrets map[string][]byte) map[uint64][]needle {
 				"raw": string(part), "hex": hex.EncodeToString(part), "upper-case hex": strings.ToUpper(hex.EncodeToString(part)),
 			}
 			for shift := range 3 {
-				forms[fmt.Sprintf("base64 at %d", shift)] = base64Inside(base64.StdEncoding, part, shift)
-				forms[fmt.Sprintf("base64 for URLs at %d", shift)] = base64Inside(base64.URLEncoding, part, shift)
+				forms[fmt.Sprintf("base64 at %d", shift)] = secrettest.Base64Inside(base64.StdEncoding, part, shift)
+				forms[fmt.Sprintf("base64 for URLs at %d", shift)] = secrettest.Base64Inside(base64.URLEncoding, part, shift)
 			}
 			for how, form := range forms {
 				first := binary.LittleEndian.Uint64([]byte(form))

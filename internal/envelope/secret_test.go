@@ -3,21 +3,17 @@ package envelope
 import (
 	"bytes"
 	"encoding"
-	"encoding/base64"
 	"encoding/gob"
-	"encoding/hex"
 	"encoding/json"
-	"encoding/xml"
 	"errors"
 	"fmt"
-	"log/slog"
 	"reflect"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
+	"github.com/datakeys/datakeys/internal/secrettest"
 )
 
 // holder is somebody's struct with secrets in it.
@@ -66,7 +62,7 @@ func TestSecretsPrintNothing(t *testing.T) {
 	for name, v := range values {
 		t.Run(name, func(t *testing.T) {
 			for how, text := range everyPrint(v) {
-				if where := find(text, key); where != "" {
+				if where := secrettest.Find(text, key); where != "" {
 					t.Errorf("%s shows the secret as %s", how, where)
 				}
 			}
@@ -79,44 +75,18 @@ func TestSecretsPrintNothing(t *testing.T) {
 	}
 }
 
-// The search that the test above trusts must find what is there.
-func TestFindFindsAPlantedSecret(t *testing.T) {
-	key := counted(0x81, 32)
-	for how, text := range everyPrint(&struct{ Key []byte }{key}) {
-		if find(text, key) == "" {
-			t.Errorf("not found in %s: %q", how, text)
-		}
-	}
-}
-
+// everyPrint is how everything prints a value, the printers for debugging too.
 func everyPrint(v any) map[string]string {
-	out := map[string]string{"Sprint": fmt.Sprint(v), "Sprintln": fmt.Sprintln(v)}
-	for _, verb := range []string{
-		"%v", "%+v", "%#v", "%s", "%+s", "%#s", "%q", "%#q", "%x", "%X", "% x", "%#x", "%d", "%t", "%e", "%p", "%w", "%z", "%c", "%U", "%o", "%b",
-	} {
-		out["fmt "+verb] = fmt.Sprintf(verb, v)
-	}
-	delete(out, "fmt %p") // an address, whatever it is given; here only for panics
-	if b, err := json.Marshal(v); err == nil {
-		out["json"] = string(b)
-	}
-	if b, err := xml.Marshal(v); err == nil {
-		out["xml"] = string(b)
-	}
-	var buf bytes.Buffer
-	if err := gob.NewEncoder(&buf).Encode(v); err == nil {
-		out["gob"] = buf.String()
-	}
-	for name, handler := range map[string]func(*bytes.Buffer) slog.Handler{
-		"slog text": func(b *bytes.Buffer) slog.Handler { return slog.NewTextHandler(b, nil) },
-		"slog json": func(b *bytes.Buffer) slog.Handler { return slog.NewJSONHandler(b, nil) },
-	} {
-		var log bytes.Buffer
-		slog.New(handler(&log)).Info("message", "value", v, slog.Group("group", "value", v))
-		out[name] = log.String()
-	}
+	out := secrettest.Prints(v)
 	out["reflection"] = dump(reflect.ValueOf(v))
 	return out
+}
+
+func TestDumpShowsAPlantedSecret(t *testing.T) {
+	key := counted(0x81, 32)
+	if text := dump(reflect.ValueOf(&struct{ key []byte }{key})); secrettest.Find(text, key) == "" {
+		t.Errorf("not found in %q", text)
+	}
 }
 
 // dump prints what the printers for debugging print, which ask no method and follow every pointer.
@@ -147,51 +117,6 @@ func dump(v reflect.Value) string {
 		}
 	}
 	return out.String()
-}
-
-// wrongVerb is what fmt writes for one byte where the verb does not fit.
-var wrongVerb = regexp.MustCompile(`%!\w\(uint8=(\d+)\)`)
-
-// find says how any eight bytes in a row of the secret are written in the text.
-func find(text string, secret []byte) string {
-	text = wrongVerb.ReplaceAllString(text, "$1")
-	for i := 0; i+8 <= len(secret); i++ {
-		part := secret[i : i+8]
-		decimal := strings.Trim(fmt.Sprintf("%d", part), "[]")
-		forms := map[string]string{
-			"raw bytes":         string(part),
-			"hex":               hex.EncodeToString(part),
-			"upper-case hex":    strings.ToUpper(hex.EncodeToString(part)),
-			"hex with spaces":   fmt.Sprintf("% x", part),
-			"a decimal list":    decimal,
-			"a list by commas":  strings.ReplaceAll(decimal, " ", ","),
-			"a Go byte list":    strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%#v", part), "[]byte{"), "}"),
-			"a quoted string":   strings.Trim(fmt.Sprintf("%q", part), `"`),
-			"characters":        strings.Trim(fmt.Sprintf("%c", part), "[]"),
-			"code points":       strings.Trim(fmt.Sprintf("%U", part), "[]"),
-			"octal":             strings.Trim(fmt.Sprintf("%o", part), "[]"),
-			"binary":            strings.Trim(fmt.Sprintf("%b", part), "[]"),
-			"base64 at 0":       base64Inside(base64.StdEncoding, part, 0),
-			"base64 at 1":       base64Inside(base64.StdEncoding, part, 1),
-			"base64 at 2":       base64Inside(base64.StdEncoding, part, 2),
-			"base64 for URLs":   base64Inside(base64.URLEncoding, part, 0),
-			"base64 for URLs 1": base64Inside(base64.URLEncoding, part, 1),
-			"base64 for URLs 2": base64Inside(base64.URLEncoding, part, 2),
-		}
-		for how, form := range forms {
-			if strings.Contains(text, form) {
-				return how
-			}
-		}
-	}
-	return ""
-}
-
-// base64Inside returns the characters that stand for part in the base64 of any text that has it at an offset that is
-// shift modulo 3.
-func base64Inside(e *base64.Encoding, part []byte, shift int) string {
-	s := e.WithPadding(base64.NoPadding).EncodeToString(append(make([]byte, shift), part...))
-	return s[(shift*8+5)/6 : (shift+len(part))*8/6]
 }
 
 func TestSecretsAreOpaqueTypes(t *testing.T) {

@@ -93,12 +93,12 @@ func Find(text string, secret []byte) string {
 			"code points":       strings.Trim(fmt.Sprintf("%U", part), "[]"),
 			"octal":             strings.Trim(fmt.Sprintf("%o", part), "[]"),
 			"binary":            strings.Trim(fmt.Sprintf("%b", part), "[]"),
-			"base64 at 0":       base64Inside(base64.StdEncoding, part, 0),
-			"base64 at 1":       base64Inside(base64.StdEncoding, part, 1),
-			"base64 at 2":       base64Inside(base64.StdEncoding, part, 2),
-			"base64 for URLs":   base64Inside(base64.URLEncoding, part, 0),
-			"base64 for URLs 1": base64Inside(base64.URLEncoding, part, 1),
-			"base64 for URLs 2": base64Inside(base64.URLEncoding, part, 2),
+			"base64 at 0":       Base64Inside(base64.StdEncoding, part, 0),
+			"base64 at 1":       Base64Inside(base64.StdEncoding, part, 1),
+			"base64 at 2":       Base64Inside(base64.StdEncoding, part, 2),
+			"base64 for URLs":   Base64Inside(base64.URLEncoding, part, 0),
+			"base64 for URLs 1": Base64Inside(base64.URLEncoding, part, 1),
+			"base64 for URLs 2": Base64Inside(base64.URLEncoding, part, 2),
 		} {
 			if strings.Contains(text, needle) {
 				return form
@@ -108,9 +108,9 @@ func Find(text string, secret []byte) string {
 	return ""
 }
 
-// base64Inside returns the characters that stand for part in the base64 of any text that has it at an offset that is
+// Base64Inside returns the characters that stand for part in the base64 of any text that has it at an offset that is
 // shift modulo 3.
-func base64Inside(e *base64.Encoding, part []byte, shift int) string {
+func Base64Inside(e *base64.Encoding, part []byte, shift int) string {
 	s := e.WithPadding(base64.NoPadding).EncodeToString(append(make([]byte, shift), part...))
 	return s[(shift*8+5)/6 : (shift+len(part))*8/6]
 }

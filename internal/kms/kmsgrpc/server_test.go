@@ -26,6 +26,7 @@ import (
 	"github.com/datakeys/datakeys/internal/kms/kmsgrpc"
 	"github.com/datakeys/datakeys/internal/kms/kmstest"
 	"github.com/datakeys/datakeys/internal/seal"
+	"github.com/datakeys/datakeys/internal/secrettest"
 )
 
 func TestTheServerExposesTheseMethodsAndNoOther(t *testing.T) {
@@ -501,6 +502,6 @@ func TestNoKeyIsInTheServersLog(t *testing.T) {
 	if w.Log.String() == "" {
 		t.Fatal("the log is empty")
 	}
-	kmstest.MustNotHold(t, "the log", w.Log.String(), secrets)
-	kmstest.MustNotHold(t, "an answer", told.String(), secrets)
+	secrettest.CheckText(t, "the log", w.Log.String(), secrets)
+	secrettest.CheckText(t, "an answer", told.String(), secrets)
 }

@@ -1,9 +1,6 @@
 package kmstest
 
 import (
-	"bytes"
-	"encoding/base64"
-	"encoding/hex"
 	"fmt"
 	"strings"
 	"sync"
@@ -402,43 +399,3 @@ func KeyID(t testing.TB, s string) envelope.KeyID {
 
 // Raw returns the bytes of a plaintext.
 func Raw(p envelope.Plaintext) []byte { return p.AppendTo(insecuresecret.Token{}, nil) }
-
-// MustNotHold fails the test if the text holds any of the secrets, raw or as base64 or hex.
-func MustNotHold(t testing.TB, where, text string, secrets map[string][]byte) {
-	t.Helper()
-	for name, s := range secrets {
-		if len(s) < 16 {
-			t.Fatalf("%s of %d bytes is too short to search for", name, len(s))
-		}
-		for _, form := range FormsIn(text, s) {
-			t.Errorf("%s holds the %s as %s", where, name, form)
-		}
-	}
-}
-
-// FormsIn returns the forms in which a text holds a secret.
-func FormsIn(text string, secret []byte) (forms []string) {
-	for form, found := range map[string]bool{
-		"raw":    strings.Contains(text, string(secret)),
-		"hex":    strings.Contains(strings.ToLower(text), hex.EncodeToString(secret)),
-		"base64": containsBase64(text, secret),
-	} {
-		if found {
-			forms = append(forms, form)
-		}
-	}
-	return forms
-}
-
-// containsBase64 looks for s at each of the three places in a group of base64 where it may begin.
-func containsBase64(text string, s []byte) bool {
-	for _, enc := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
-		for shift := range 3 {
-			whole := enc.EncodeToString(append(bytes.Repeat([]byte{0}, shift), s...))
-			if strings.Contains(text, whole[4:len(whole)-4]) {
-				return true
-			}
-		}
-	}
-	return false
-}
