@@ -26,8 +26,6 @@ func (r budgetRule) now(b budget, now time.Time) budget {
 	return b
 }
 
-func (r budgetRule) full(now time.Time) budget { return budget{tokens: r.burst, at: now} }
-
 func (r budgetRule) spent(b budget, n float64) budget {
 	b.tokens = max(b.tokens-n, -r.debt)
 	return b

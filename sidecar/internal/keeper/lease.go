@@ -37,6 +37,7 @@ type Leases struct {
 func (l Leases) renewAfter() time.Duration  { return l.Lease/3 + jitter(l.Lease/3) }
 func (l Leases) callTimeout() time.Duration { return min(keyservice.CallTimeout, l.Lease/4) }
 
+// Validate returns the bound that they break.
 func (l Leases) Validate() error {
 	switch {
 	case l.Lease < MinLease || l.Lease > MaxLease:

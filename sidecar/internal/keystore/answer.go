@@ -60,19 +60,14 @@ func RenderBound(encryptionContext map[string]string, aad []byte) []byte {
 	return append(bound, '\n')
 }
 
-// JSON and Bytes are the answers with a data key, whose plaintext their user holds: so it is not destroyed.
-type (
-	JSON  struct{ *Issued }
-	Bytes struct{ *Issued }
-)
+// JSON is the whole answer with a data key. Its user holds the plaintext: so it is not destroyed meanwhile.
+type JSON struct{ *Issued }
 
 // Size is how many bytes AppendTo appends.
-func (b JSON) Size() int  { return b.answer.jsonSize }
-func (b Bytes) Size() int { return b.answer.rawSize }
+func (b JSON) Size() int { return b.answer.jsonSize }
 
 // Length is the size as the value of a header.
-func (b JSON) Length() []string  { return b.answer.jsonLength }
-func (b Bytes) Length() []string { return b.answer.rawLength }
+func (b JSON) Length() []string { return b.answer.jsonLength }
 
 // AppendTo appends the answer to out, which grows before, so that no copy of the plaintext stays behind.
 func (b JSON) AppendTo(out []byte) []byte {
@@ -86,6 +81,15 @@ func (b JSON) AppendTo(out []byte) []byte {
 	})
 	return out
 }
+
+// Bytes is the answer with a plaintext alone. Its user holds that, too.
+type Bytes struct{ *Issued }
+
+// Size is how many bytes AppendTo appends.
+func (b Bytes) Size() int { return b.answer.rawSize }
+
+// Length is the size as the value of a header.
+func (b Bytes) Length() []string { return b.answer.rawLength }
 
 // AppendTo appends the plaintext to out, which grows before.
 func (b Bytes) AppendTo(out []byte) []byte {
