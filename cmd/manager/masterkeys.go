@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/singleflight"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -25,8 +26,9 @@ const aliasAge = 2 * time.Second
 // maxAliasReads bounds the namespaces whose aliases are remembered for that time.
 const maxAliasReads = 16
 
-// livePage is how many MasterKeys are read from the API server at once, where all of a namespace are needed.
-const livePage = 500
+// livePage is how many MasterKeys are read from the API server at once, where all of a namespace are needed. Each may have a megabyte of
+// annotations and the like, whoever made it.
+const livePage = 20
 
 // masterKeys finds MasterKeys for the key service in the manager's cache and, because the cache of a replica may not have
 // heard of a key yet, on a miss at the API server.
@@ -130,9 +132,8 @@ func (m masterKeys) readAliases(ctx context.Context, namespace string) (aliasHol
 			if err := m.live.List(ctx, &page, client.InNamespace(namespace), client.Limit(livePage), client.Continue(next)); err != nil {
 				return nil, fmt.Errorf("read the MasterKeys of namespace %s: %w", namespace, err)
 			}
-			for _, o := range page.Items {
-				o.ManagedFields = nil
-				first.Add(&o) // a copy of its own, so that the page can go
+			for i := range page.Items {
+				first.Add(claimant(&page.Items[i]))
 			}
 			next = page.Continue
 		}
@@ -172,6 +173,19 @@ func (m masterKeys) List(ctx context.Context, namespace string) ([]kms.MasterKey
 	}
 	slices.SortFunc(keys, func(a, b kms.MasterKey) int { return strings.Compare(a.Name, b.Name) })
 	return keys, nil
+}
+
+// claimant is what is kept of a MasterKey until it is known who holds its aliases, so that the page it came with can go.
+func claimant(o *v1alpha1.MasterKey) *v1alpha1.MasterKey {
+	kept := &v1alpha1.MasterKey{
+		ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: o.Name, UID: o.UID, CreationTimestamp: o.CreationTimestamp},
+		Spec:       o.Spec,
+		Status:     o.Status,
+	}
+	if id, found := o.Annotations[v1alpha1.AnnotationKeyID]; found {
+		kept.Annotations = map[string]string{v1alpha1.AnnotationKeyID: id}
+	}
+	return kept
 }
 
 // masterKey is what the key service needs of o, but for the aliases that it has: that takes all who claim them.

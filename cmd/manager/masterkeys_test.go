@@ -27,6 +27,7 @@ import (
 type shortPages struct {
 	client.Reader
 	gets, lists atomic.Int32
+	tooLong     atomic.Int64 // the limit of a list whose answer may be too long
 }
 
 func (r *shortPages) Get(ctx context.Context, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
@@ -35,6 +36,10 @@ func (r *shortPages) Get(ctx context.Context, key client.ObjectKey, o client.Obj
 }
 
 func (r *shortPages) List(ctx context.Context, list client.ObjectList, opts ...client.ListOption) error {
+	const most = 32 << 20 // of the 256 MiB that the chart gives a manager, where etcd takes 1.5 MiB an object
+	if limit := (&client.ListOptions{}).ApplyOptions(opts).Limit; limit == 0 || limit*3<<19 > most {
+		r.tooLong.Store(limit)
+	}
 	r.lists.Add(1)
 	return r.Reader.List(ctx, list, append(opts, client.Limit(2))...)
 }
@@ -158,6 +163,9 @@ func TestMasterKeysOnTheAPIServer(t *testing.T) {
 	slices.SortFunc(want, func(a, b kms.MasterKey) int { return strings.Compare(a.Name, b.Name) })
 	if diff := cmp.Diff(want, list); err != nil || diff != "" {
 		t.Errorf("List: got error %v and (-want +got)\n%s", err, diff)
+	}
+	if limit := live.tooLong.Load(); limit != 0 {
+		t.Errorf("a page of MasterKeys has %d", limit)
 	}
 	if got := live.lists.Load(); got != 2 && got != 4 { // one read of two pages; two where the tests took longer than aliasAge
 		t.Errorf("the API server was asked for %d lists", got)
