@@ -49,6 +49,7 @@ type flight struct {
 func (c *Client) AEAD(ctx context.Context, name string) (*AEAD, error) {
 	a := &AEAD{client: c, name: name, keys: map[uint32]*held{}, fetches: map[uint32]*flight{}}
 	if _, err := a.key(ctx, 0); err != nil {
+		a.Close() // a key that still comes is for nobody
 		return nil, err
 	}
 	return a, nil
