@@ -5,7 +5,7 @@ const (
 	byAliases    = "aliases are in spec.aliases of a MasterKey: kubectl edit masterkey <name>"
 	byRotation   = "kubectl patch masterkey <name> --type=merge -p '{\"spec\":{\"rotation\":{\"interval\":\"8760h\",\"suspend\":false}}}'"
 	byLabels     = "MasterKeys have labels: kubectl label masterkey <name> <key>=<value>"
-	noStores     = "there are no custom key stores; the root key of the installation may be in an HSM (docs/operations.md)"
+	noStores     = "there are no custom key stores; the root key of the installation may be in an HSM (docs/root-keys.md)"
 	noImport     = "the material of keys is made by Datakeys"
 	noRegions    = "an installation has no regions"
 	noAsymmetric = "a MasterKey is symmetric and wraps data keys; use GenerateDataKeyPair, and the key pair in the application"

@@ -58,7 +58,7 @@ var usual = map[string]string{
 	"ListAliases":                         `{"KeyId":"orders"}`,
 }
 
-// modelled are the errors that the service model has for an operation, by wire.md.
+// modelled are the errors that the service model (2014-11-01) has for an operation.
 var modelled = map[string][]string{
 	"GenerateDataKey":                     cryptographic(),
 	"GenerateDataKeyWithoutPlaintext":     cryptographic(),
