@@ -312,6 +312,17 @@ func testsOfTheTree(t *testing.T) map[string]string {
 	t.Helper()
 	function := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)\w*)\(`)
 	tests := map[string]string{}
+	walkTests(t, func(_, source string) {
+		for _, m := range function.FindAllStringSubmatch(source, -1) {
+			tests[m[1]] = source
+		}
+	})
+	return tests
+}
+
+// walkTests calls f with the path from the root, and the source, of each file of tests.
+func walkTests(t *testing.T, f func(path, source string)) {
+	t.Helper()
 	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -322,14 +333,14 @@ func testsOfTheTree(t *testing.T) map[string]string {
 		if !strings.HasSuffix(path, "_test.go") {
 			return nil
 		}
-		source, err := os.ReadFile(path)
-		for _, m := range function.FindAllSubmatch(source, -1) {
-			tests[string(m[1])] = string(source)
+		from, err := filepath.Rel(root, path)
+		if err != nil {
+			return err
 		}
-		return err
+		f(from, read(t, from))
+		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return tests
 }

@@ -1,22 +1,21 @@
 package docs_test
 
 import (
+	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // TestThePagesNameTestsThatExist holds every test that any page names, and a row of it behind a slash.
 func TestThePagesNameTestsThatExist(t *testing.T) {
 	tests := testsOfTheTree(t)
-	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	named := 0
-	for _, page := range pages {
-		page = "docs/" + filepath.Base(page)
+	for _, page := range allPages(t) {
 		for _, m := range regexp.MustCompile("`((?:Test|Fuzz)[A-Z]\\w*)(?:/([^`]*))?`").FindAllStringSubmatch(read(t, page), -1) {
 			named++
 			source, found := tests[m[1]]
@@ -68,4 +67,83 @@ func TestTheNetworkSectionHasEveryPort(t *testing.T) {
 			t.Errorf("the section does not say who connects to port %s", port[1])
 		}
 	}
+}
+
+// TestTheFuzzingPageHasEveryTarget, by its room.
+func TestTheFuzzingPageHasEveryTarget(t *testing.T) {
+	named := map[string]bool{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` `(Fuzz\\w+)` \\|").FindAllStringSubmatch(read(t, "docs/design/fuzzing.md"), -1) {
+		named[row[1]+" "+row[2]] = true
+	}
+	there := map[string]bool{}
+	walkTests(t, func(path, source string) {
+		for _, target := range regexp.MustCompile(`(?m)^func (Fuzz\w+)\(`).FindAllStringSubmatch(source, -1) {
+			there[filepath.ToSlash(filepath.Dir(path))+" "+target[1]] = true
+		}
+	})
+	if len(there) < 20 {
+		t.Errorf("got %d targets, want 20 or more", len(there))
+	}
+	if diff := cmp.Diff(there, named); diff != "" {
+		t.Errorf("the targets that there are, and those of the page (-there +page):\n%s", diff)
+	}
+}
+
+// TestTheLinksOfThePagesLeadSomewhere: to a file, and where they name one, to a heading of it.
+func TestTheLinksOfThePagesLeadSomewhere(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^()\s]+)\)`)
+	code := regexp.MustCompile("(?ms)^ *```.*?^ *```$|`[^`\n]*`")
+	followed := 0
+	for _, page := range allPages(t) {
+		for _, m := range link.FindAllStringSubmatch(code.ReplaceAllString(read(t, page), ""), -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			followed++
+			file, heading, _ := strings.Cut(m[1], "#")
+			to := page
+			if file != "" {
+				to = filepath.Join(filepath.Dir(page), file)
+			}
+			if _, err := os.Stat(filepath.Join(root, to)); err != nil {
+				t.Errorf("%s: %s: there is no such file", page, m[1])
+			} else if heading != "" && !slices.Contains(headings(t, to), heading) {
+				t.Errorf("%s: %s: there is no such heading", page, m[1])
+			}
+		}
+	}
+	if followed < 200 {
+		t.Errorf("got %d links, want 200 or more", followed)
+	}
+}
+
+// headings are those of a page, as links name them.
+func headings(t *testing.T, page string) (all []string) {
+	t.Helper()
+	text := regexp.MustCompile("(?ms)^```.*?^```$").ReplaceAllString(read(t, page), "")
+	for _, m := range regexp.MustCompile(`(?m)^#+ (.+)$`).FindAllStringSubmatch(text, -1) {
+		plain := regexp.MustCompile(`[^\p{L}\p{N}_\- ]`).ReplaceAllString(strings.ToLower(m[1]), "")
+		all = append(all, strings.ReplaceAll(plain, " ", "-"))
+	}
+	return all
+}
+
+// allPages are the pages for people, by their paths from the root.
+func allPages(t *testing.T) []string {
+	t.Helper()
+	pages := []string{"README.md", "CONTRIBUTING.md", "CHANGELOG.md"}
+	for _, pattern := range []string{"docs/*.md", "docs/design/*.md"} {
+		found, err := filepath.Glob(filepath.Join(root, pattern))
+		if err != nil || len(found) == 0 {
+			t.Fatalf("%s: got %d pages, %v", pattern, len(found), err)
+		}
+		for _, path := range found {
+			page, err := filepath.Rel(root, path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pages = append(pages, page)
+		}
+	}
+	return pages
 }
