@@ -61,6 +61,10 @@ var chartCases = map[string]chartCase{
 		arguments: []string{"--set=metrics.serviceMonitor.enabled=true", "--set-json=metrics.scrapeFrom=[{\"namespaceSelector\":{}}]"},
 		contains:  []string{"kind: ServiceMonitor", "name: datakeys-metrics", "port: 8080"},
 	},
+	"Prometheus takes the label namespace of a metric for that of the key, not for the manager's": {
+		arguments: []string{"--set=metrics.serviceMonitor.enabled=true", "--set-json=metrics.scrapeFrom=[{\"namespaceSelector\":{}}]"},
+		contains:  []string{"honorLabels: true"},
+	},
 	"a ServiceMonitor that the network policy would shut out is refused": {
 		arguments: []string{"--set=metrics.serviceMonitor.enabled=true"},
 		contains:  []string{"metrics.scrapeFrom"},
