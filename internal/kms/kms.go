@@ -1,9 +1,8 @@
 // Package kms is the key service: it holds unsealed master keys, makes and opens data keys, and is the only part of the
 // manager that ever sees a plaintext one.
 //
-// Controllers call EnsureMasterKey, MasterKey, GenerateDataKeyWithoutPlaintext and OpenDataKey, which return sealed bytes
-// only. Callers in pods call GenerateDataKey, Decrypt and BatchDecrypt, over gRPC (kmsgrpc). What a caller is told depends on
-// nothing that its permissions do not already show:
+// Controllers call what returns sealed bytes only, such as EnsureMasterKey and OpenDataKey. Callers in pods call the operations of
+// kmsv1.KeyService, over gRPC (kmsgrpc). What a caller is told depends on nothing that its permissions do not already show:
 //
 //  1. The token is reviewed, before a byte of the request is read. Whoever is not a pod learns nothing else. Then the request is
 //     checked by itself.
