@@ -1,6 +1,7 @@
 package docs_test
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -146,4 +147,46 @@ func allPages(t *testing.T) []string {
 		}
 	}
 	return pages
+}
+
+// TestTheAuditSectionHasEveryMember of a record: whoever collects them decides by these.
+func TestTheAuditSectionHasEveryMember(t *testing.T) {
+	_, section, _ := strings.Cut(read(t, "docs/operations.md"), "\n## Audit records\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	members := regexp.MustCompile(`json:"(\w+)`).FindAllStringSubmatch(read(t, "internal/kms/audit.go"), -1)
+	if len(members) < 20 {
+		t.Fatalf("got %d members, want 20 or more", len(members))
+	}
+	for _, m := range members {
+		if !regexp.MustCompile("[`\"]" + m[1] + "[`\"]").MatchString(section) {
+			t.Errorf("the section does not name %s", m[1])
+		}
+	}
+}
+
+// TestThePagesHaveEveryMetric of manager and sidecar, by its whole name, as it is looked for.
+func TestThePagesHaveEveryMetric(t *testing.T) {
+	pages := read(t, "docs/operations.md") + read(t, "docs/lifecycle.md") + read(t, "docs/native-api.md")
+	metrics := 0
+	for _, room := range []string{"internal", "controllers", "cmd", "sidecar"} {
+		err := filepath.WalkDir(filepath.Join(root, room), func(path string, _ fs.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			source, err := os.ReadFile(path)
+			for _, m := range regexp.MustCompile(`"(datakeys_[a-z_]+)"`).FindAllSubmatch(source, -1) {
+				metrics++
+				if !strings.Contains(pages, string(m[1])) {
+					t.Errorf("no page has %s", m[1])
+				}
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if metrics < 25 {
+		t.Errorf("got %d metrics, want 25 or more", metrics)
+	}
 }
