@@ -101,6 +101,9 @@ func (p *alicloudProvider) connect(ctx context.Context, _ *wrapping.BlobInfo) (w
 	if err != nil {
 		return nil, err
 	}
+	// By itself the library reads proxies from the environment, not as net/http does, and sends the service their password.
+	client.SetHttpsProxy(noAddress)
+	client.SetNoProxy(noAddress)
 	return &alicloudWrapper{provider: p, client: client}, nil
 }
 

@@ -285,6 +285,28 @@ func TestAlicloudRootHeedsNoOtherVariables(t *testing.T) {
 	}
 }
 
+func TestAlicloudRootKeepsThePasswordOfAProxy(t *testing.T) {
+	for name, proxies := range map[string]struct{ proxy, except string }{
+		"a proxy that asks for a password":       {"http://me:hidden@" + nowhere, "10.0.0.0/8"},
+		"a proxy without a scheme":               {nowhere, ""},
+		"exceptions that are no regular pattern": {"http://" + nowhere, "*.svc,("},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, b := alicloudBackend(t)
+			if refusedByFIPS(t, b) {
+				return
+			}
+			t.Setenv("HTTPS_PROXY", proxies.proxy)
+			t.Setenv("NO_PROXY", proxies.except)
+			r, p := openWrapping(t, b.uri), sealingKey(t)
+			unwraps(t, r, wrap(t, r, p), p) // at a loopback address, where no proxy stands between
+			if got := s.Strayed(); got != "" {
+				t.Errorf("the service was sent %q, which is the proxy's", got)
+			}
+		})
+	}
+}
+
 func TestAlicloudRootFollowsItsAliasAndSaysWhatItLacks(t *testing.T) {
 	s, b := alicloudBackend(t)
 	if refusedByFIPS(t, b) {

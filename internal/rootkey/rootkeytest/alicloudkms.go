@@ -17,6 +17,7 @@ type AlicloudKMS struct {
 	keys      map[string]*serviceKey // by ID; guarded by mu
 	aliases   map[string]string      // to IDs; guarded by mu
 	accessKey string                 // guarded by mu
+	strayed   string                 // guarded by mu
 }
 
 // NewAlicloudKMS starts the service. It has no key yet.
@@ -78,6 +79,13 @@ func (s *AlicloudKMS) AccessKey() string {
 	return s.accessKey
 }
 
+// Strayed returns the header Authorization of the last request, which the service has no use for.
+func (s *AlicloudKMS) Strayed() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.strayed
+}
+
 // alicloudBlob is what a ciphertext of the fake holds; clients take it as it is.
 type alicloudBlob struct {
 	KeyID   string
@@ -104,7 +112,7 @@ func (s *AlicloudKMS) answer(w http.ResponseWriter, r *http.Request, body []byte
 		alicloudError(w, http.StatusBadRequest, "IncompleteSignature")
 		return
 	}
-	s.accessKey = in.Get("AccessKeyId")
+	s.accessKey, s.strayed = in.Get("AccessKeyId"), r.Header.Get("Authorization")
 	switch in.Get("Action") {
 	case "Encrypt":
 		s.encrypt(w, in, m)
