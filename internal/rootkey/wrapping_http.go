@@ -23,10 +23,19 @@ const (
 	dialTimeout   = 10 * time.Second
 )
 
-var errAnswerTooLong = errors.New("the answer is longer than 1 MiB")
+var (
+	errAnswerTooLong = errors.New("the answer is longer than 1 MiB")
 
-// boundTransport makes t ask one question over one connection, trust the certificates in caFile alone (the system's where
-// it is empty), and read a bounded answer that is not unpacked. It replaces what the environment may have put there.
+	// errRedirectInClear is for a service at a loopback address that sends its client on: Vault's library follows.
+	errRedirectInClear = &wrappingError{
+		problem: "the service redirects to an address without TLS",
+		remedy:  "name the address with TLS by the URI, or let an agent answer that sends nobody on",
+	}
+)
+
+// boundTransport makes t ask one question over one connection, in clear at a loopback address alone, trust the certificates
+// in caFile alone (the system's where it is empty), and read a bounded answer that is not unpacked. It replaces what the
+// environment may have put there.
 func boundTransport(t *http.Transport, caFile, serverName string) error {
 	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: serverName}
 	if caFile != "" {
@@ -51,7 +60,12 @@ func boundTransport(t *http.Transport, caFile, serverName string) error {
 		return &boundedConn{Conn: conn, left: maxAnswerSize}, nil
 	}
 	t.DialTLSContext = nil
-	t.Proxy = http.ProxyFromEnvironment
+	t.Proxy = func(r *http.Request) (*url.URL, error) {
+		if r.URL.Scheme != "https" && !loopback(r.URL.Hostname()) {
+			return nil, errRedirectInClear
+		}
+		return http.ProxyFromEnvironment(r)
+	}
 	t.TLSClientConfig = config
 	t.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
 	t.DisableKeepAlives = true
@@ -121,7 +135,10 @@ func explainNetwork(err error) error {
 	if e, ok := errors.AsType[*net.OpError](err); ok {
 		return &wrappingError{problem: e.Error(), remedy: remedy}
 	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
+		return &wrappingError{problem: "the service did not answer in time", remedy: remedy}
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok || errors.Is(err, http.ErrSchemeMismatch) {
 		return &wrappingError{problem: "the service does not speak TLS", remedy: "see what answers at its address"}
 	}
 	return nil

@@ -2,9 +2,13 @@ package rootkey_test
 
 import (
 	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/go-logr/logr"
@@ -107,6 +111,33 @@ func TestWrappingRootsTrustNobodyUnnamed(t *testing.T) {
 		fails(t, openWrapping(t, strings.TrimRight(before+others, "?&")), wrapped, "certificate")
 		fails(t, openWrapping(t, before+"ca-file=/nonexistent/ca.pem"), wrapped, "/nonexistent/ca.pem")
 		fails(t, openWrapping(t, before+"ca-file="+writeFile(t, "none")), wrapped, "has no certificate in it")
+	}
+}
+
+func TestTransitRootAsksInClearAtALoopbackAddressAlone(t *testing.T) {
+	t.Setenv("VAULT_TOKEN", "s.test-token")
+	var reached atomic.Bool
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached.Store(true) }))
+	defer elsewhere.Close()
+	_, port, err := net.SplitHostPort(elsewhere.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// 0.0.0.0 leads here and is no loopback address.
+	agent := httptest.NewServer(http.RedirectHandler("http://0.0.0.0:"+port, http.StatusTemporaryRedirect))
+	defer agent.Close()
+	host := strings.TrimPrefix(agent.URL, "http://")
+	_, err = openWrapping(t, "transit://"+host+"/transit/root?tls=off").Wrap(t.Context(), sealingKey(t), wrappingAD)
+	if err == nil || !strings.Contains(err.Error(), "without TLS") {
+		t.Errorf("%v, want the word that it leads to where there is no TLS", err)
+	}
+	if reached.Load() {
+		t.Error("what is only for the agent went over the network in clear")
+	}
+
+	_, err = openWrapping(t, "transit://"+host+"/transit/root").Wrap(t.Context(), sealingKey(t), wrappingAD)
+	if err == nil || !strings.Contains(err.Error(), "does not speak TLS") {
+		t.Errorf("over TLS: %v, want the word that the service does not speak it", err)
 	}
 }
 
