@@ -203,13 +203,15 @@ func (p *transitProvider) client(ctx context.Context) (*transit.Wrapper, *api.Cl
 
 // login gives client its token. The client has that of VAULT_TOKEN by itself.
 func (p *transitProvider) login(ctx context.Context, client *api.Client) error {
+	token := client.Token()
 	if p.tokenFile != "" {
 		b, err := readSmallFile(p.tokenFile, maxTokenFileSize)
 		if err != nil {
 			return err
 		}
-		client.SetToken(strings.TrimSpace(string(b)))
+		token = string(b)
 	}
+	client.SetToken(strings.TrimSpace(token))
 	if client.Token() == "" {
 		return &wrappingError{
 			problem: "there is no token for the service",

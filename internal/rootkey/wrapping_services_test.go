@@ -151,6 +151,10 @@ func TestTransitRootTakesItsTokenFromAFile(t *testing.T) {
 	t.Setenv("VAULT_TOKEN", "s.of-another-server")
 	fails(t, openWrapping(t, b.uri), wrapped, "refuses the token")
 
+	t.Setenv("VAULT_TOKEN", "s.test-token\n") // as a Secret made from a file has it
+	wrap(t, openWrapping(t, b.uri), sealingKey(t))
+
+	t.Setenv("VAULT_TOKEN", "s.of-another-server")
 	name := writeFile(t, "s.old\n")
 	r, p := openWrapping(t, b.uri+"&token-file="+name), sealingKey(t)
 	fails(t, r, wrapped, "refuses the token")
