@@ -69,7 +69,7 @@ func newAWSProvider(u *url.URL) (string, wrappingProvider, error) {
 	}
 	if p.endpoint != "" {
 		e, err := url.Parse(p.endpoint)
-		if err != nil || e.User != nil || e.Host == "" || e.RawQuery != "" || e.Fragment != "" || (e.Path != "" && e.Path != "/") {
+		if err != nil || e.User != nil || e.Hostname() == "" || e.RawQuery != "" || e.Fragment != "" || (e.Path != "" && e.Path != "/") {
 			return "", nil, fmt.Errorf("parameter %q must be https://HOST:PORT", endpoint)
 		}
 		if e.Scheme != "https" && (e.Scheme != "http" || !loopback(e.Hostname())) {

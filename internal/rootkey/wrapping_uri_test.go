@@ -86,6 +86,7 @@ func TestWrappingURIsThatAreRefused(t *testing.T) {
 		"an endpoint without TLS":          {"awskms://eu-west-1/" + keyOne + "?endpoint=http://kms.example.com", "must begin with https://"},
 		"an endpoint with credentials":     {"awskms://eu-west-1/" + keyOne + "?endpoint=https://a:hidden@kms.example.com", "must be https://HOST:PORT"},
 		"an endpoint with a path":          {"awskms://eu-west-1/" + keyOne + "?endpoint=https://kms.example.com/a", "must be https://HOST:PORT"},
+		"an endpoint without a host":       {"awskms://eu-west-1/" + keyOne + "?endpoint=https://:8443", "must be https://HOST:PORT"},
 		"no region of Alibaba":             {"alicloudkms:///k", "must name the region"},
 		"no key of Alibaba":                {"alicloudkms://cn-hangzhou/", "must name the key"},
 		"a domain that is a URL":           {"alicloudkms://cn-hangzhou/k?domain=https://kms", `parameter "domain" must be HOST`},
