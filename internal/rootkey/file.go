@@ -20,6 +20,8 @@ const (
 	// maxFileRootSize is the size of the longest form of a key: 64 hexadecimal digits and a line end of two bytes.
 	maxFileRootSize = 2*envelope.MaterialSize + len("\r\n")
 
+	fileRootForms = "it must hold 32 random bytes, as `head -c 32 /dev/urandom` or `openssl rand -base64 32` print"
+
 	// fileRootLabel keeps the key ID of a root key in a file apart from anything else that is derived from its bytes.
 	fileRootLabel = "datakeys.io/root-key-file/id/v1\x00"
 )
@@ -38,18 +40,18 @@ type fileRoot struct {
 // pod says otherwise, and inside a container with one process of one user the mode keeps nobody out. That everybody may
 // write it is: no mount of a key is made like that.
 func openFileRoot(path string) (seal.RootKey, error) {
-	fail := func(problem, remedy string) error {
-		return fmt.Errorf("root key %s://%s: %s: %s", schemeFile, path, problem, remedy)
+	fail := func(problem string) error {
+		return fmt.Errorf("root key %s://%s: %s", schemeFile, path, problem)
 	}
 	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
-		return nil, fail("must be an absolute path in its shortest form", "write file:///etc/datakeys/root-key or the like")
+		return nil, fail("must be an absolute path in its shortest form: write file:///etc/datakeys/root-key or the like")
 	}
 	m, problem, err := readKeyFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("root key %s://%s: %w", schemeFile, path, err)
+		return nil, fmt.Errorf("root key %s://%s: %w: see that the file is mounted there, and that the manager may read it", schemeFile, path, err)
 	}
 	if problem != "" {
-		return nil, fail(problem, "it must hold 32 random bytes, as `head -c 32 /dev/urandom` or `openssl rand -base64 32` print")
+		return nil, fail(problem)
 	}
 	id, err := fileRootID(m)
 	if err != nil {
@@ -65,7 +67,7 @@ func openFileRoot(path string) (seal.RootKey, error) {
 
 func (r *fileRoot) ID() string { return r.name }
 
-// readKeyFile returns the key in a file, or the problem with what the file is or holds.
+// readKeyFile returns the key in a file, or the problem with what the file is or holds, and what to do.
 func readKeyFile(path string) (m envelope.Material, problem string, err error) {
 	// O_NONBLOCK: opening a named pipe would wait for somebody to write to it. Symbolic links are followed, because the
 	// kubelet makes Secrets of them; the kernel ends a loop with an error.
@@ -79,10 +81,10 @@ func readKeyFile(path string) (m envelope.Material, problem string, err error) {
 		return m, "", err
 	}
 	if !info.Mode().IsRegular() {
-		return m, "is no regular file", nil
+		return m, "is no regular file: name the file with the key", nil
 	}
 	if info.Mode().Perm()&0o002 != 0 {
-		return m, fmt.Sprintf("may be written by everybody (mode %#o)", info.Mode().Perm()), nil
+		return m, fmt.Sprintf("may be written by everybody (mode %#o): take that permission away, as chmod o-w does", info.Mode().Perm()), nil
 	}
 	var buf [maxFileRootSize + 1]byte // one more, to see that there is more
 	defer clear(buf[:])
@@ -90,11 +92,13 @@ func readKeyFile(path string) (m envelope.Material, problem string, err error) {
 	switch err { //nolint:errorlint // io.ReadFull returns these two as they are
 	case io.EOF, io.ErrUnexpectedEOF:
 	case nil:
-		return m, fmt.Sprintf("holds more than %d bytes", maxFileRootSize), nil
+		return m, fmt.Sprintf("holds more than %d bytes: %s", maxFileRootSize, fileRootForms), nil
 	default:
 		return m, "", err
 	}
-	m, problem = parseKeyFile(buf[:n])
+	if m, problem = parseKeyFile(buf[:n]); problem != "" {
+		problem += ": " + fileRootForms
+	}
 	return m, problem, nil
 }
 
