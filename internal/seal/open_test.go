@@ -235,7 +235,13 @@ func TestALostOrAlteredSecretIsNamedAndNothingIsMadeInItsPlace(t *testing.T) {
 		},
 		"a byte of the sealing key is changed": {
 			damage: func(s *sealtest.Store) { flip(seal.SealingKeysSecret, v1(s))(s) },
-			secret: seal.SealingKeysSecret, says: "that does not open under root key",
+			secret: seal.SealingKeysSecret, says: ": envelope: the blob is damaged or was sealed with other associated data: one of the two was altered",
+		},
+		"the sealing key is another installation's": {
+			damage: func(s *sealtest.Store) {
+				replace(seal.SealingKeysSecret, v1(s), string(other.Secrets()[seal.SealingKeysSecret].Data[v1(other)]))(s)
+			},
+			secret: seal.SealingKeysSecret, says: ": wrapped by another root key, " + string(other.Secrets()[rootSecret].Data["id"]) + ": restore that root key",
 		},
 		"the sealing key is empty": {
 			damage: func(s *sealtest.Store) { replace(seal.SealingKeysSecret, v1(s), "")(s) },

@@ -54,17 +54,15 @@ func final(err error) bool {
 func (l *layout) unwrapEntry(ctx context.Context, root RootKey, entry string, version uint32) (sealingKey, error) {
 	sk, err := unwrap(ctx, root, l.secret.Data[entry], l.binding(version))
 	switch {
-	case errors.Is(err, ErrOtherRootKey):
-		return sealingKey{}, &SecretError{
-			Secret:  SealingKeysSecret,
-			Problem: fmt.Sprintf("has an entry %s that is %v, but the root key is %s", entry, err, root.ID()),
-			Remedy:  "restore that root key, or this Secret and the root key from one backup",
-		}
 	case err != nil && final(err):
+		remedy := "one of the two was altered: restore this Secret and the root key from one backup"
+		if errors.Is(err, ErrOtherRootKey) {
+			remedy = "restore that root key, or this Secret and the root key from one backup"
+		}
 		return sealingKey{}, &SecretError{
 			Secret:  SealingKeysSecret,
-			Problem: fmt.Sprintf("has an entry %s that does not open under root key %s", entry, root.ID()),
-			Remedy:  "one of the two was altered: restore this Secret and the root key from one backup",
+			Problem: fmt.Sprintf("has an entry %s that does not open under root key %s: %v", entry, root.ID(), err),
+			Remedy:  remedy,
 		}
 	case err != nil:
 		return sealingKey{}, fmt.Errorf("unwrapping entry %s of Secret %s by root key %s: %w", entry, SealingKeysSecret, root.ID(), err)
