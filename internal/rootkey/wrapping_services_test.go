@@ -95,6 +95,24 @@ func wrap2(t *testing.T, b wrappingBackend) []byte {
 	return wrap(t, openWrapping(t, b.uri), sealingKey(t))
 }
 
+func TestCloudRootsFollowNoRedirection(t *testing.T) {
+	_, aws := awsBackend(t)
+	if refusedByFIPS(t, aws) {
+		return
+	}
+	_, alicloud := alicloudBackend(t)
+	for _, b := range []wrappingBackend{aws, alicloud} {
+		r := openWrapping(t, b.uri)
+		wrapped := wrap(t, r, sealingKey(t))
+		b.service.Misbehave(rootkeytest.AnyOperation, rootkeytest.Redirect)
+		b.service.Calls()
+		fails(t, r, wrapped, "see what answers at its address")
+		if got, want := strings.Join(b.service.Calls(), " "), "Encrypt Decrypt"; got != want {
+			t.Errorf("%s: asked for %q, want %q", b.id, got, want)
+		}
+	}
+}
+
 func TestWrappingRootsTrustNobodyUnnamed(t *testing.T) {
 	t.Setenv("VAULT_SKIP_VERIFY", "true")
 	_, transit := transitBackend(t)

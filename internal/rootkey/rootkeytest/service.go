@@ -43,6 +43,8 @@ const (
 	HugePacked
 	// Echo refuses the request and quotes it.
 	Echo
+	// Redirect sends the client to where it has just asked.
+	Redirect
 	// WrongPlaintext opens what it is given and answers other bytes of the same length.
 	WrongPlaintext
 	// OtherKey answers as if another key had been used.
@@ -126,6 +128,9 @@ func (s *Service) misbehave(w http.ResponseWriter, r *http.Request, m Mischief, 
 	case HugePacked:
 		w.Header().Set("Content-Encoding", "gzip")
 		s.pour(w, r, packedZeros())
+	case Redirect:
+		w.Header().Set("Location", r.URL.String())
+		w.WriteHeader(http.StatusTemporaryRedirect)
 	case Echo:
 		w.WriteHeader(http.StatusBadRequest)
 		_, _ = io.Copy(w, io.MultiReader(strings.NewReader(r.URL.String()), bytes.NewReader(body)))
