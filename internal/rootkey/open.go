@@ -35,6 +35,9 @@ func Open(ctx context.Context, uri string, log logr.Logger) (seal.RootKey, error
 	}
 	switch scheme {
 	case schemeFile, schemeKMSv2:
+		if !strings.HasPrefix(rest, "/") {
+			return nil, fmt.Errorf("root key %s: must be an absolute path: write %s:///PATH", seal.ShownURI(uri), scheme)
+		}
 		if path, more, found := strings.Cut(rest, "?"); found {
 			if name, _, _ := strings.Cut(more, "="); looksSecret(name) {
 				return nil, fmt.Errorf("root key %s://%s: parameter %q: %w", scheme, path, name, errRootCredentials)

@@ -19,6 +19,8 @@ func TestOpenRefusesARootKeyThatItDoesNotKnow(t *testing.T) {
 		"an unknown scheme with credentials":       {"vault://me:hidden@vault:8200/root", "root key vault://vault:8200/root: the scheme"},
 		"an unknown scheme and a token":            {"https://vault:8200/transit/root?token=hidden", "root key https://vault:8200/transit/root: the scheme"},
 		"an unknown scheme and a broken host":      {"aws://AKID:hidden/root", "root key aws://...: the scheme"},
+		"a file with a password":                   {"file://me:hidden@host/root-key", "root key file://host/root-key: must be an absolute path: write file:///PATH"},
+		"a KMS plugin with a password":             {"kmsv2://me:hidden@host/kms.sock", "root key kmsv2://host/kms.sock: must be an absolute path: write kmsv2:///PATH"},
 		"a file with a parameter":                  {"file:///etc/root-key?mode=hidden", "root key file:///etc/root-key: takes no parameters"},
 		"a KMS plugin with a parameter":            {"kmsv2:///run/kms.sock?timeout=hidden", "root key kmsv2:///run/kms.sock: takes no parameters"},
 		"a KMS plugin with a credential behind it": {"kmsv2:///run/kms.sock?token=hidden", `parameter "token": has credentials in it`},
