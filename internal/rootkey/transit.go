@@ -113,6 +113,9 @@ func newTransitProvider(u *url.URL) (string, wrappingProvider, error) {
 	if p.namespace != "" {
 		id += "?" + transitNamespace + "=" + p.namespace
 	}
+	if len(id) > maxRootIDSize {
+		return "", nil, fmt.Errorf("parameter %q is too long: the ID of a root key, which it is a part of, has at most %d bytes", transitNamespace, maxRootIDSize)
+	}
 	return id, p, nil
 }
 

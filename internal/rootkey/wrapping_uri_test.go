@@ -74,6 +74,7 @@ func TestWrappingURIsThatAreRefused(t *testing.T) {
 		"TLS that is not checked":          {"transit://vault/transit/root?tls=skip", "can only be off"},
 		"a mount without a role":           {"transit://vault/transit/root?kubernetes-mount=k8s", `"kubernetes-mount" needs "kubernetes-role"`},
 		"a role with a slash at its end":   {"transit://vault/transit/root?kubernetes-role=a/", `parameter "kubernetes-role" must be words`},
+		"a namespace that is too long":     {"transit://vault/transit/root?namespace=" + strings.Repeat("a/", 600) + "a", `parameter "namespace" is too long`},
 		"a namespace that climbs":          {"transit://vault/transit/root?namespace=..", `parameter "namespace" must be words`},
 		"no region":                        {"awskms:///" + keyOne, "must name the region"},
 		"a host for a region":              {"awskms://kms.eu-west-1.amazonaws.com/" + keyOne, "must name the region"},
