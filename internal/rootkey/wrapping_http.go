@@ -12,6 +12,8 @@ import (
 	"net/url"
 	"os"
 	"time"
+
+	_ "golang.org/x/crypto/x509roots/fallback" // where the system has no authorities to trust, as in our image
 )
 
 const (

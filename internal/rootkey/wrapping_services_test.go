@@ -1,6 +1,7 @@
 package rootkey_test
 
 import (
+	"crypto/x509"
 	"errors"
 	"net"
 	"net/http"
@@ -129,6 +130,20 @@ func TestWrappingRootsTrustNobodyUnnamed(t *testing.T) {
 		fails(t, openWrapping(t, strings.TrimRight(before+others, "?&")), wrapped, "certificate")
 		fails(t, openWrapping(t, before+"ca-file=/nonexistent/ca.pem"), wrapped, "/nonexistent/ca.pem")
 		fails(t, openWrapping(t, before+"ca-file="+writeFile(t, "none")), wrapped, "has no certificate in it")
+	}
+}
+
+// Our image has no file but the manager's own.
+func TestThereAreAuthoritiesWhereTheSystemHasNone(t *testing.T) {
+	if !rerun(t, "SSL_CERT_FILE=/nonexistent", "SSL_CERT_DIR=/nonexistent") {
+		return
+	}
+	authorities, err := x509.SystemCertPool()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if authorities.Equal(x509.NewCertPool()) {
+		t.Error("no service can be trusted whose authority no file names")
 	}
 }
 
