@@ -6,9 +6,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"k8s.io/utils/clock"
 )
 
@@ -166,6 +168,20 @@ func TestLeafRenewal(t *testing.T) {
 			t.Errorf("%s: another leaf: %v, want %v", step.why, other, step.other)
 		}
 		first = next
+	}
+}
+
+// TestLeafAgesByTheWallClock: no verifier knows the monotonic clock, which neither jumps nor runs while a machine is suspended. Only the
+// real clock has one.
+func TestLeafAgesByTheWallClock(t *testing.T) {
+	authority := NewAuthority(&memoryStore{}, nil, logr.Discard())
+	mustSync(t, authority)
+	source := &leaves{authority: authority, dnsNames: []string{"a"}}
+	if _, err := source.get(nil); err != nil {
+		t.Fatal(err)
+	}
+	if minted := source.minted.String(); strings.Contains(minted, "m=") {
+		t.Errorf("the age counts from %s, a time of the monotonic clock", minted)
 	}
 }
 

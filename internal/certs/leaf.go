@@ -33,7 +33,9 @@ type leaves struct {
 
 // get is for tls.Config.GetCertificate.
 func (l *leaves) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	now := l.authority.clock.Now()
+	// Of the wall clock alone: the monotonic one neither jumps with it nor runs while a machine is suspended, and the leaf would be shown
+	// when it is not valid yet, or not any more.
+	now := l.authority.clock.Now().Round(0)
 	signing := l.authority.plan().signing
 	if signing == nil {
 		return nil, errors.New("there is no serving certificate: the roots are not loaded")
