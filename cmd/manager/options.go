@@ -180,6 +180,10 @@ func (o *options) validate() error {
 	if err := inject.CheckPullPolicy(corev1.PullPolicy(o.sidecarImagePullPolicy)); err != nil {
 		errs = append(errs, fmt.Errorf("--sidecar-image-pull-policy: %w", err))
 	}
+	// From there on client-go logs what it sends and gets, by the logger of a controller: Secrets, and the root key in one of them.
+	if o.zap.Level != nil && o.zap.Level.Enabled(-maxLogLevel-1) {
+		errs = append(errs, fmt.Errorf("--zap-log-level: must be at most %d: from %d on, what is in Secrets is logged", maxLogLevel, maxLogLevel+1))
+	}
 	return errors.Join(append(errs, o.validateLimits(), o.validateResources())...)
 }
 
@@ -188,6 +192,7 @@ const (
 	maxPodCalls    = 1_000_000
 	maxPodRefusals = 10_000
 	maxRewrapRate  = 100_000
+	maxLogLevel    = 7
 )
 
 func (o *options) validateLimits() error {

@@ -4,14 +4,20 @@ import (
 	"errors"
 	"flag"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 
 	"github.com/datakeys/datakeys/internal/inject"
@@ -81,6 +87,43 @@ func TestErrorsAreLoggedWithAStackTraceOnRequestOnly(t *testing.T) {
 				t.Errorf("a stack trace: %t, want %t:\n%s", got, c.want, out.String())
 			}
 		})
+	}
+}
+
+// What controllers ask the API server, client-go logs by their logger: from a level on whole answers, the root key in its Secret too.
+func TestNoLogLevelShowsSecrets(t *testing.T) {
+	const key = "c2VjcmV0IHJvb3Qga2V5IG9mIDMyIGJ5dGVzIGFuZCBtb3Jl"
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"apiVersion":"v1","kind":"Secret","metadata":{"name":"s"},"data":{"key":"`+key+`"}}`)
+	}))
+	t.Cleanup(server.Close)
+	set, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted := 0
+	for _, level := range []string{"error", "info", "debug", "1", "5", "6", "7", "8", "9", "10", "100"} {
+		o, err := parse(t, "--zap-log-level="+level)
+		if err != nil {
+			if !strings.Contains(err.Error(), "--zap-log-level: must be at most 7") {
+				t.Errorf("level %s: got %v, want an error that names the flag and the rule", level, err)
+			}
+			continue
+		}
+		accepted++
+		var out strings.Builder
+		o.zap.DestWriter = &out
+		ctx := logr.NewContext(t.Context(), zap.New(zap.UseFlagOptions(&o.zap)))
+		if _, err := set.CoreV1().Secrets("n").Get(ctx, "s", metav1.GetOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(out.String(), key) {
+			t.Errorf("level %s shows the key:\n%s", level, out.String())
+		}
+	}
+	if accepted != 7 {
+		t.Errorf("%d levels are accepted, want the first 7", accepted)
 	}
 }
 
