@@ -11,11 +11,12 @@ import (
 // may be a struct, nor the answer is boxed: every call of a pod looks here twice or more, and that costs no allocation.
 type answerCache[K comparable, V any] struct {
 	ttl   time.Duration
-	most  int // how many answers are remembered
+	half  int // how many answers each of the two below holds
 	clock clock.PassiveClock
 
-	mu      sync.Mutex
-	answers map[K]keptAnswer[V]
+	mu sync.Mutex
+	// New answers go to recent. When that is full it becomes older, and what was older is forgotten.
+	recent, older map[K]keptAnswer[V]
 }
 
 type keptAnswer[V any] struct {
@@ -23,8 +24,9 @@ type keptAnswer[V any] struct {
 	until time.Time
 }
 
+// newAnswerCache returns a cache that remembers the last half of most answers, and at most that many.
 func newAnswerCache[K comparable, V any](ttl time.Duration, most int) *answerCache[K, V] {
-	return &answerCache[K, V]{ttl: ttl, most: most, clock: clock.RealClock{}, answers: map[K]keptAnswer[V]{}}
+	return &answerCache[K, V]{ttl: ttl, half: most / 2, clock: clock.RealClock{}, recent: map[K]keptAnswer[V]{}}
 }
 
 // get returns the answer that was given to the question key less than ttl ago.
@@ -32,35 +34,31 @@ func (c *answerCache[K, V]) get(key K) (value V, found bool) {
 	now := c.clock.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	a, found := c.answers[key]
+	a, found := c.known(key)
 	if !found || !now.Before(a.until) {
 		return value, false
 	}
 	return a.value, true
 }
 
-// add remembers an answer to a question that was asked at a time, unless one is known that was asked for later. Where there are too
-// many, old ones are forgotten first, and then any.
+// known needs mu.
+func (c *answerCache[K, V]) known(key K) (a keptAnswer[V], found bool) {
+	if a, found = c.recent[key]; !found {
+		a, found = c.older[key]
+	}
+	return a, found
+}
+
+// add remembers an answer to a question that was asked at a time, unless one is known that was asked for later.
 func (c *answerCache[K, V]) add(key K, value V, asked time.Time) {
-	now, until := c.clock.Now(), asked.Add(c.ttl)
+	until := asked.Add(c.ttl)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	known, found := c.answers[key]
-	if found && known.until.After(until) {
+	if a, found := c.known(key); found && a.until.After(until) {
 		return
 	}
-	if !found && len(c.answers) >= c.most {
-		for old, a := range c.answers {
-			if !now.Before(a.until) {
-				delete(c.answers, old)
-			}
-		}
-		for old := range c.answers {
-			if len(c.answers) < c.most {
-				break
-			}
-			delete(c.answers, old)
-		}
+	if _, found := c.recent[key]; !found && len(c.recent) >= c.half {
+		c.older, c.recent = c.recent, map[K]keptAnswer[V]{}
 	}
-	c.answers[key] = keptAnswer[V]{value: value, until: until}
+	c.recent[key] = keptAnswer[V]{value: value, until: until}
 }

@@ -10,7 +10,7 @@ import (
 func TestAnswerCache(t *testing.T) {
 	begin := time.Unix(0, 0)
 	clock := clocktesting.NewFakePassiveClock(begin)
-	c := newAnswerCache[int, string](10*time.Second, 3)
+	c := newAnswerCache[int, string](10*time.Second, 4)
 	c.clock = clock
 	at := func(after time.Duration) time.Time {
 		clock.SetTime(begin.Add(after))
@@ -37,17 +37,34 @@ func TestAnswerCache(t *testing.T) {
 	check(2, "")
 
 	c.add(3, "three", at(10*time.Second))
-	c.add(4, "four", at(10*time.Second)) // 1 and 2 are old and make room
+	c.add(4, "four", at(10*time.Second))
 	check(3, "three")
 	check(4, "four")
 	c.add(3, "3", at(11*time.Second))
 	check(3, "3")
 	check(4, "four")
-	for key := range 100 {
-		c.add(key, "x", clock.Now())
-		check(key, "x")
-		if len(c.answers) > 3 {
-			t.Fatalf("%d answers are remembered, want at most 3", len(c.answers))
+}
+
+// Of many answers that all hold still, the last ones are remembered.
+func TestAFullCacheForgetsTheOldestAnswers(t *testing.T) {
+	const most = 100
+	begin := time.Unix(0, 0)
+	c := newAnswerCache[int, int](10*time.Second, most)
+	c.clock = clocktesting.NewFakePassiveClock(begin)
+	for key := range 10 * most {
+		c.add(key, key, begin)
+		remembered := 0
+		for earlier := range key + 1 {
+			value, found := c.get(earlier)
+			if found {
+				remembered++
+			}
+			if last := earlier > key-most/2; found && value != earlier || last && !found {
+				t.Fatalf("after %d, %d is %d, %v", key, earlier, value, found)
+			}
+		}
+		if remembered > most {
+			t.Fatalf("%d answers are remembered, want at most %d", remembered, most)
 		}
 	}
 }
@@ -55,7 +72,7 @@ func TestAnswerCache(t *testing.T) {
 // What was answered to a later question holds, although an earlier one is answered later.
 func TestALateAnswerReplacesNoNewerOne(t *testing.T) {
 	begin := time.Unix(0, 0)
-	c := newAnswerCache[string, bool](10*time.Second, 3)
+	c := newAnswerCache[string, bool](10*time.Second, 4)
 	c.clock = clocktesting.NewFakePassiveClock(begin.Add(5 * time.Second))
 	c.add("may", false, begin.Add(3*time.Second))
 	c.add("may", true, begin) // the permission was taken between the two

@@ -29,7 +29,7 @@ const refusedTTL = 2 * time.Second
 const refusedCacheSize = 1024
 
 // reviewCacheSize bounds the memory of each review cache. An entry takes about 1 KiB.
-const reviewCacheSize = 4096
+const reviewCacheSize = 8192
 
 // reviewTimeout bounds one review, so that an API server that hangs turns into "unavailable" and not into a hang of ours.
 const reviewTimeout = 5 * time.Second

@@ -233,7 +233,7 @@ func TestRefusedTokensDriveOutNoGoodOnes(t *testing.T) {
 	if err := authenticate(podToken); err != nil || asked != 1+bad {
 		t.Errorf("got %v after %d reviews, want %d", err, asked, 1+bad)
 	}
-	if got := len(reviewer.refused.answers); got > refusedCacheSize {
+	if got := len(reviewer.refused.recent) + len(reviewer.refused.older); got > refusedCacheSize {
 		t.Errorf("%d refusals are remembered, want at most %d", got, refusedCacheSize)
 	}
 }
