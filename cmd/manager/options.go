@@ -99,7 +99,7 @@ func parseOptions(args []string, env func(string) string, stderr io.Writer) (*op
 	flags.StringVar(&o.webhookName, "webhook-name", "datakeys-webhook", "`name` of the Service in front of the pod injector")
 	flags.StringVar(&o.webhookConfiguration, "webhook-configuration", "datakeys-injector", "`name` of the MutatingWebhookConfiguration whose caBundle is kept")
 	flags.StringVar(&o.metricsBind, "metrics-bind", ":8080", "`address` of the metrics (HTTP); 0 is none")
-	flags.StringVar(&o.healthBind, "health-bind", ":8081", "`address` of /healthz and /readyz (HTTP)")
+	flags.StringVar(&o.healthBind, "health-bind", ":8081", "`address` of /healthz and /readyz (HTTP); 0 is none")
 	flags.BoolVar(&o.leaderElect, "leader-elect", true, "run the controllers on one replica only")
 	flags.StringVar(&o.sidecarImage, "sidecar-image", "", "`image` of the sidecar (required)")
 	flags.StringVar(&o.sidecarImagePullPolicy, "sidecar-image-pull-policy", string(corev1.PullIfNotPresent), "pull `policy` of the sidecar's image: Always, IfNotPresent or Never")
@@ -165,7 +165,15 @@ func (o *options) validate() error {
 	required("webhook-bind", o.webhookBind)
 	required("webhook-name", o.webhookName)
 	required("webhook-configuration", o.webhookConfiguration)
-	for flag, value := range map[string]string{"key-service-bind": o.keyServiceBind, "webhook-bind": o.webhookBind} {
+	required("metrics-bind", o.metricsBind)
+	required("health-bind", o.healthBind)
+	addresses := map[string]string{"key-service-bind": o.keyServiceBind, "webhook-bind": o.webhookBind}
+	for flag, value := range map[string]string{"metrics-bind": o.metricsBind, "health-bind": o.healthBind} {
+		if value != "0" {
+			addresses[flag] = value
+		}
+	}
+	for flag, value := range addresses {
 		if _, _, err := splitAddress(value); err != nil {
 			errs = append(errs, fmt.Errorf("--%s: %w", flag, err))
 		}

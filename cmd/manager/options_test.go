@@ -36,6 +36,10 @@ func TestWrongOptionsAreRefused(t *testing.T) {
 		"an address without a port":      {[]string{"--namespace=n", "--sidecar-image=i", "--key-service-bind=localhost"}, "--key-service-bind"},
 		"no address of the key service":  {[]string{"--namespace=n", "--sidecar-image=i", "--key-service-bind="}, "--key-service-bind: must not be empty"},
 		"no address of the webhook":      {[]string{"--namespace=n", "--sidecar-image=i", "--webhook-bind="}, "--webhook-bind: must not be empty"},
+		"no address of the metrics":      {[]string{"--namespace=n", "--sidecar-image=i", "--metrics-bind="}, "--metrics-bind: must not be empty"},
+		"no address of the probes":       {[]string{"--namespace=n", "--sidecar-image=i", "--health-bind="}, "--health-bind: must not be empty"},
+		"metrics without a port":         {[]string{"--namespace=n", "--sidecar-image=i", "--metrics-bind=localhost"}, "--metrics-bind: address localhost"},
+		"probes without a port":          {[]string{"--namespace=n", "--sidecar-image=i", "--health-bind=localhost"}, "--health-bind: address localhost"},
 		"a word that is no flag":         {[]string{"--namespace=n", "--sidecar-image=i", "serve"}, `"serve" is no command: there are root-key-status and version`},
 		"a kubeconfig that is not there": {[]string{"--namespace=n", "--sidecar-image=i", "--kubeconfig=/does/not/exist"}, "--kubeconfig"},
 	} {
