@@ -4,17 +4,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/controllers"
 	"github.com/datakeys/datakeys/internal/kms"
 	"github.com/datakeys/datakeys/internal/kms/kmstest"
+	"github.com/datakeys/datakeys/internal/seal"
 	"github.com/datakeys/datakeys/internal/seal/sealtest"
 )
 
@@ -184,5 +191,62 @@ func TestControllersReachTheKeyService(t *testing.T) {
 	must(k.ForgetMasterKey(ctx, key.KeyID))
 	if _, err := k.MasterKey(ctx, key); !errors.Is(err, controllers.ErrMaterialMissing) {
 		t.Errorf("MasterKey: got %v, want ErrMaterialMissing", err)
+	}
+}
+
+// Who is about to get an answer when the manager ends gets it, and the key service ends only then.
+func TestACallUnderWayIsAnsweredAtTheEnd(t *testing.T) {
+	began, release := make(chan struct{}), make(chan struct{})
+	slow := grpc.MethodDesc{MethodName: "Slow", Handler: func(_ any, _ context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+		if err := decode(new(emptypb.Empty)); err != nil {
+			return nil, err
+		}
+		close(began)
+		<-release
+		return new(emptypb.Empty), nil
+	}}
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := &sealtest.Store{}
+	k := &keyService{
+		seal: seal.Config{RootKey: seal.DefaultRootKey, Store: store},
+		config: kms.Config{
+			Keys: store, MasterKeys: &kmstest.MasterKeys{},
+			Authenticator: &kmstest.Authenticator{}, Authorizer: &kmstest.Authorizer{}, Auditor: &kmstest.Auditor{},
+		},
+		listen: func(context.Context) (net.Listener, error) { return listener, nil },
+		serve: func(*kms.Service) *grpc.Server {
+			server := grpc.NewServer()
+			server.RegisterService(&grpc.ServiceDesc{ServiceName: "test", HandlerType: (*any)(nil), Methods: []grpc.MethodDesc{slow}}, struct{}{})
+			return server
+		},
+		log: logr.Discard(), unsealed: make(chan struct{}),
+	}
+	ctx, end := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- k.Start(ctx) }()
+	conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	answered := make(chan error, 1)
+	go func() { answered <- conn.Invoke(t.Context(), "/test/Slow", new(emptypb.Empty), new(emptypb.Empty)) }()
+	<-began
+	end()
+	conn.WaitForStateChange(t.Context(), connectivity.Ready) // the server has said that it goes
+	select {
+	case err := <-ended:
+		t.Errorf("the key service ended before the call: %v", err)
+	default:
+	}
+	close(release)
+	if err := <-answered; err != nil {
+		t.Errorf("the call: %v", err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("the key service: %v", err)
 	}
 }
