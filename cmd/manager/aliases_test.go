@@ -11,7 +11,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"golang.org/x/sync/singleflight"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	clocktesting "k8s.io/utils/clock/testing"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -100,12 +99,8 @@ func TestAMovingAliasIsLostBetweenTheWritesAlone(t *testing.T) {
 			heard := make([]int, 2)
 			replicas := make([]masterKeys, 2)
 			for i := range replicas {
-				replicas[i] = masterKeys{
-					cache:   aliasView{history: &history, at: func() int { return heard[i] }},
-					live:    aliasView{history: &history, at: last},
-					aliases: newAnswerCache[string, aliasHolders](aliasAge, maxAliasReads),
-					reads:   new(singleflight.Group),
-				}
+				replicas[i] = newMasterKeys(
+					aliasView{history: &history, at: func() int { return heard[i] }}, aliasView{history: &history, at: last})
 				replicas[i].aliases.clock = now
 			}
 			held := now.Now() // when somebody had the alias again
@@ -255,16 +250,13 @@ func TestAnAliasIsNotReadFromASlowAnswer(t *testing.T) {
 				history := aliasHistory{claimants()}
 				history.write("blue", letGo)
 				first, reads := make(chan struct{}), 0
-				m := masterKeys{
-					cache: aliasView{history: &history, at: func() int { return 1 }},
-					live: aliasView{history: &history, at: func() int { return len(history) - 1 }, called: func() {
+				m := newMasterKeys(
+					aliasView{history: &history, at: func() int { return 1 }},
+					aliasView{history: &history, at: func() int { return len(history) - 1 }, called: func() {
 						if reads++; reads == 1 {
 							<-first
 						}
-					}},
-					aliases: newAnswerCache[string, aliasHolders](aliasAge, maxAliasReads),
-					reads:   new(singleflight.Group),
-				}
+					}})
 				ask := func() <-chan error {
 					answer := make(chan error, 1)
 					go func() {

@@ -276,7 +276,7 @@ func (p *place) durable(t *testing.T, config seal.Config) (service *kms.Service,
 	if config.Store == nil {
 		config.Store = secretStore{reader: p.client, writer: p.client, namespace: p.system}
 	}
-	service, done, err := openService(t.Context(), config, masterKeys{cache: p.client, live: p.client})
+	service, done, err := openService(t.Context(), config, newMasterKeys(p.client, p.client))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,7 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	ctrl "sigs.k8s.io/controller-runtime"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
@@ -30,10 +31,19 @@ const maxAliasReads = 16
 // annotations and the like, whoever made it.
 const livePage = 20
 
+// stateAge is for how long what the cache has of a MasterKey holds without a word of the API server. A watch that has stalled, or that
+// ended and cannot be begun again, tells nobody; a key that was Disabled since must not stay usable for that.
+const stateAge = reviewTTL
+
+// maxStates bounds the MasterKeys whose state is remembered for that time, some 300 bytes each.
+const maxStates = 8192
+
 // masterKeys finds MasterKeys for the key service in the manager's cache and, because the cache of a replica may not have
 // heard of a key yet, on a miss at the API server.
 type masterKeys struct {
 	cache, live client.Reader
+	// states are MasterKeys as the API server had them a moment ago.
+	states *answerCache[client.ObjectKey, masterKeyAt]
 	// aliases are the holders of the aliases of a namespace, as the API server had them a moment ago.
 	aliases *answerCache[string, aliasHolders]
 	reads   *singleflight.Group
@@ -42,11 +52,18 @@ type masterKeys struct {
 // aliasHolders has the MasterKey that has each alias of a namespace.
 type aliasHolders map[string]kms.MasterKey
 
-// newMasterKeys needs the index of aliases that controllers.Setup adds.
-func newMasterKeys(mgr ctrl.Manager) masterKeys {
+// masterKeyAt is a MasterKey as it was at a resource version.
+type masterKeyAt struct {
+	kms.MasterKey
+	version string
+}
+
+// newMasterKeys needs the index of aliases that controllers.Setup adds to the cache.
+func newMasterKeys(cache, live client.Reader) masterKeys {
 	return masterKeys{
-		cache:   mgr.GetClient(),
-		live:    mgr.GetAPIReader(),
+		cache:   cache,
+		live:    live,
+		states:  newAnswerCache[client.ObjectKey, masterKeyAt](stateAge, maxStates),
 		aliases: newAnswerCache[string, aliasHolders](aliasAge, maxAliasReads),
 		reads:   new(singleflight.Group),
 	}
@@ -61,15 +78,61 @@ func (m masterKeys) ByName(ctx context.Context, namespace, name string) (kms.Mas
 	// Every call of a pod comes here: no copy is made of what is only read.
 	err := m.cache.Get(ctx, key, &o, client.UnsafeDisableDeepCopy)
 	if apierrors.IsNotFound(err) {
-		err = m.live.Get(ctx, key, &o)
-	}
-	if apierrors.IsNotFound(err) {
-		return kms.MasterKey{}, fmt.Errorf("%s: %w", key, kms.ErrMasterKeyNotFound)
+		asked, err := m.readState(ctx, key)
+		return asked.MasterKey, err
 	}
 	if err != nil {
 		return kms.MasterKey{}, fmt.Errorf("read MasterKey %s: %w", key, err)
 	}
-	return masterKey(&o), nil
+	asked, known := m.states.get(key)
+	if !known {
+		asked, err = shared(ctx, m.reads, "state "+key.String(), func(ctx context.Context) (masterKeyAt, error) { return m.readState(ctx, key) })
+		if errors.Is(err, kms.ErrMasterKeyNotFound) { // which may have been so before this call: it was made since
+			asked, err = m.readState(ctx, key)
+		}
+		if err != nil {
+			return kms.MasterKey{}, err
+		}
+	}
+	// Whatever is newer. Where nothing can be told from the versions, it is what the API server said.
+	if order, err := resourceversion.CompareResourceVersion(o.ResourceVersion, asked.version); err == nil && order > 0 {
+		return masterKey(&o), nil
+	}
+	return asked.MasterKey, nil
+}
+
+// readState reads a MasterKey from the API server, and remembers it.
+func (m masterKeys) readState(ctx context.Context, key client.ObjectKey) (masterKeyAt, error) {
+	asked := m.states.clock.Now()
+	var o v1alpha1.MasterKey
+	err := m.live.Get(ctx, key, &o)
+	if apierrors.IsNotFound(err) {
+		return masterKeyAt{}, fmt.Errorf("%s: %w", key, kms.ErrMasterKeyNotFound)
+	}
+	if err != nil {
+		return masterKeyAt{}, fmt.Errorf("read MasterKey %s: %w", key, err)
+	}
+	state := masterKeyAt{masterKey(&o), o.ResourceVersion}
+	m.states.add(key, state, asked)
+	return state, nil
+}
+
+// shared reads for all who ask for the same at the same time. Whoever asked first may go away; the others still wait.
+func shared[T any](ctx context.Context, reads *singleflight.Group, what string, read func(context.Context) (T, error)) (value T, err error) {
+	under := reads.DoChan(what, func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reviewTimeout)
+		defer cancel()
+		return read(ctx)
+	})
+	select {
+	case result := <-under:
+		if result.Err != nil {
+			return value, result.Err
+		}
+		return result.Val.(T), nil //nolint:forcetypeassert // what read returns
+	case <-ctx.Done():
+		return value, context.Cause(ctx)
+	}
 }
 
 // ByAlias implements kms.MasterKeys.
@@ -106,31 +169,29 @@ func (m masterKeys) liveAliases(ctx context.Context, namespace string) (aliasHol
 	}
 	called := m.aliases.clock.Now()
 	for {
-		holders, asked, err := m.readAliases(ctx, namespace)
+		read, err := m.readAliases(ctx, namespace)
 		// Where the API server is slow, the read of somebody else may have begun too long before this call. The next did not.
-		if err != nil || called.Sub(asked) < aliasAge {
-			return holders, err
+		if err != nil || called.Sub(read.asked) < aliasAge {
+			return read.holders, err
 		}
 	}
 }
 
-// readAliases reads the holders of all aliases of a namespace from the API server, together with all who ask at this moment, and
-// says when it asked.
-func (m masterKeys) readAliases(ctx context.Context, namespace string) (aliasHolders, time.Time, error) {
-	type answer struct {
-		holders aliasHolders
-		asked   time.Time
-	}
-	read := m.reads.DoChan(namespace, func() (any, error) {
-		// Whoever asked first may go away; the others still wait.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reviewTimeout)
-		defer cancel()
+// aliasesAt are the holders of all aliases of a namespace, as they were when the API server was asked.
+type aliasesAt struct {
+	holders aliasHolders
+	asked   time.Time
+}
+
+// readAliases reads the holders of all aliases of a namespace from the API server, together with all who ask at this moment.
+func (m masterKeys) readAliases(ctx context.Context, namespace string) (aliasesAt, error) {
+	return shared(ctx, m.reads, "aliases "+namespace, func(ctx context.Context) (aliasesAt, error) {
 		asked := m.aliases.clock.Now()
 		first := v1alpha1.AliasHolders{}
 		for next, more := "", true; more; more = next != "" {
 			var page v1alpha1.MasterKeyList
 			if err := m.live.List(ctx, &page, client.InNamespace(namespace), client.Limit(livePage), client.Continue(next)); err != nil {
-				return nil, fmt.Errorf("read the MasterKeys of namespace %s: %w", namespace, err)
+				return aliasesAt{}, fmt.Errorf("read the MasterKeys of namespace %s: %w", namespace, err)
 			}
 			for i := range page.Items {
 				first.Add(claimant(&page.Items[i]))
@@ -142,18 +203,8 @@ func (m masterKeys) readAliases(ctx context.Context, namespace string) (aliasHol
 			holders[alias] = masterKey(o)
 		}
 		m.aliases.add(namespace, holders, asked)
-		return answer{holders, asked}, nil
+		return aliasesAt{holders, asked}, nil
 	})
-	select {
-	case result := <-read:
-		if result.Err != nil {
-			return nil, time.Time{}, result.Err
-		}
-		a := result.Val.(answer)
-		return a.holders, a.asked, nil
-	case <-ctx.Done():
-		return nil, time.Time{}, context.Cause(ctx)
-	}
 }
 
 // List implements kms.MasterKeys.

@@ -75,7 +75,7 @@ func startMasterKeys(t *testing.T, p *place) (masterKeys, *shortPages) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := newMasterKeys(mgr)
+	m := newMasterKeys(mgr.GetClient(), mgr.GetAPIReader())
 	if _, err := mgr.GetCache().GetInformer(t.Context(), &v1alpha1.MasterKey{}); err != nil {
 		t.Fatal(err)
 	}

@@ -92,7 +92,7 @@ func (m *modelManager) start() {
 		return
 	}
 	m.service, err = kms.New(kms.Config{
-		Seal: keyring, Keys: store, MasterKeys: masterKeys{cache: cached, live: server},
+		Seal: keyring, Keys: store, MasterKeys: newMasterKeys(cached, server),
 		Authenticator: anyPod{}, Authorizer: anyPod{}, Auditor: kms.NewJSONAuditor(io.Discard), Clock: m.clock,
 	})
 	if err != nil {

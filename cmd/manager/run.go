@@ -172,7 +172,7 @@ func newKeyService(mgr ctrl.Manager, o *options, authority *certs.Authority, aud
 		},
 		config: kms.Config{
 			Keys:          store,
-			MasterKeys:    newMasterKeys(mgr),
+			MasterKeys:    newMasterKeys(mgr.GetClient(), mgr.GetAPIReader()),
 			Authenticator: newTokenReviewer(set.AuthenticationV1().TokenReviews()),
 			Authorizer:    newAccessReviewer(set.AuthorizationV1().SubjectAccessReviews()),
 			Auditor:       auditor,

@@ -111,7 +111,8 @@ type MasterKey struct {
 // MasterKeys knows the MasterKey objects. A key is usable only while the object that its material belongs to exists and
 // has its key ID.
 type MasterKeys interface {
-	// ByName returns the MasterKey of that name without its Aliases, or an error that is ErrMasterKeyNotFound after a live read.
+	// ByName returns the MasterKey of that name without its Aliases, or an error that is ErrMasterKeyNotFound after a live read. The
+	// answer is as new as a watch tells, and at most 10 seconds old where that is silent.
 	ByName(ctx context.Context, namespace, name string) (MasterKey, error)
 	// ByAlias returns the MasterKey of the namespace that has the alias, by v1alpha1.AliasHolder, without its Aliases. It may lag
 	// behind the API server as a watch does: so the key is one that has the alias or had it a moment ago. The error is
