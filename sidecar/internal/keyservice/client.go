@@ -25,6 +25,8 @@ import (
 const (
 	// CallTimeout is the most that one call may take, connecting included.
 	CallTimeout = 5 * time.Second
+	// connectTimeout leaves a call time for another try to connect: the first may lead to a replica that has just gone, and hang.
+	connectTimeout = 2 * time.Second
 	// idleTimeout closes a connection that nobody uses. With the usual leases it is used all the time; a sidecar that has nothing to
 	// renew, or long leases, need not be held a connection for.
 	idleTimeout = time.Minute
@@ -66,7 +68,7 @@ func New(address string, roots []byte, tokenPath string, intercept grpc.UnaryCli
 		grpc.WithIdleTimeout(idleTimeout),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second},
-			MinConnectTimeout: CallTimeout,
+			MinConnectTimeout: connectTimeout,
 		}),
 		// Pings are rare, because a call that lasts so long is; but with them comes the socket option that makes a
 		// connection to a node that is gone fail instead of swallowing calls.

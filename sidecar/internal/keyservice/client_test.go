@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"maps"
 	"net"
 	"os"
@@ -297,4 +298,60 @@ func TestClientWipesWhatGRPCDecoded(t *testing.T) {
 	if !bytes.Equal(decoded, make([]byte, len(decoded))) {
 		t.Error("the decoded plaintext is left in memory")
 	}
+}
+
+// TestAConnectionThatHangsLeavesTimeForAnother: whoever connects to a replica that has just gone may hear nothing, and the next try leads
+// to another.
+func TestAConnectionThatHangsLeavesTimeForAnother(t *testing.T) {
+	service := sidecartest.NewKeyService(t)
+	front, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var held []net.Conn
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := front.Accept()
+			if err != nil {
+				return
+			}
+			if held = append(held, c); len(held) == 1 {
+				continue // silent
+			}
+			behind, err := new(net.Dialer).DialContext(t.Context(), "tcp", service.Address)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			held = append(held, behind)
+			go func() { _, _ = io.Copy(behind, c) }()
+			go func() { _, _ = io.Copy(c, behind) }()
+		}
+	}()
+	t.Cleanup(func() {
+		_ = front.Close()
+		<-done
+		for _, c := range held {
+			_ = c.Close()
+		}
+	})
+	token := filepath.Join(t.TempDir(), "token")
+	writeToken(t, token, "first")
+	_, port, err := net.SplitHostPort(front.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, _, err := net.SplitHostPort(service.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := newTestClient(t, net.JoinHostPort(host, port), service.Roots, token)
+	blob := service.Seal(t, "orders", 1, testPlaintext, nil)
+	opened, err := client.Open(t.Context(), []Sealed{{CiphertextBlob: blob}})
+	if err != nil || opened[0].Err != nil {
+		t.Fatalf("got %v, %v", opened, err)
+	}
+	opened[0].Plaintext.Destroy()
 }
