@@ -104,17 +104,13 @@ func (w *World) Replica(t testing.TB) *World {
 // ServiceOver returns a key service in the world, with a store of its own.
 func (w *World) ServiceOver(t testing.TB, store kms.KeyStore) *kms.Service {
 	t.Helper()
-	ring, err := sealtest.OpenEmbedded(t.Context(), w.Store)
-	if err != nil {
-		t.Fatal(err)
-	}
 	w.Metrics = prometheus.NewRegistry()
 	auditor := w.Auditor
 	if auditor == nil {
 		auditor = w.Audit
 	}
 	service, err := kms.New(kms.Config{
-		Seal:          ring,
+		Seal:          w.ring(t),
 		Keys:          store,
 		MasterKeys:    w.MasterKeys,
 		Authenticator: w.Tokens,
@@ -132,15 +128,21 @@ func (w *World) ServiceOver(t testing.TB, store kms.KeyStore) *kms.Service {
 	return service
 }
 
-// Unlimited returns a key service in the world that denies no access and lets pods call as often as they like.
-func (w *World) Unlimited(t testing.TB, auditor kms.Auditor, c clock.PassiveClock) *kms.Service {
+// ring opens the sealing keys of the world.
+func (w *World) ring(t testing.TB) *seal.Keyring {
 	t.Helper()
 	ring, err := sealtest.OpenEmbedded(t.Context(), w.Store)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return ring
+}
+
+// Unlimited returns a key service in the world that denies no access and lets pods call as often as they like.
+func (w *World) Unlimited(t testing.TB, auditor kms.Auditor, c clock.PassiveClock) *kms.Service {
+	t.Helper()
 	s, err := kms.New(kms.Config{
-		Seal: ring, Keys: w.Store, MasterKeys: w.MasterKeys, Authenticator: w.Tokens, Authorizer: Allow{}, Auditor: auditor,
+		Seal: w.ring(t), Keys: w.Store, MasterKeys: w.MasterKeys, Authenticator: w.Tokens, Authorizer: Allow{}, Auditor: auditor,
 		Clock: c, Limits: kms.Limits{Calls: 1e9, CallsBurst: 1e9, Refusals: 1e9, RefusalsBurst: 1e9},
 	})
 	if err != nil {
@@ -260,15 +262,7 @@ func (w *World) Sealed(t testing.TB, d kms.DataKey) []byte {
 // Material returns version 1 of a master key as it lies in the store, unsealed.
 func (w *World) Material(t testing.TB, ref kms.MasterKeyRef) (envelope.MaterialID, envelope.Material) {
 	t.Helper()
-	ring, err := sealtest.OpenEmbedded(t.Context(), w.Store)
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, err := envelope.ParseKeyID(ref.KeyID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, materialID, m, err := ring.Unseal(t.Context(), id, 1, w.Store.Secrets()[ref.KeyID].Data["v1"])
+	_, materialID, m, err := w.ring(t).Unseal(t.Context(), KeyID(t, ref.KeyID), 1, w.Store.Secrets()[ref.KeyID].Data["v1"])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -278,15 +272,7 @@ func (w *World) Material(t testing.TB, ref kms.MasterKeyRef) (envelope.MaterialI
 // AddVersion adds a version to a master key, as a rotation by another manager does.
 func (w *World) AddVersion(t testing.TB, ref kms.MasterKeyRef, version uint32) {
 	t.Helper()
-	ring, err := sealtest.OpenEmbedded(t.Context(), w.Store)
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, err := envelope.ParseKeyID(ref.KeyID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sealed, err := ring.Seal(seal.MasterKeyVersion{KeyID: id, Namespace: ref.Namespace, Name: ref.Name, Version: version},
+	sealed, err := w.ring(t).Seal(seal.MasterKeyVersion{KeyID: KeyID(t, ref.KeyID), Namespace: ref.Namespace, Name: ref.Name, Version: version},
 		envelope.NewMaterialID(), envelope.NewMaterial())
 	if err != nil {
 		t.Fatal(err)
