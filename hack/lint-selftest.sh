@@ -163,6 +163,8 @@ allowed client "$insecure"
 allowed client/_test.go "$own/sidecar"
 allowed client/_test.go "$own/internal/secrettest"
 refused sidecar "$own/internal/secrettest" "tests alone look for secrets"
+refused sidecar "$own/internal/porttest" "tests alone reserve ports"
+allowed sidecar/_test.go "$own/internal/porttest"
 
 # 6. Only cmd/* read flags and environment or exit; hack/ and tests are not shipped.
 for room in client controllers sidecar internal/kms internal/inject internal/envelope internal/rootkey internal/seal; do

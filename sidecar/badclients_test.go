@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/datakeys/datakeys/internal/porttest"
 )
 
 // whole is a whole sidecar, as Run runs it, whose watchdog the test may hurry.
@@ -40,7 +42,7 @@ func newWhole(t testing.TB) *whole {
 	t.Helper()
 	w := &whole{pod: newPod(t, "orders"), dog: newWatchdog()}
 	w.put(t, "orders", 1, testPlaintext)
-	w.config.LoopbackPort = freePort(t)
+	w.config.LoopbackPort = int(porttest.Reserve(t).Port())
 	w.startWith(t, w.dog)
 	t.Cleanup(func() {
 		w.stop()

@@ -11,13 +11,15 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/datakeys/datakeys/internal/porttest"
 )
 
 // TestRunAnswersClientsOfBoth: of AWS KMS and of an instance of Alibaba Cloud KMS, on the socket and on the port.
 func TestRunAnswersClientsOfBoth(t *testing.T) {
 	p := newPod(t, "orders")
 	p.put(t, "orders", 1, testPlaintext)
-	p.config.LoopbackPort = freePort(t)
+	p.config.LoopbackPort = int(porttest.Reserve(t).Port())
 	p.start(t)
 	if err := p.wait(t); err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
+	"github.com/datakeys/datakeys/internal/porttest"
 )
 
 // decryptDoor is a front door whose body is a kmsv1.DecryptRequest, and whose answer is the plaintext.
@@ -42,21 +43,10 @@ func decryptDoors(service kmsv1.KeyServiceClient, _ *slog.Logger) doors {
 	return doors{aws: decryptDoor{service}, alibaba: http.NotFoundHandler(), counts: newDoorCounts()}
 }
 
-// freePort is a port that nobody listens on for now.
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 func TestRunServesTheFrontDoors(t *testing.T) {
 	p := newPod(t, "orders")
 	p.put(t, "orders", 1, testPlaintext)
-	p.config.LoopbackPort = freePort(t)
+	p.config.LoopbackPort = int(porttest.Reserve(t).Port())
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := make(chan error, 1)
@@ -125,7 +115,7 @@ func TestRunEndsWhereThePortIsTaken(t *testing.T) {
 // TestRunFreesThePort: where the socket cannot be made, the port is not left open.
 func TestRunFreesThePort(t *testing.T) {
 	p := newPod(t, "orders")
-	p.config.LoopbackPort, p.config.Socket = freePort(t), "/proc/1/no-such-directory/s"
+	p.config.LoopbackPort, p.config.Socket = int(porttest.Reserve(t).Port()), "/proc/1/no-such-directory/s"
 	if err := Run(t.Context(), p.config); err == nil || !strings.Contains(err.Error(), "its directory must exist") {
 		t.Errorf("got %v", err)
 	}

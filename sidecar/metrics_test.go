@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/datakeys/datakeys/internal/porttest"
 	"github.com/datakeys/datakeys/sidecar/internal/keyservice"
 )
 
@@ -128,7 +129,7 @@ func TestMetrics(t *testing.T) {
 func TestMetricsOfDoors(t *testing.T) {
 	p := newPod(t, "orders")
 	p.put(t, "orders", 1, testPlaintext)
-	p.config.LoopbackPort = freePort(t)
+	p.config.LoopbackPort = int(porttest.Reserve(t).Port())
 	p.start(t)
 	if err := p.wait(t); err != nil {
 		t.Fatal(err)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -32,6 +31,7 @@ import (
 	"github.com/datakeys/datakeys/controllers/controllerstest"
 	"github.com/datakeys/datakeys/internal/inject"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/porttest"
 	"github.com/datakeys/datakeys/internal/rootkey"
 	"github.com/datakeys/datakeys/internal/seal"
 )
@@ -115,7 +115,7 @@ func (p *place) start(t *testing.T, faults *controllerstest.Faults, change ...fu
 		namespace: p.system, restConfig: p.config,
 		rootKey: p.seal.RootKey, previousRootKey: p.seal.PreviousRootKey, auditLog: filepath.Join(t.TempDir(), "audit"),
 		keyServiceBind: "127.0.0.1:0", keyServiceName: "datakeys-key-service",
-		webhookBind: freeAddress(t), webhookName: "datakeys-webhook", webhookConfiguration: p.webhook,
+		webhookBind: porttest.Reserve(t).String(), webhookName: "datakeys-webhook", webhookConfiguration: p.webhook,
 		metricsBind: "0", healthBind: "0",
 		sidecarImage: "datakeys/sidecar:test", sidecarImagePullPolicy: string(corev1.PullNever),
 		registerer: prometheus.NewRegistry(),
@@ -154,16 +154,6 @@ func (p *place) restartAfter(t *testing.T, faults *controllerstest.Faults, stop 
 		p.start(t, rest, change...)
 		return rest
 	})
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // end reads the history, and returns how many different things of each kind there ever were: by the type of Secret every sealed

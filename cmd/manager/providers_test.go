@@ -16,6 +16,7 @@ import (
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/controllers/controllerstest"
+	"github.com/datakeys/datakeys/internal/porttest"
 	"github.com/datakeys/datakeys/internal/rootkey/rootkeytest"
 	"github.com/datakeys/datakeys/internal/seal"
 )
@@ -75,7 +76,7 @@ func TestAnInstallationComesBackWithEachRootKey(t *testing.T) {
 			j := &journey{place: newPlace(t)}
 			flags := seal.Config{RootKey: root.uri}
 			j.seal = flags
-			address, health := freeAddress(t), freeAddress(t)
+			address, health := porttest.Reserve(t).String(), porttest.Reserve(t).String()
 			checked := func(o *options) { o.healthBind = health }
 
 			if root.down != nil {
@@ -111,7 +112,7 @@ func TestAnInstallationComesBackWithEachRootKey(t *testing.T) {
 				j.ask(t, address)
 				checkReady(t, health, http.StatusOK)
 
-				other, otherHealth := *j.place, freeAddress(t)
+				other, otherHealth := *j.place, porttest.Reserve(t).String()
 				other.log, tries = logFor(failedTry)
 				stopOther := other.start(t, controllerstest.NewFaults(0, 0), func(o *options) { o.healthBind = otherHealth })
 				<-tries

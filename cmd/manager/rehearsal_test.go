@@ -23,6 +23,7 @@ import (
 	"github.com/datakeys/datakeys/controllers/controllerstest"
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/porttest"
 	"github.com/datakeys/datakeys/internal/rootkey"
 	"github.com/datakeys/datakeys/internal/rootkey/rootkeytest"
 	"github.com/datakeys/datakeys/internal/seal"
@@ -201,7 +202,7 @@ func (j *journey) travel(t *testing.T) (met []int) {
 	j.letNobodyLead(t)
 	j.listen(t)
 
-	address := freeAddress(t)
+	address := porttest.Reserve(t).String()
 	stop = j.start(t, controllerstest.NewFaults(0, 0), with(installed), follows, at(address))
 	j.ask(t, address)
 	for i := range j.roots[1:] {
@@ -287,7 +288,7 @@ func (j *journey) change(t *testing.T, i int, stop func()) (stopLast func()) {
 	}
 
 	// With both root keys, a manager settles on the new one. It leads: it makes a data key, and rotates the sealing key.
-	leader := freeAddress(t)
+	leader := porttest.Reserve(t).String()
 	settle, stopLeader := j.run(t, nil, with(both), at(leader))
 	j.waitForVerdict(t, both, seal.VerdictKeepsPrevious)
 	name := "made-in-change-" + strconv.Itoa(i+1)
@@ -312,7 +313,7 @@ func (j *journey) change(t *testing.T, i int, stop func()) (stopLast func()) {
 	left := j.leaving(t)
 
 	// With the new root key alone, another one drops what the old one had wrapped.
-	follower := freeAddress(t)
+	follower := porttest.Reserve(t).String()
 	settle, stopFollower := j.run(t, rest, with(after), follows, at(follower))
 	j.waitForVerdict(t, after, seal.VerdictSettled)
 	settle()

@@ -11,11 +11,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/datakeys/datakeys/internal/porttest"
 	"github.com/datakeys/datakeys/sidecar/sidecartest"
 )
 
@@ -93,13 +95,9 @@ func startServing(t *testing.T, binary string) *serving {
 		t.Fatal(err)
 	}
 	mount.Put(t, "orders", map[string][]byte{"ciphertextBlob": service.Seal(t, "orders", 1, []byte("0123456789abcdef0123456789ABCDEF"), nil)})
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &serving{socket: &net.UnixAddr{Name: filepath.Join(dir, "s"), Net: "unix"}, port: l.Addr()}
-	_ = l.Close()
-	_, port, _ := net.SplitHostPort(s.port.String())
+	reserved := porttest.Reserve(t)
+	s := &serving{socket: &net.UnixAddr{Name: filepath.Join(dir, "s"), Net: "unix"}, port: net.TCPAddrFromAddrPort(reserved)}
+	port := strconv.Itoa(int(reserved.Port()))
 	s.askDoor = "POST / HTTP/1.1\r\nHost: localhost:" + port + "\r\nX-Amz-Target: TrentService.Decrypt\r\nContent-Length: 2\r\n\r\n{}"
 	s.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), binary, "--data-keys=orders", "--keys-dir="+mount.Dir,
 		"--token-file="+token, "--socket="+s.socket.String(), "--loopback-port="+port, "--key-service="+service.Address)

@@ -27,6 +27,7 @@ import (
 	kmsv1 "github.com/datakeys/datakeys/api/kms/v1"
 	"github.com/datakeys/datakeys/internal/envelope"
 	"github.com/datakeys/datakeys/internal/envelope/insecuresecret"
+	"github.com/datakeys/datakeys/internal/porttest"
 )
 
 // ARN is the key that a KeyService answers with.
@@ -69,7 +70,7 @@ func NewKeyService(t testing.TB) *KeyService {
 		refusals: map[string]*status.Status{},
 	}
 	k.certify(t)
-	k.start(t, "127.0.0.1:0")
+	k.start(t, porttest.Reserve(t).String())
 	t.Cleanup(func() { k.server.Stop() })
 	return k
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/datakeys/datakeys/api/v1alpha1"
 	"github.com/datakeys/datakeys/internal/kms"
+	"github.com/datakeys/datakeys/internal/porttest"
 	"github.com/datakeys/datakeys/sidecar"
 	"github.com/datakeys/datakeys/sidecar/sidecartest"
 )
@@ -52,18 +53,13 @@ func (w *world) sidecar(t *testing.T) served {
 	if err := os.WriteFile(token, []byte(app), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	free, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := served{socket: filepath.Join(dir, "s"), port: free.Addr().String()}
-	port := free.Addr().(*net.TCPAddr).Port
-	_ = free.Close()
+	port := porttest.Reserve(t)
+	s := served{socket: filepath.Join(dir, "s"), port: port.String()}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() {
 		done <- sidecar.Run(ctx, sidecar.Config{
-			DataKeys: []string{"orders"}, KeysDir: mount.Dir, TokenFile: token, Socket: s.socket, LoopbackPort: port, KeyService: w.server.Address,
+			DataKeys: []string{"orders"}, KeysDir: mount.Dir, TokenFile: token, Socket: s.socket, LoopbackPort: int(port.Port()), KeyService: w.server.Address,
 			Roots: w.server.Root, Leases: sidecar.Leases{Lease: sidecar.DefaultLease, Coast: sidecar.DefaultCoast},
 			Logger: slog.New(slog.DiscardHandler),
 		})
