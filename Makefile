@@ -21,6 +21,9 @@ ASSETS := KUBEBUILDER_ASSETS="$$($(CLUSTER) assets)" && export KUBEBUILDER_ASSET
 ARCHES := amd64 arm64
 VERSION := dev
 
+# What hack/images.sh builds with, where the reason for the tag is.
+RELEASED := -trimpath -tags=grpcnotrace
+
 # The FIPS 140-3 cryptographic module of a FIPS build: the one that Go's lib/fips140/certified.txt names. It comes with Go.
 FIPS ?= v1.0.0
 FIPS_TESTED := ./test/fips ./internal/envelope/... ./internal/rootkey/... ./internal/seal/... ./internal/kms/... ./internal/certs/... ./sidecar/... ./client ./cmd/sidecar
@@ -62,11 +65,11 @@ cluster-down: ## Stop the local Kubernetes and leave nothing of it behind.
 
 .PHONY: build
 build: ## Build the commands into bin/.
-	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/...
+	CGO_ENABLED=0 go build $(RELEASED) -o bin/ ./cmd/...
 
 .PHONY: build-fips
 build-fips: ## Build the commands with Go's FIPS 140-3 module, on by default, into bin/fips/.
-	GOFIPS140=$(FIPS) CGO_ENABLED=0 go build -trimpath -o bin/fips/ ./cmd/...
+	GOFIPS140=$(FIPS) CGO_ENABLED=0 go build $(RELEASED) -o bin/fips/ ./cmd/...
 
 .PHONY: images
 images: ## Build the images for this machine's architecture as OCI archives in dist/.
@@ -160,7 +163,7 @@ test-e2e: test-packages images ## Run the tests of the local Kubernetes, then th
 
 .PHONY: bench
 bench: ## Measure what applications get of a sidecar beside the least that it could cost, and its memory; about 5 minutes. ARGS are for hack/bench.
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o dist/sidecar-bench ./cmd/sidecar
+	CGO_ENABLED=0 go build $(RELEASED) -ldflags '-s -w' -o dist/sidecar-bench ./cmd/sidecar
 	CGO_ENABLED=0 go build -o dist/bench ./hack/bench
 	dist/bench -sidecar dist/sidecar-bench $(ARGS)
 
@@ -170,7 +173,7 @@ benchmarks: ## Run Go's benchmarks of all rooms.
 
 .PHONY: scale
 scale: ## Measure the manager with 10,000 DataKeyRequests beside a bare client, and idle; about 20 minutes. ARGS are for hack/scale.
-	CGO_ENABLED=0 go build -o dist/manager-scale ./cmd/manager
+	CGO_ENABLED=0 go build $(RELEASED) -o dist/manager-scale ./cmd/manager
 	$(ASSETS) go run ./hack/scale -manager dist/manager-scale $(ARGS)
 
 .PHONY: measured

@@ -3,7 +3,9 @@
 package e2e
 
 import (
+	"debug/buildinfo"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"testing"
 	"time"
@@ -72,13 +74,29 @@ func sidecarCost(t *testing.T) {
 
 	last := fmt.Sprintf("datakeys-%d", rounds-1)
 	sha256Of(t, namespace, last, "app", "orders")
-	t.Logf("resident: sidecar %d KiB", mustSample(t, processOf(t, namespace, last, "datakeys")).resident)
+	process := processOf(t, namespace, last, "datakeys")
+	t.Logf("resident: sidecar %d KiB", mustSample(t, process).resident)
+	checkBuilt(t, process)
 	managers := &corev1.PodList{}
 	if err := kube.client.List(t.Context(), managers, client.InNamespace(systemNamespace)); err != nil {
 		t.Fatal(err)
 	}
 	for _, m := range managers.Items {
-		t.Logf("resident: manager %s %d KiB", m.Name, mustSample(t, processOf(t, systemNamespace, m.Name, "manager")).resident)
+		process := processOf(t, systemNamespace, m.Name, "manager")
+		t.Logf("resident: manager %s %d KiB", m.Name, mustSample(t, process).resident)
+		checkBuilt(t, process)
+	}
+}
+
+// checkBuilt sees that a process runs what hack/images.sh makes small.
+func checkBuilt(t *testing.T, pid int) {
+	t.Helper()
+	info, err := buildinfo.ReadFile(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (debug.BuildSetting{Key: "-tags", Value: "grpcnotrace"}); !slices.Contains(info.Settings, want) {
+		t.Errorf("%s: built with %v, want %v among it", info.Path, info.Settings, want)
 	}
 }
 
