@@ -29,5 +29,5 @@ func Reserve(t testing.TB) netip.AddrPort {
 	if err != nil {
 		t.Fatal(os.NewSyscallError("getsockname", err))
 	}
-	return netip.AddrPortFrom(netip.AddrFrom4(loopback), uint16(bound.(*syscall.SockaddrInet4).Port)) //nolint:gosec // a port has 16 bits
+	return netip.AddrPortFrom(netip.AddrFrom4(loopback), uint16(bound.(*syscall.SockaddrInet4).Port))
 }
