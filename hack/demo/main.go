@@ -22,11 +22,8 @@ import (
 )
 
 func main() {
-	kubeconfig := flag.String("kubeconfig", "", "cluster to use instead of the local one; without root the default is $KUBECONFIG")
+	kubeconfig := flag.String("kubeconfig", "", "cluster to use instead of the local one; $KUBECONFIG does not count, which may be of any cluster")
 	flag.Parse()
-	if *kubeconfig == "" && os.Geteuid() != 0 {
-		*kubeconfig = os.Getenv("KUBECONFIG")
-	}
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, *kubeconfig)
@@ -43,7 +40,7 @@ func run(ctx context.Context, kubeconfig string) error {
 	}
 	if kubeconfig == "" && (runtime.GOOS != "linux" || os.Geteuid() != 0) {
 		return errors.New("the local Kubernetes needs root on Linux. With a Kubernetes of your own, kind for example: make images, " +
-			"bring the three images of dist/ to its nodes (kind load image-archive …), and KUBECONFIG=FILE make demo")
+			"bring the three images of dist/ to its nodes (kind load image-archive …), and go run ./hack/demo -kubeconfig FILE")
 	}
 	d := &demo{out: os.Stdout, started: time.Now(), kubeconfig: kubeconfig, local: kubeconfig == ""}
 	for _, step := range []func(context.Context) error{
