@@ -95,7 +95,7 @@ func (l life) growth() (grown []string) {
 		{"anonymous KiB, at the median", life.middle, anonymous, percent, or},
 		{"live KiB of the heap, at least", life.least, live, 5, 1024},
 		{"descriptors, at least", life.least, descriptors, 0, 3}, // of the connections that clients pool
-		{"goroutines, at least", life.least, goroutines, 0, 18},  // six of each of as many connections, which come over from another replica
+		{"goroutines, at least", life.least, goroutines, 0, 15},  // of connections that come over from another replica
 		{"threads, at least", life.least, threads, 0, 2},         // the runtime of Go keeps each that it ever needed
 	} {
 		before, after := m.sum(settled, m.of), m.sum(late, m.of)

@@ -326,12 +326,10 @@ var alarming = regexp.MustCompile(`(?i)"level":"(warn|error|dpanic|panic|fatal)"
 
 var said = regexp.MustCompile(`"(msg|reason|error|decision)":"([^"\\]|\\.)*"`)
 
-// electing is what is said of the Lease where nothing is wrong. Where a manager is told to stop: by controller-runtime where it was the leader
-// and gives its Lease back, by client-go where it was just looking at it. And by client-go where another manager that started at the same
-// time has made the Lease first.
-var electing = regexp.MustCompile(`^"msg":"error received after stop sequence was engaged" "error":"leader election lost"$|` +
-	`^"msg":"Error retrieving lease lock" "error":".*: context canceled"$|` +
-	`^"msg":"Error initially creating lease lock" "error":".* already exists"$`)
+// stopping is what is said where a manager is told to stop: by controller-runtime where it was the leader and gives its Lease back, by
+// client-go where it was just looking at the Lease.
+var stopping = regexp.MustCompile(`^"msg":"error received after stop sequence was engaged" "error":"leader election lost"$|` +
+	`^"msg":"Error retrieving lease lock" "error":".*: context canceled"$`)
 
 // read looks at a line of a log.
 func (s *soak) read(who, line string) {
@@ -342,7 +340,7 @@ func (s *soak) read(who, line string) {
 	if what == "" {
 		what = strings.TrimSpace(line)
 	}
-	if electing.MatchString(what) {
+	if stopping.MatchString(what) {
 		return
 	}
 	s.alarm(who + ": " + what)
