@@ -11,9 +11,6 @@ cd "$(dirname "$0")/.."
 read -ra arches <<<"${ARCHES:-$(go env GOARCH)}"
 version=${VERSION:-dev}
 dist=${DIST:-dist}
-# gRPC without golang.org/x/net/trace, which nobody reads here: its html/template calls methods by their names, so the linker could leave
-# none out.
-export GOFLAGS="${GOFLAGS:-} -tags=grpcnotrace"
 
 # One at a time: a demo and a test may both be building.
 mkdir -p "$dist"
@@ -41,6 +38,10 @@ if (($# > 0)); then
 	older "$1"
 	exit
 fi
+
+# gRPC without golang.org/x/net/trace, which nobody reads here: its html/template calls methods by their names, so the linker could leave
+# none out.
+export GOFLAGS="${GOFLAGS:-} -tags=grpcnotrace"
 
 command -v buildah >/dev/null || hack/apt.sh buildah
 
