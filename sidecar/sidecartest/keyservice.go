@@ -70,7 +70,8 @@ func NewKeyService(t testing.TB) *KeyService {
 		refusals: map[string]*status.Status{},
 	}
 	k.certify(t)
-	k.start(t, porttest.Reserve(t).String())
+	k.Address = porttest.Reserve(t).String()
+	k.Start(t)
 	t.Cleanup(func() { k.server.Stop() })
 	return k
 }
@@ -79,15 +80,12 @@ func NewKeyService(t testing.TB) *KeyService {
 func (k *KeyService) Stop() { k.server.Stop() }
 
 // Start starts the key service again after Stop.
-func (k *KeyService) Start(t testing.TB) { t.Helper(); k.start(t, k.Address) }
-
-func (k *KeyService) start(t testing.TB, address string) {
+func (k *KeyService) Start(t testing.TB) {
 	t.Helper()
-	l, err := net.Listen("tcp", address) //nolint:noctx // it ends with the server
+	l, err := net.Listen("tcp", k.Address) //nolint:noctx // it ends with the server
 	if err != nil {
 		t.Fatal(err)
 	}
-	k.Address = l.Addr().String()
 	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(k.config)), grpc.MaxRecvMsgSize(kmsv1.MaxRequestSize))
 	kmsv1.RegisterKeyServiceServer(server, k)
 	k.server = server
