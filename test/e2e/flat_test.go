@@ -72,38 +72,75 @@ func threads(s sample) int     { return s.threads }
 func goroutines(s sample) int  { return s.goroutines }
 func live(s sample) int        { return s.live }
 
-// growth says which measures of a process are larger late in its life than when it had settled, by more than may be.
-func (l life) growth() (grown []string) {
+// together is what several processes take, at the moments at which each of them was sampled.
+func together(lives ...life) (sum life) {
+	at := map[time.Time][]sample{}
+	for _, l := range lives {
+		for _, s := range l {
+			at[s.at] = append(at[s.at], s)
+		}
+	}
+	for _, samples := range at {
+		if len(samples) < len(lives) {
+			continue
+		}
+		all := sample{at: samples[0].at}
+		for _, s := range samples {
+			all.descriptors += s.descriptors
+			all.goroutines += s.goroutines
+		}
+		sum = append(sum, all)
+	}
+	slices.SortFunc(sum, func(a, b sample) int { return a.at.Compare(b.at) })
+	return sum
+}
+
+// measure is one that a process may have a little more of, late in its life, than when it had settled.
+type measure struct {
+	name    string
+	sum     func(life, func(sample) int) int
+	of      func(sample) int
+	percent int // by which it may be more
+	or      int // the amount by which it may be more in any case
+}
+
+// grown says how much more of its memory and threads a process has, by more than may be.
+func (l life) grown() []string {
+	// Memory that was needed once, when much happened at once, is given back late or never. Where a process tells what it uses of it, growth
+	// is growth of that, and the rest may take longer to settle.
+	percent, or := 5, 1024
+	if settled := l.settled(); len(settled) > 0 && settled.least(live) > 0 {
+		percent, or = 15, 4096
+	}
+	return l.more(
+		measure{"resident KiB, at the median", life.middle, resident, percent, or},
+		measure{"anonymous KiB, at the median", life.middle, anonymous, percent, or},
+		measure{"live KiB of the heap, at least", life.least, live, 5, 1024},
+		measure{"threads, at least", life.least, threads, 0, 2}, // the runtime of Go keeps each that it ever needed
+	)
+}
+
+// moreConnections says how much more of what connections take there is, by more than may be. Where clients choose among replicas, these are
+// asked together: a connection that moves is one less of the one and one more of the other.
+func (l life) moreConnections() []string {
+	return l.more(
+		measure{"descriptors, at least", life.least, descriptors, 0, 3}, // of the connections that clients pool
+		measure{"goroutines, at least", life.least, goroutines, 0, 15},
+	)
+}
+
+func (l life) more(measures ...measure) (more []string) {
 	settled, late := l.settled(), l.late()
 	if len(settled) == 0 || len(late) == 0 {
 		return []string{fmt.Sprintf("%d samples are too few to judge by", len(l))}
 	}
-	// Memory that was needed once, when much happened at once, is given back late or never. Where a process tells what it uses of it, growth
-	// is growth of that, and the rest may take longer to settle.
-	percent, or := 5, 1024
-	if settled.least(live) > 0 {
-		percent, or = 15, 4096
-	}
-	for _, m := range []struct {
-		name    string
-		sum     func(life, func(sample) int) int
-		of      func(sample) int
-		percent int // by which it may be more
-		or      int // the amount by which it may be more in any case
-	}{
-		{"resident KiB, at the median", life.middle, resident, percent, or},
-		{"anonymous KiB, at the median", life.middle, anonymous, percent, or},
-		{"live KiB of the heap, at least", life.least, live, 5, 1024},
-		{"descriptors, at least", life.least, descriptors, 0, 3}, // of the connections that clients pool
-		{"goroutines, at least", life.least, goroutines, 0, 15},  // of connections that come over from another replica
-		{"threads, at least", life.least, threads, 0, 2},         // the runtime of Go keeps each that it ever needed
-	} {
+	for _, m := range measures {
 		before, after := m.sum(settled, m.of), m.sum(late, m.of)
 		if after > before+max(m.or, before*m.percent/100) {
-			grown = append(grown, fmt.Sprintf("%s: %d, then %d", m.name, before, after))
+			more = append(more, fmt.Sprintf("%s: %d, then %d", m.name, before, after))
 		}
 	}
-	return grown
+	return more
 }
 
 func TestGrowth(t *testing.T) {
@@ -138,14 +175,41 @@ func TestGrowth(t *testing.T) {
 		"threads are":                                   {func(s *sample, i int) { s.threads += i / 100 }, []string{"threads, at least: 9, then 12"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if diff := cmp.Diff(test.want, grows(test.change).growth()); diff != "" {
+			l := grows(test.change)
+			if diff := cmp.Diff(test.want, append(l.grown(), l.moreConnections()...)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
 	}
 	for _, few := range []life{nil, grows(func(*sample, int) {})[:1]} {
-		if got := few.growth(); got == nil {
+		if few.grown() == nil || few.moreConnections() == nil {
 			t.Errorf("%d samples are called flat", len(few))
 		}
+	}
+
+	// From the middle on one has so many connections more, at so many goroutines each, and another so many fewer.
+	changes := func(connections, goroutines int) life {
+		return grows(func(s *sample, i int) {
+			if i > sampled/2 {
+				s.descriptors += connections
+				s.goroutines += connections * goroutines
+			}
+		})
+	}
+	for name, test := range map[string]struct {
+		replicas []life
+		want     []string
+	}{
+		"connections that move are flat":               {[]life{changes(8, 6), changes(-8, 6)}, nil},
+		"some that move beside four that leak are not": {[]life{changes(10, 6), changes(-6, 6)}, []string{"descriptors, at least: 40, then 44", "goroutines, at least: 80, then 104"}},
+		"a few that leak at each replica are growth":   {[]life{changes(2, 6), changes(2, 6)}, []string{"descriptors, at least: 40, then 44", "goroutines, at least: 80, then 104"}},
+		"so they are where one was not sampled once":   {[]life{changes(2, 6), slices.Delete(changes(2, 6), 350, 351)}, []string{"descriptors, at least: 40, then 44", "goroutines, at least: 80, then 104"}},
+		"replicas that were never sampled together":    {[]life{changes(0, 0)[:100], changes(0, 0)[100:]}, []string{"0 samples are too few to judge by"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(test.want, together(test.replicas...).moreConnections()); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
 	}
 }
