@@ -40,6 +40,27 @@ func TestDescribeSecret(t *testing.T) {
 				"keyVersion         1",
 			},
 		},
+		"what is left of an older generation is shown too": {
+			data: map[string][]byte{
+				"ciphertextBlob": make([]byte, 33), "ciphertextBlob.1": make([]byte, 36), "iv.1": {1, 2, 3}, "keyVersion.1": []byte("1"),
+			},
+			want: []string{
+				"ciphertextBlob     33 bytes of ciphertext for a key of 32 bytes:",
+				"    " + strings.Repeat("A", 44),
+				"ciphertextBlob.1   36 bytes of ciphertext for a key of 32 bytes:",
+				"    " + strings.Repeat("A", 48),
+				"iv.1               AQID (3 bytes, base64)",
+				"keyVersion.1       1",
+			},
+		},
+		"so must its blob be ciphertext": {
+			data:      map[string][]byte{"ciphertextBlob": make([]byte, 60), "ciphertextBlob.1": make([]byte, 32)},
+			wantError: "entry ciphertextBlob.1 has 32 bytes",
+		},
+		"a Secret without a blob is an error": {
+			data:      map[string][]byte{"keyVersion": []byte("1")},
+			wantError: `no entry "ciphertextBlob"`,
+		},
 		"a blob as short as the key is no ciphertext": {
 			data:      map[string][]byte{"ciphertextBlob": make([]byte, 32)},
 			wantError: "this is no ciphertext",

@@ -35,7 +35,7 @@ func (d *demo) masterKey(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.say("The key service made 256 random bits, version 1 of the master key, and stored them sealed. They never leave it.")
+	d.say("The key service made 256 random bits, the first version of the master key, and stored them sealed. They never leave it.")
 	d.say("  key ID %s", key.Status.KeyID)
 	d.say("  ARN    %s", key.Status.ARN)
 	return nil
@@ -86,16 +86,20 @@ func readiness(conditions []metav1.Condition) (string, bool) {
 }
 
 // describeSecret shows every entry of a data key's Secret: bytes as base64, all else as text. It is an error if an entry is
-// unknown, or if the ciphertext is too short to be more than the bare key.
+// unknown, or if a ciphertext is missing, or too short to be more than the bare key.
 func describeSecret(data map[string][]byte, keyLength int) ([]string, error) {
-	if len(data[v1alpha1.SecretKeyCiphertextBlob]) <= keyLength {
-		return nil, fmt.Errorf("entry %s has %d bytes, want more than the %d of the key: this is no ciphertext",
-			v1alpha1.SecretKeyCiphertextBlob, len(data[v1alpha1.SecretKeyCiphertextBlob]), keyLength)
+	if _, found := data[v1alpha1.SecretKeyCiphertextBlob]; !found {
+		return nil, fmt.Errorf("the Secret has no entry %q", v1alpha1.SecretKeyCiphertextBlob)
 	}
 	var lines []string
 	for _, entry := range slices.Sorted(maps.Keys(data)) {
-		switch entry {
+		kind, _, _ := strings.Cut(entry, ".") // what it is of an older generation, if the data key has been rotated
+		switch kind {
 		case v1alpha1.SecretKeyCiphertextBlob:
+			if len(data[entry]) <= keyLength {
+				return nil, fmt.Errorf("entry %s has %d bytes, want more than the %d of the key: this is no ciphertext",
+					entry, len(data[entry]), keyLength)
+			}
 			lines = append(lines, fmt.Sprintf("%-18s %d bytes of ciphertext for a key of %d bytes:", entry, len(data[entry]), keyLength))
 			for chunk := range slices.Chunk([]byte(base64.StdEncoding.EncodeToString(data[entry])), 76) {
 				lines = append(lines, "    "+string(chunk))
