@@ -201,7 +201,7 @@ func (k *Keeper) settle(d *keptKey, before []*keptGeneration) {
 // issue publishes a plaintext, in place of an older one where there is one, and makes due now what waited for it. Its lease counts
 // from when it was asked for.
 func (k *Keeper) issue(d *keptKey, g *keptGeneration, answer keyservice.Opened, now, sent time.Time) {
-	if k.renewAt.IsZero() {
+	if k.renewAt.IsZero() || k.renewAt.After(sent.Add(k.leases.renewBy())) { // in an outage renewals wait for longer
 		k.renewAt = sent.Add(k.leases.renewAfter())
 	}
 	if g.Issued != nil && g.opened { // it is the same, and was asked for to be renewed

@@ -34,6 +34,7 @@ type Leases struct {
 
 // The parts of a lease. A renewal is sent when between a half and two thirds of it are over. It is answered, or given up, a quarter
 // later, so that an outage is known before the lease ends; and what else is asked for meanwhile takes no longer either.
+func (l Leases) renewBy() time.Duration     { return l.Lease * 2 / 3 }
 func (l Leases) renewAfter() time.Duration  { return l.Lease/3 + jitter(l.Lease/3) }
 func (l Leases) callTimeout() time.Duration { return min(keyservice.CallTimeout, l.Lease/4) }
 

@@ -477,6 +477,33 @@ func TestNewGenerationsWhileItCoasts(t *testing.T) {
 	})
 }
 
+// TestShortLeasesAfterAnOutage: a renewal that was put off in the outage, by up to 10 s, is in time for a lease of 5 s that begins after it.
+func TestShortLeasesAfterAnOutage(t *testing.T) {
+	for range 50 { // the pauses are random
+		issuing(t, Leases{MinLease, time.Hour}, func(b *bench, k *Keeper) {
+			away := status.Error(codes.Unavailable, "away")
+			b.service.all = away
+			b.run(k, time.Minute)
+			b.service.all, b.service.asked = nil, nil
+			b.source["orders"] = generations{1: "o1", 2: "o2"}
+			b.run(k, time.Minute)
+			b.wants("orders", "plaintext of o2")
+			if got := len(b.service.asked); got != 1 {
+				b.Errorf("asked %d times for the new generation: its lease ended", got)
+			}
+
+			b.service.all = away
+			b.run(k, time.Minute)
+			b.service.all = nil
+			b.source["orders"] = generations{2: "o2", 3: "o3"}
+			b.run(k, 100*time.Millisecond)
+			b.service.all = away // before the first renewal
+			b.run(k, 5*time.Minute)
+			b.wants("orders", "plaintext of o3")
+		})
+	}
+}
+
 // An older generation whose own version is gone goes alone, and is asked for again as older ones are.
 func TestADenialOfAnOlderGeneration(t *testing.T) {
 	withKeeper(t, []string{"orders"}, func(b *bench) {
