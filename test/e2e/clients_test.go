@@ -120,6 +120,7 @@ func clientsOfTheClouds(t *testing.T) {
 	} {
 		c.setState(t, why.state)
 		c.waitAnswer(t, why.using.name)
+		c.waitDeletionDate(t, why.state == v1alpha1.MasterKeyStatePendingDeletion)
 		cannot(app, "the key is "+string(why.state), why)
 	}
 	c.setState(t, v1alpha1.MasterKeyStateEnabled)
@@ -250,6 +251,15 @@ func (c *clients) waitAnswer(t *testing.T, exception string) {
 	request := fields{"KeyId": c.arn, "KeySpec": "AES_256"}
 	callUntil(t, c.sdk, "GenerateDataKeyWithoutPlaintext", request, func(_ fields, failed *failure) bool {
 		return failed == nil && exception == "" || failed != nil && failed.Code == exception
+	})
+}
+
+// waitDeletionDate waits until the door of app tells of a date of the key's deletion, or of none: it is recorded after the state counts.
+func (c *clients) waitDeletionDate(t *testing.T, has bool) {
+	t.Helper()
+	callUntil(t, c.sdk, "DescribeKey", fields{"KeyId": c.arn}, func(answer fields, failed *failure) bool {
+		described, _ := answer["KeyMetadata"].(map[string]any)
+		return failed == nil && (described["DeletionDate"] != nil) == has
 	})
 }
 
