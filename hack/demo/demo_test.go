@@ -43,19 +43,29 @@ func TestDescribeSecret(t *testing.T) {
 		"what is left of an older generation is shown too": {
 			data: map[string][]byte{
 				"ciphertextBlob": make([]byte, 33), "ciphertextBlob.1": make([]byte, 36), "iv.1": {1, 2, 3}, "keyVersion.1": []byte("1"),
+				"generation": []byte("2"),
 			},
 			want: []string{
 				"ciphertextBlob     33 bytes of ciphertext for a key of 32 bytes:",
 				"    " + strings.Repeat("A", 44),
 				"ciphertextBlob.1   36 bytes of ciphertext for a key of 32 bytes:",
 				"    " + strings.Repeat("A", 48),
+				"generation         2",
 				"iv.1               AQID (3 bytes, base64)",
 				"keyVersion.1       1",
 			},
 		},
 		"so must its blob be ciphertext": {
-			data:      map[string][]byte{"ciphertextBlob": make([]byte, 60), "ciphertextBlob.1": make([]byte, 32)},
+			data:      map[string][]byte{"ciphertextBlob": make([]byte, 60), "ciphertextBlob.1": make([]byte, 32), "generation": []byte("2")},
 			wantError: "entry ciphertextBlob.1 has 32 bytes",
+		},
+		"what no older generation has is an error": {
+			data:      map[string][]byte{"ciphertextBlob": make([]byte, 60), "algorithm.1": []byte("x"), "generation": []byte("2")},
+			wantError: `"algorithm.1"`,
+		},
+		"so is a generation that is not older": {
+			data:      map[string][]byte{"ciphertextBlob": make([]byte, 60), "keyVersion.2": []byte("1"), "generation": []byte("2")},
+			wantError: `"keyVersion.2"`,
 		},
 		"a Secret without a blob is an error": {
 			data:      map[string][]byte{"keyVersion": []byte("1")},

@@ -2,11 +2,13 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -91,10 +93,16 @@ func describeSecret(data map[string][]byte, keyLength int) ([]string, error) {
 	if _, found := data[v1alpha1.SecretKeyCiphertextBlob]; !found {
 		return nil, fmt.Errorf("the Secret has no entry %q", v1alpha1.SecretKeyCiphertextBlob)
 	}
+	newest := map[string]string{} // the entry of the newest generation, by that of an older one, if the data key has been rotated
+	generation, _ := strconv.ParseInt(string(data[v1alpha1.SecretKeyGeneration]), 10, 32)
+	for older := int64(1); older < generation; older++ {
+		for _, entry := range []string{v1alpha1.SecretKeyCiphertextBlob, v1alpha1.SecretKeyIV, v1alpha1.SecretKeyKeyVersion} {
+			newest[v1alpha1.SecretKeyOf(entry, int32(older))] = entry
+		}
+	}
 	var lines []string
 	for _, entry := range slices.Sorted(maps.Keys(data)) {
-		kind, _, _ := strings.Cut(entry, ".") // what it is of an older generation, if the data key has been rotated
-		switch kind {
+		switch cmp.Or(newest[entry], entry) {
 		case v1alpha1.SecretKeyCiphertextBlob:
 			if len(data[entry]) <= keyLength {
 				return nil, fmt.Errorf("entry %s has %d bytes, want more than the %d of the key: this is no ciphertext",

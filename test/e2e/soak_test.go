@@ -505,20 +505,21 @@ func (s *soak) judge(t *testing.T, lasted time.Duration) {
 	}
 	var managers []life
 	for name, p := range s.processes {
-		grown := p.life.grown()
-		switch sidecar := p.metrics == nil; {
-		case sidecar:
-			grown = append(grown, p.life.moreConnections()...)
-			if most := p.life.late().most(resident) << 10; most > soakResident {
-				t.Errorf("%s has %d bytes resident, want at most %d", name, most, soakResident)
-			}
-		case p.ended || p.life.lasted() < lasted/2:
+		sidecar := p.metrics == nil
+		if !sidecar && (p.ended || p.life.lasted() < lasted/2) {
 			continue // replaced
-		default:
+		}
+		grown := p.life.grown()
+		if sidecar {
+			grown = append(grown, p.life.moreConnections()...)
+		} else {
 			managers = append(managers, p.life)
 		}
-		for _, grown := range grown {
-			t.Errorf("%s has grown: %s", name, grown)
+		for _, what := range grown {
+			t.Errorf("%s has grown: %s", name, what)
+		}
+		if most := p.life.late().most(resident) << 10; sidecar && most > soakResident {
+			t.Errorf("%s has %d bytes resident, want at most %d", name, most, soakResident)
 		}
 	}
 	all := together(managers...)
@@ -526,8 +527,8 @@ func (s *soak) judge(t *testing.T, lasted time.Duration) {
 		t.Logf("%d managers together: settled and late: descriptors %d and %d; goroutines %d and %d", len(managers), settled.least(descriptors),
 			late.least(descriptors), settled.least(goroutines), late.least(goroutines))
 	}
-	for _, grown := range all.moreConnections() {
-		t.Errorf("the %d managers together have grown: %s", len(managers), grown)
+	for _, what := range all.moreConnections() {
+		t.Errorf("the %d managers together have grown: %s", len(managers), what)
 	}
 	if busy := s.processes["sidecar of quiet"].life.busy(); busy > soakIdle {
 		t.Errorf("the sidecar that nobody uses takes %.2f %% of a processor, want at most %.2f %%", 100*busy, 100*soakIdle)
